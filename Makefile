@@ -1,0 +1,85 @@
+# The menu. `make train` and `make test` set everything up on a fresh machine; so do the others.
+#   make train ARGS="--epochs 2"      make test ARGS="tests/engine -k deadline"
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+export PYTHON VENV
+# A build from here is a developer's: warnings are errors, and where torch is, its backend too.
+export HIER_WERROR ?= 1
+export HIER_TORCH ?= 1
+
+BIN := $(VENV)/bin
+RUN := $(BIN)/python
+CPP := $(shell find csrc -name '*.h' -o -name '*.cuh' -o -name '*.cc' -o -name '*.cu')
+# Absent folders are left out, so that a tool does not stop at a part that is not there yet.
+PYTHON_CODE := $(wildcard setup.py allreduce trainer benchmarks tests)
+
+.DEFAULT_GOAL := help
+.PHONY: help train test build dev bench smoke fmt lint types docs docs-check asan tsan cuda clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+train: $(VENV)/.trainer ## the main job: ResNet-50 on real data, 2 nodes x 2 ranks (ARGS=...)
+	$(call compile)
+	$(RUN) -m trainer.run --algo halving_doubling $(ARGS)
+
+test: build ## the tests; `make test ARGS="-m full"` runs the full products
+	$(RUN) -m pytest $(ARGS)
+
+build: $(VENV)/.dev ## the environment and the native code, as far as they have changed
+	$(call compile)
+
+bench: build ## the benchmarks, against peers on this machine
+	$(RUN) -m pytest benchmarks $(ARGS)
+
+smoke: build ## each benchmark once, without timing
+	$(RUN) -m pytest benchmarks --benchmark-disable $(ARGS)
+
+fmt: $(VENV)/.dev ## format everything
+	$(BIN)/ruff format $(PYTHON_CODE)
+	$(BIN)/ruff check --fix $(PYTHON_CODE)
+	$(BIN)/clang-format -i $(CPP)
+
+lint: $(VENV)/.dev ## formatting and lint, nothing is changed
+	$(BIN)/ruff format --check $(PYTHON_CODE)
+	$(BIN)/ruff check $(PYTHON_CODE)
+	$(BIN)/clang-format --dry-run -Werror $(CPP)
+
+types: $(VENV)/.dev ## mypy --strict on allreduce and trainer
+	$(BIN)/mypy
+
+docs: build ## generate docs/algorithms.md
+	$(RUN) -m allreduce.show --docs docs/algorithms.md
+
+docs-check: build ## fail if docs/algorithms.md is stale
+	$(RUN) -m allreduce.show --docs docs/algorithms.md --check
+
+asan: build ## the core and its tests under AddressSanitizer and UBSan
+	.ci/sanitize asan $(ARGS)
+
+tsan: build ## the core and its tests under ThreadSanitizer
+	.ci/sanitize tsan $(ARGS)
+
+cuda: build ## compile csrc/cuda or fail; needs nvcc, no GPU (HIER_CUDA_ARCHS="80 90")
+	HIER_CUDA=1 $(RUN) setup.py --quiet build_ext --inplace
+
+clean: ## remove what was built; the virtual environment stays
+	rm -rf build dist *.egg-info
+	find allreduce -name '*.so' -delete -o -name '_backend.json' -delete
+
+# Compiles in place what has changed; under a second when nothing has.
+define compile
+@$(RUN) setup.py --quiet build_ext --inplace
+endef
+
+# The stamps say which extras are installed; a changed pyproject.toml installs again.
+$(VENV)/.trainer: pyproject.toml .ci/setup
+	.ci/setup trainer
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml .ci/setup
+	.ci/setup dev,trainer
+	@touch $@
+	@touch $(VENV)/.trainer

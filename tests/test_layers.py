@@ -1,0 +1,208 @@
+"""The arrows between the layers: every #include and every import obeys docs/design.md.
+
+Each check is a function from a tree to its violations, so that a planted violation shows that it
+can fail.
+"""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# What a directory of csrc may include besides itself; what those may include is allowed too.
+ARROWS = {
+    "base": set(),
+    "schedule": set(),
+    "program": {"schedule"},
+    "reduce": {"base"},
+    "transport": {"base"},
+    "local": {"reduce", "base"},
+    "engine": {"program", "reduce", "transport", "base"},
+    "group": {"engine", "local", "transport"},
+    "cuda": {"group", "engine", "reduce", "base"},
+    "python": {"cuda", "group"},
+    "torch": {"group"},
+}
+BACKEND = "torch/backend.cc"
+INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
+CPP = {".h", ".cuh", ".inc", ".cc", ".cu"}
+TORCH_HEADERS = ("torch/", "c10/", "ATen/", "caffe2/")
+CUDA_HEADERS = ("cuda", "nccl", "cooperative_groups", "cub/", "thrust/")
+# torch is the business of these packages alone; optim's schedules work without it as well.
+TORCH_PACKAGES = {"torch", "optim"}
+
+
+def reachable(layer: str) -> set[str]:
+    below = ARROWS[layer] | {layer}
+    return below.union(*(reachable(other) for other in ARROWS[layer]))
+
+
+def include_violations(root: Path) -> list[str]:
+    csrc = root / "csrc"
+    files = sorted(file for file in csrc.rglob("*") if file.suffix in CPP)
+    return [line for file in files for line in bad_includes(csrc, file)]
+
+
+def bad_includes(csrc: Path, file: Path) -> Iterator[str]:
+    name = file.relative_to(csrc)
+    layer = name.parts[0]
+    if layer not in ARROWS:
+        yield f"{name}: {layer} is no layer of csrc"
+        return
+    if layer == "torch" and name.suffix == ".cc" and name.as_posix() != BACKEND:
+        yield f"{name}: torch's headers take 22 s a file; {BACKEND} is the only one"
+    for bracket, header in INCLUDE.findall(file.read_text()):
+        if bracket == "<":
+            if header.startswith(TORCH_HEADERS) and layer != "torch":
+                yield f"{name} includes <{header}>: only torch/ includes torch"
+            if header.startswith("pybind11/") and layer not in {"python", "torch"}:
+                yield f"{name} includes <{header}>: only python/ includes pybind11"
+            if header.startswith(CUDA_HEADERS) and layer != "cuda":
+                yield f"{name} includes <{header}>: only cuda/ includes CUDA"
+            if header.startswith("torch/extension"):
+                yield f"{name} includes <{header}>: it takes 40 s to compile"
+        elif not (csrc / header).is_file():
+            yield f'{name} includes "{header}": no such file; paths are relative to csrc'
+        elif header.split("/")[0] not in reachable(layer):
+            yield f'{name} includes "{header}": {layer} may not use {header.split("/")[0]}'
+
+
+def imports(tree: ast.AST, *, lazy: bool) -> Iterator[tuple[str, str]]:
+    """Yields (module, name) of absolute imports; with lazy=False only what importing runs."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, "") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield from ((str(node.module), alias.name) for alias in node.names)
+        elif lazy or not runs_later(node):
+            yield from imports(node, lazy=lazy)
+
+
+def runs_later(node: ast.AST) -> bool:
+    """True for what importing the module does not run: functions, `if TYPE_CHECKING`."""
+    if isinstance(node, ast.If):
+        return "TYPE_CHECKING" in ast.dump(node.test)
+    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+
+
+def import_violations(root: Path) -> list[str]:
+    found = []
+    for top in ("allreduce", "trainer", "benchmarks"):
+        for file in sorted((root / top).rglob("*.py")):
+            name = file.relative_to(root)
+            tree = ast.parse(file.read_text(), str(file))
+            found += [f"{name} imports {text}" for text in bad_imports(name, tree)]
+    return found
+
+
+def bad_imports(name: Path, tree: ast.AST) -> Iterator[str]:
+    everything = list(imports(tree, lazy=True))
+    for module, _ in everything:
+        top = module.split(".")[0]
+        if top in {"tests", "benchmarks", "trainer"} - {name.parts[0]}:
+            yield f"{module}: nobody imports {top}"
+    if name.parts[0] == "allreduce" and name.parts[1] not in TORCH_PACKAGES:
+        for module, _ in imports(tree, lazy=False):
+            if module.split(".")[0] == "torch":
+                yield f"{module} at module level: `import allreduce` needs no torch"
+    if name.parts[0] == "trainer":
+        yield from private_names(tree, everything)
+
+
+def private_names(tree: ast.AST, everything: list[tuple[str, str]]) -> Iterator[str]:
+    for module, name in everything:
+        parts = [*module.split("."), name]
+        if parts[0] == "allreduce" and any(part.startswith("_") for part in parts):
+            yield f"{module}.{name}: trainer uses the public names of allreduce only"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_"):
+            path = ast.unparse(node)
+            if path.startswith("allreduce.") and not node.attr.startswith("__"):
+                yield f"{path}: trainer uses the public names of allreduce only"
+
+
+def test_includes_obey_the_layers() -> None:
+    assert include_violations(ROOT) == []
+
+
+def test_imports_obey_the_layers() -> None:
+    assert import_violations(ROOT) == []
+
+
+def test_every_layer_is_checked() -> None:
+    layers = {folder.name for folder in (ROOT / "csrc").iterdir() if folder.is_dir()}
+    assert layers <= set(ARROWS)
+    assert len(layers) >= 9
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "says"),
+    [
+        ("csrc/base/fd.h", '#include "engine/engine.h"', "base may not use engine"),
+        ("csrc/schedule/ring.cc", '#include "base/error.h"', "schedule may not use base"),
+        ("csrc/torch/backend.cc", '#include "cuda/cuda.h"', "torch may not use cuda"),
+        ("csrc/group/group.cc", '#  include "python/module.h"', "group may not use python"),
+        ("csrc/group/group.cc", "#include <torch/torch.h>", "only torch/"),
+        ("csrc/torch/more.cc", "", "is the only one"),
+        ("csrc/torch/backend.cc", "#include <torch/extension.h>", "40 s"),
+        ("csrc/engine/engine.cc", "#include <pybind11/pybind11.h>", "only python/"),
+        ("csrc/group/group.cc", "#include <cuda_runtime.h>", "only cuda/"),
+        ("csrc/base/fd.cc", '#include "fd.h"', "relative to csrc"),
+        ("csrc/misc/misc.h", "", "no layer"),
+    ],
+)
+def test_a_planted_include_is_found(tmp_path: Path, file: str, line: str, says: str) -> None:
+    for header in ("engine/engine.h", "base/error.h", "cuda/cuda.h", "python/module.h"):
+        plant(tmp_path / "csrc" / header, "")
+    plant(tmp_path / file, f"// A file.\n{line}\n")
+    (violation,) = include_violations(tmp_path)
+    assert says in violation
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "says"),
+    [
+        ("allreduce/cost.py", "import torch", "needs no torch"),
+        (
+            "allreduce/cost.py",
+            "try:\n    from torch import nn\nexcept ImportError: ...",
+            "no torch",
+        ),
+        ("allreduce/torch/ddp.py", "from trainer.log import Log", "nobody imports trainer"),
+        ("allreduce/cost.py", "def f():\n    import tests.conftest", "nobody imports tests"),
+        ("trainer/run.py", "from allreduce._store import Store", "public names"),
+        ("trainer/run.py", "from allreduce import _C", "public names"),
+        ("trainer/run.py", "import allreduce\nallreduce._C.f()", "public names"),
+        ("trainer/run.py", "from benchmarks import peers", "nobody imports benchmarks"),
+    ],
+)
+def test_a_planted_import_is_found(tmp_path: Path, file: str, line: str, says: str) -> None:
+    plant(tmp_path / file, f"{line}\n")
+    (violation,) = import_violations(tmp_path)
+    assert says in violation
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("allreduce/cost.py", "def f():\n    import torch"),
+        (
+            "allreduce/cost.py",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch",
+        ),
+        ("allreduce/torch/ddp.py", "import torch"),
+        ("trainer/run.py", "import allreduce\nfrom allreduce.torch import DistributedDataParallel"),
+    ],
+)
+def test_an_allowed_import_is_no_violation(tmp_path: Path, file: str, line: str) -> None:
+    plant(tmp_path / file, f"{line}\n")
+    assert import_violations(tmp_path) == []
+
+
+def plant(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)

@@ -1,0 +1,162 @@
+"""Small files, small functions, plain text, and a few things that we never do.
+
+Each check is a function from a tree to its violations, so that a planted violation shows that it
+can fail.
+"""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import lizard
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FILE_LINES_MAX = 400
+FUNCTION_LINES_MAX = 60
+FOLDERS = ("csrc", "allreduce", "trainer", "benchmarks", "tests", "docs", ".ci")
+CPP = {".h", ".cuh", ".inc", ".cc", ".cu"}
+CODE = {".py", ".pyi"} | CPP
+TEXT = CODE | {".md", ".toml", ".yaml", ".supp", ".txt", ""}
+HERE = "tests/test_sizes.py"  # it has to name what it forbids
+
+FORBIDDEN = {
+    r"\b(TODO|FIXME|XXX|HACK)\b": "an open end: finish it or file it",
+    r"\bgoto\b": "goto",
+    r"\busing namespace std\b": "using namespace std",
+    r"^\s*(import|from) (pickle|cPickle|cloudpickle|dill|shelve|marshal)\b": "unpickling runs code",
+    r"allow_pickle\s*=\s*True|weights_only\s*=\s*False": "unpickling runs code",
+    r"\b(all_gather|broadcast|scatter|gather|send|recv)_object(_list)?\(": "unpickling runs code",
+}
+
+
+def files(root: Path, suffixes: set[str]) -> list[Path]:
+    inside = (file for top in FOLDERS for file in (root / top).rglob("*"))
+    found = [file for file in (*root.iterdir(), *inside) if file.is_file()]
+    skipped = {"__pycache__", ".git"}
+    return sorted(f for f in found if f.suffix in suffixes and not skipped & set(f.parts))
+
+
+def long_files(root: Path) -> list[str]:
+    sizes = {file: len(file.read_text().splitlines()) for file in files(root, CODE)}
+    return [
+        f"{file.relative_to(root)}: {size} lines, at most {FILE_LINES_MAX}"
+        for file, size in sizes.items()
+        if size > FILE_LINES_MAX
+    ]
+
+
+def long_functions(root: Path) -> list[str]:
+    return [
+        f"{file.relative_to(root)}:{line}: {name} has {size} lines, at most {FUNCTION_LINES_MAX}"
+        for file in files(root, CODE)
+        for name, line, size in (python_functions(file) if file.suffix == ".py" else cpp(file))
+        if size > FUNCTION_LINES_MAX
+    ]
+
+
+def python_functions(file: Path) -> Iterator[tuple[str, int, int]]:
+    for node in ast.walk(ast.parse(file.read_text(), str(file))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node.name, node.lineno, (node.end_lineno or 0) - node.lineno + 1
+
+
+def cpp(file: Path) -> Iterator[tuple[str, int, int]]:
+    if file.suffix not in CPP:
+        return
+    # lizard chooses the language by the name; .inc, .cuh and .cu are C++ to us.
+    for function in lizard.analyze_file.analyze_source_code("x.cc", file.read_text()).function_list:
+        size = function.end_line - function.start_line + 1
+        yield function.long_name, function.start_line, size
+
+
+def not_ascii(root: Path) -> list[str]:
+    return [
+        f"{file.relative_to(root)}:{number}: not ASCII"
+        for file in files(root, TEXT)
+        for number, line in enumerate(file.read_bytes().splitlines(), 1)
+        if not line.isascii()
+    ]
+
+
+def forbidden(root: Path) -> list[str]:
+    rules = [(re.compile(pattern), reason) for pattern, reason in FORBIDDEN.items()]
+    return [
+        f"{file.relative_to(root)}:{number}: {reason}"
+        for file in files(root, CODE)
+        if file.relative_to(root).as_posix() != HERE
+        for number, line in enumerate(file.read_text().splitlines(), 1)
+        for rule, reason in rules
+        if rule.search(line)
+    ]
+
+
+def without_first_line(root: Path) -> list[str]:
+    """C++ files whose first line is no comment that says what the file is."""
+    return [
+        str(file.relative_to(root))
+        for file in files(root, CPP)
+        if not file.read_text().startswith("// ")
+    ]
+
+
+CHECKS = [long_files, long_functions, not_ascii, forbidden, without_first_line]
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_tree_obeys(check) -> None:
+    assert check(ROOT) == []
+
+
+def test_code_is_found() -> None:
+    assert len(files(ROOT, CODE)) > 40
+
+
+LONG_CPP = "int f() {\n" + "  g();\n" * 60 + "  return 1;\n}\n"
+LONG_METHOD = "struct S {\n  int f() const {\n" + "    g();\n" * 60 + "  }\n};\n"
+LONG_PYTHON = "def f():\n" + "    g()\n" * 60
+
+
+@pytest.mark.parametrize(
+    ("check", "file", "text"),
+    [
+        (long_files, "csrc/base/fd.h", "// x\n" * 401),
+        (long_files, "trainer/run.py", "# x\n" * 401),
+        (long_functions, "csrc/base/fd.cc", LONG_CPP),
+        (long_functions, "csrc/base/fd.h", LONG_METHOD),
+        (
+            long_functions,
+            "csrc/cuda/k.cu",
+            "__global__ void k(int* x) {\n" + "  x++;\n" * 60 + "}\n",
+        ),
+        (long_functions, "trainer/run.py", LONG_PYTHON),
+        (not_ascii, "docs/design.md", "caf\u00e9\n"),
+        (forbidden, "trainer/run.py", "import pickle\n"),
+        (forbidden, "trainer/run.py", "    from pickle import loads\n"),
+        (forbidden, "allreduce/x.py", "dist.all_gather_object(out, x)\n"),
+        (forbidden, "csrc/base/fd.cc", "// TODO: close\n"),
+        (forbidden, "csrc/base/fd.cc", "using namespace std;\n"),
+        (without_first_line, "csrc/base/fd.h", "#pragma once\n"),
+    ],
+)
+def test_a_planted_violation_is_found(tmp_path: Path, check, file: str, text: str) -> None:
+    planted = tmp_path / file
+    planted.parent.mkdir(parents=True)
+    planted.write_text(text)
+    assert len(check(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("check", "file", "text"),
+    [
+        (long_functions, "csrc/base/fd.cc", LONG_CPP.replace("  g();\n", "", 3)),
+        (long_functions, "trainer/run.py", LONG_PYTHON.replace("    g()\n", "", 1)),
+        (long_files, "trainer/run.py", "# x\n" * 400),
+    ],
+)
+def test_the_limit_itself_is_allowed(tmp_path: Path, check, file: str, text: str) -> None:
+    planted = tmp_path / file
+    planted.parent.mkdir(parents=True)
+    planted.write_text(text)
+    assert check(tmp_path) == []
