@@ -1,0 +1,150 @@
+"""Algorithms as data: schedules by name, and schedules of your own.
+
+A schedule lists, round by round, which chunks travel between which ranks; it knows no bytes and no
+devices. Its laws are printed in csrc/schedule/schedule.h, its pictures in docs/algorithms.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from allreduce import _C
+
+__all__ = [
+    "Collective",
+    "Schedule",
+    "algorithms",
+    "by_name",
+    "even_bounds",
+    "from_moves",
+    "parse_collective",
+]
+
+Schedule: TypeAlias = _C.Schedule
+Collective: TypeAlias = _C.Collective
+
+HIERARCHICAL = "hierarchical"
+_LOCAL_FORMS = ("rs_ag", "reduce_bcast")
+
+
+def parse_collective(collective: Collective | str) -> Collective:
+    """Returns the collective of that name. Raises ValueError if there is none."""
+    if isinstance(collective, _C.Collective):
+        return collective
+    members = _C.Collective.__members__
+    if collective not in members:
+        raise ValueError(f"no collective {collective!r}; there are {', '.join(members)}")
+    return members[collective]
+
+
+def algorithms(collective: Collective | str = "allreduce") -> list[str]:
+    """Returns the names that `by_name` knows for a collective, without the hierarchical ones."""
+    names: list[str] = _C.algorithms(parse_collective(collective))
+    return names
+
+
+def by_name(
+    name: str,
+    world_size: int | None = None,
+    *,
+    collective: Collective | str = "allreduce",
+    root: int = 0,
+    node_sizes: Sequence[int] | None = None,
+    rails: int | None = None,
+) -> Schedule:
+    """Builds the schedule of an algorithm.
+
+    Args:
+        name: one of `algorithms(collective)`; "bucket", the paper's word for "ring"; or, for an
+            allreduce, "hierarchical:INTER" or "hierarchical:LOCAL:INTER", where INTER is the
+            algorithm between the nodes and LOCAL is "rs_ag" (default) or "reduce_bcast".
+        world_size: number of ranks; may be left out where node_sizes tells it.
+        collective: what the schedule promises.
+        root: of a broadcast, reduce or gather.
+        node_sizes: ranks of each node, for hierarchical algorithms; ranks are contiguous in a node.
+        rails: how many ranks of each node talk to the other nodes; all of the smallest node's, if
+            None.
+
+    Raises:
+        ValueError: for an unknown name, or a world size, root, node size or rails out of range.
+    """
+    kind = parse_collective(collective)
+    if name.split(":")[0] == HIERARCHICAL:
+        if kind != _C.Collective.allreduce:
+            raise ValueError(f"hierarchical algorithms are allreduces, not {kind.name}")
+        return _hierarchical(name, world_size, node_sizes, rails)
+    if node_sizes is not None and world_size is None:
+        world_size = sum(node_sizes)
+    if world_size is None:
+        raise ValueError(f"{name} needs a world_size")
+    return _C.build(kind, name, world_size, root)
+
+
+def _hierarchical(
+    name: str, world_size: int | None, node_sizes: Sequence[int] | None, rails: int | None
+) -> Schedule:
+    parts = name.split(":")
+    if len(parts) == 2:
+        parts.insert(1, _LOCAL_FORMS[0])
+    if len(parts) != 3:
+        raise ValueError(
+            f"{name!r} should be hierarchical:INTER or hierarchical:LOCAL:INTER, "
+            "as in hierarchical:halving_doubling"
+        )
+    if not node_sizes:
+        raise ValueError(f"{name} needs node_sizes, the number of ranks of each node")
+    if world_size is not None and world_size != sum(node_sizes):
+        raise ValueError(
+            f"node_sizes {list(node_sizes)} hold {sum(node_sizes)} ranks, not {world_size}"
+        )
+    rails = min(node_sizes) if rails is None else rails
+    return _C.hierarchical(list(node_sizes), parts[1], parts[2], rails)
+
+
+def from_moves(
+    world_size: int,
+    num_chunks: int,
+    moves: npt.ArrayLike,
+    *,
+    collective: Collective | str | None = None,
+    root: int = 0,
+) -> Schedule:
+    """Makes a schedule of your own moves.
+
+    Args:
+        world_size: number of ranks.
+        num_chunks: number of chunks that the buffer is cut into.
+        moves: integers of shape [n, 6], rows (round, src, dst, lo, hi, reduce): in that round,
+            chunks [lo, hi) travel from rank src to rank dst and overwrite its own (reduce = 0) or
+            are added to them (1). Rounds ascend; every move reads the state before its round.
+        collective: if given, the schedule must also keep this collective's promise.
+        root: of a broadcast, reduce or gather.
+
+    Raises:
+        ValueError: names the first move that cannot be, or what the schedule fails to do.
+    """
+    rows = np.asarray(moves)
+    if not rows.size:
+        rows = np.empty((0, 6), np.int32)
+    if not np.issubdtype(rows.dtype, np.integer):
+        raise ValueError(f"moves must be integers, not {rows.dtype}")
+    schedule = _C.Schedule.from_moves(world_size, num_chunks, rows)
+    if collective is not None:
+        kind = parse_collective(collective)
+        wrong = schedule.check(kind, root)
+        if wrong:
+            raise ValueError(f"the moves are no {kind.name}: {wrong}")
+    return schedule
+
+
+def even_bounds(count: int, num_chunks: int) -> list[int]:
+    """Returns the num_chunks + 1 element offsets at which `count` elements are cut into chunks.
+
+    All but the last are multiples of 16 elements; chunks may be empty.
+    """
+    bounds: list[int] = _C.even_bounds(count, num_chunks)
+    return bounds

@@ -1,0 +1,122 @@
+// Python face of csrc/schedule: Schedule (immutable), Collective, build, algorithms, hierarchical.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <stdexcept>
+
+#include "schedule/builders.h"
+
+namespace py = pybind11;
+
+namespace hier {
+namespace {
+
+constexpr py::ssize_t kColumns = 6;  // round, src, dst, lo, hi, reduce
+
+py::list rounds_of(const Schedule& schedule) {
+  py::list rounds;
+  for (const Round& round : schedule.rounds) {
+    py::list moves;
+    for (const Move& m : round) moves.append(py::make_tuple(m.src, m.dst, m.lo, m.hi, m.reduce));
+    rounds.append(moves);
+  }
+  return rounds;
+}
+
+py::array_t<int32_t> moves_of(const Schedule& schedule) {
+  py::ssize_t num_moves = 0;
+  for (const Round& round : schedule.rounds) num_moves += static_cast<py::ssize_t>(round.size());
+  py::array_t<int32_t> result({num_moves, kColumns});
+  int32_t* row = result.mutable_data();
+  for (size_t t = 0; t < schedule.rounds.size(); ++t)
+    for (const Move& m : schedule.rounds[t])
+      for (int32_t value : {static_cast<int32_t>(t), m.src, m.dst, m.lo, m.hi, int32_t{m.reduce}})
+        *row++ = value;
+  return result;
+}
+
+using MoveArray = py::array_t<int32_t, py::array::c_style | py::array::forcecast>;
+
+Schedule from_moves(int world_size, int num_chunks, const MoveArray& moves) {
+  if (moves.ndim() != 2 || moves.shape(1) != kColumns)
+    throw std::invalid_argument(
+        "from_moves: moves must have the shape [n, 6]: round, src, dst, lo, hi, reduce");
+  Schedule schedule{world_size, num_chunks, {}};
+  const auto rows = moves.unchecked<2>();
+  for (py::ssize_t i = 0; i < rows.shape(0); ++i) {
+    const int32_t round = rows(i, 0), last = static_cast<int32_t>(schedule.rounds.size()) - 1;
+    if (round < 0 || round < last || round > last + moves.shape(0))
+      throw std::invalid_argument("from_moves: rounds must ascend from 0, but row " +
+                                  std::to_string(i) + " has round " + std::to_string(round));
+    schedule.rounds.resize(static_cast<size_t>(std::max(last, round)) + 1);
+    schedule.rounds[static_cast<size_t>(round)].push_back(
+        {rows(i, 1), rows(i, 2), rows(i, 3), rows(i, 4), rows(i, 5) != 0});
+  }
+  if (const std::string wrong = malformed(schedule); !wrong.empty())
+    throw std::invalid_argument("from_moves: " + wrong);
+  return schedule;
+}
+
+Schedule with_overlay(Schedule schedule, size_t first_round, const Schedule& sub,
+                      const std::vector<int>& ranks, int first_chunk) {
+  overlay(schedule, first_round, sub, ranks, first_chunk);
+  if (const std::string wrong = malformed(schedule); !wrong.empty())
+    throw std::invalid_argument("overlay: " + wrong);
+  return schedule;
+}
+
+std::string repr(const Schedule& schedule) {
+  size_t num_moves = 0;
+  for (const Round& round : schedule.rounds) num_moves += round.size();
+  return "<Schedule of " + std::to_string(schedule.world_size) + " ranks, " +
+         std::to_string(schedule.num_chunks) + " chunks, " +
+         std::to_string(schedule.rounds.size()) + " rounds, " + std::to_string(num_moves) +
+         " moves>";
+}
+
+void register_class(py::module_& m) {
+  py::class_<Schedule>(m, "Schedule", "Who sends which chunks to whom, round by round; immutable.")
+      .def_static("from_moves", from_moves, py::arg("world_size"), py::arg("num_chunks"),
+                  py::arg("moves"),
+                  "The schedule of an int array [n, 6] with the rows (round, src, dst, lo, hi, "
+                  "reduce), in ascending rounds. Raises ValueError if a move cannot be.")
+      .def_readonly("world_size", &Schedule::world_size)
+      .def_readonly("num_chunks", &Schedule::num_chunks)
+      .def_property_readonly("num_rounds", [](const Schedule& s) { return s.rounds.size(); })
+      .def_property_readonly("rounds", rounds_of, "Per round a list of (src, dst, lo, hi, reduce).")
+      .def("moves", moves_of, "int32 [n, 6]: round, src, dst, lo, hi, reduce.")
+      .def("check", check, py::arg("collective"), py::arg("root") = 0,
+           "'' if the schedule keeps the collective's promise, else the first thing wrong.")
+      .def("then", then, py::arg("second"), "This schedule, then the second.")
+      .def("refine", refine, py::arg("factor"), "Each chunk becomes `factor` chunks.")
+      .def("relabel", relabel, py::arg("new_chunk"), "Chunk c becomes chunk new_chunk[c].")
+      .def("reversed", reversed, "The allgather that undoes this reduce-scatter.")
+      .def("overlay", with_overlay, py::arg("first_round"), py::arg("sub"), py::arg("ranks"),
+           py::arg("first_chunk"), "This schedule and, from first_round on, `sub` among `ranks`.")
+      .def(
+          "__eq__", [](const Schedule& a, const Schedule& b) { return a == b; }, py::is_operator())
+      .def("__repr__", repr);
+}
+
+}  // namespace
+
+void register_schedule(py::module_& m) {
+  py::enum_<Collective>(m, "Collective", "What a schedule promises.")
+      .value("allreduce", Collective::allreduce)
+      .value("reduce_scatter", Collective::reduce_scatter)
+      .value("allgather", Collective::allgather)
+      .value("broadcast", Collective::broadcast)
+      .value("reduce", Collective::reduce)
+      .value("gather", Collective::gather)
+      .value("barrier", Collective::barrier);
+  register_class(m);
+  m.def("build", build, py::arg("collective"), py::arg("algorithm"), py::arg("world_size"),
+        py::arg("root") = 0, "The schedule that an algorithm uses for a collective.");
+  m.def("algorithms", algorithms, py::arg("collective"), "The names that build() knows.");
+  m.def("hierarchical", hierarchical, py::arg("node_sizes"), py::arg("local"), py::arg("inter"),
+        py::arg("rails"), "Reduce-scatter in each node, allreduce across, allgather in each node.");
+}
+
+}  // namespace hier
