@@ -1,0 +1,166 @@
+"""Which address a rank binds and tells its peers, and the options of its TCP sockets."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import ipaddress
+import os
+import socket
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from allreduce.errors import UsageError
+
+Address = tuple[int, Any]  # address family and socket address
+
+_SIOCGIFADDR = 0x8915
+_IFREQ = struct.Struct("16s24x")
+_ANY_HOST = "198.51.100.1"  # a documentation address: asking for the route to it sends nothing
+_CONGESTION_DIR = Path("/proc/sys/net/ipv4")
+_CONGESTION_NAME_MAX = 16
+
+
+def resolve(host: str, port: int) -> Address:
+    """Return the first TCP address of `host`; OSError if the name is unknown."""
+    family, _type, _proto, _name, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[
+        0
+    ]
+    return family, address
+
+
+def is_loopback(address: str) -> bool:
+    """Tell whether a numeric address stays inside one host."""
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+    return False
+
+
+def route_address(host: str) -> str | None:
+    """Return this machine's address on the route to `host`, or None. Nothing is sent."""
+    try:
+        family, address = resolve(host, 9)
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(address)
+            return str(probe.getsockname()[0])
+    except OSError:
+        return None
+
+
+def interface_address(name: str) -> str:
+    """Return the IPv4, else global IPv6, address of interface `name`; ValueError without one."""
+    request = _IFREQ.pack(name.encode()[:15])
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
+        return socket.inet_ntoa(fcntl.ioctl(probe, _SIOCGIFADDR, request)[20:24])
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/net/if_inet6").read_text().splitlines():
+            digits, _index, _prefix, scope, _flags, interface = line.split()
+            if interface == name and scope == "00":
+                return socket.inet_ntop(socket.AF_INET6, bytes.fromhex(digits))
+    known = ", ".join(sorted(interface for _index, interface in socket.if_nameindex()))
+    raise UsageError(
+        f"ALLREDUCE_IFACE={name}: no such interface, or it has no address; there are {known}"
+    )
+
+
+def bind_address(host: str, port: int) -> Address:
+    """Return the one address on which rank 0 serves its store as `host`.
+
+    A host name that /etc/hosts maps to loopback (Debian's 127.0.1.1) would shut out other machines,
+    so the address of the default route is taken instead; "localhost" and numeric addresses mean
+    what they say.
+    """
+    family, address = resolve(host, port)
+    if is_loopback(address[0]) and host != "localhost" and host != address[0]:
+        routed = route_address(_ANY_HOST)
+        if routed is not None and not is_loopback(routed):
+            return resolve(routed, port)
+    return family, address
+
+
+def choose_address(
+    one_host: bool, route_to: str | None, environ: Mapping[str, str] | None = None
+) -> str:
+    """Return the numeric address on which this rank listens for peers on other nodes.
+
+    `ALLREDUCE_HOST` (an address or name of this host) or `ALLREDUCE_IFACE` decide where set; else
+    loopback where all ranks run on one host; else this host's address on the route to `route_to`,
+    the host of the store.
+
+    Raises:
+        ValueError: the variable makes no sense here, or only loopback is left although ranks run on
+            several hosts.
+    """
+    environ = os.environ if environ is None else environ
+    if host := environ.get("ALLREDUCE_HOST"):
+        source = f"ALLREDUCE_HOST={host}"
+        try:
+            address: str | None = str(resolve(host, 0)[1][0])
+        except OSError as error:
+            raise UsageError(f"{source} cannot be resolved: {error}") from error
+    elif interface := environ.get("ALLREDUCE_IFACE"):
+        source, address = f"ALLREDUCE_IFACE={interface}", interface_address(interface)
+    elif one_host:
+        return "127.0.0.1"
+    else:
+        source = "the route to the other ranks"
+        address = route_address(route_to) if route_to else None
+        if address is None or is_loopback(address):
+            address = route_address(_ANY_HOST)
+    if address is None:
+        raise UsageError(
+            "found no network address for the peers; set ALLREDUCE_HOST or ALLREDUCE_IFACE"
+        )
+    if not one_host and is_loopback(address):
+        raise UsageError(
+            f"{source} gives the loopback address {address}, but the ranks run on several hosts; "
+            "set ALLREDUCE_HOST or ALLREDUCE_IFACE to a network that all of them reach"
+        )
+    return address
+
+
+def set_congestion_control(sock: socket.socket, name: str | None, loopback: bool) -> None:
+    """Set the congestion control of a TCP socket: `name`, else cubic on loopback, else the kernel's
+    choice.
+
+    BBR without a pacing queue halves the bandwidth of loopback at twice the processor time; so
+    there cubic is tried, and where the kernel does not permit it its default stays.
+
+    Raises:
+        ValueError: the kernel has no `name` or does not permit it.
+    """
+    if name is None:
+        if loopback:
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"cubic")
+        return
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name.encode())
+    except OSError as error:
+        raise UsageError(
+            f"ALLREDUCE_TCP_CONGESTION={name}: {error.strerror}; the kernel has "
+            f"{_kernel_list('available')} "
+            f"and permits {_kernel_list('allowed')} to everybody"
+        ) from error
+
+
+def congestion_control(sock: socket.socket) -> str:
+    """Return the congestion control in force on a TCP socket."""
+    name = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, _CONGESTION_NAME_MAX)
+    return name.split(b"\0")[0].decode()
+
+
+def set_keepalive(sock: socket.socket) -> None:
+    """Let the kernel notice a dead host after 7 idle seconds; five lost probes are no accident."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 2)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 5)
+
+
+def _kernel_list(which: str) -> str:
+    with contextlib.suppress(OSError):
+        return (_CONGESTION_DIR / f"tcp_{which}_congestion_control").read_text().strip()
+    return "unknown ones"

@@ -1,0 +1,210 @@
+"""From a store to connected descriptors: everything before the C++ core takes over."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from allreduce._address import congestion_control
+from allreduce._door import close_all
+from allreduce._fds import close_fds, share_fd
+from allreduce._handshake import Kind, Link, job_secret
+from allreduce._nodes import NodesOption, layout, my_identity, nodes_option
+from allreduce._startup import Request, Startup
+from allreduce._store import Store
+from allreduce.errors import UsageError
+
+__all__ = ["Wiring", "connect", "exchange_fd"]
+
+log = logging.getLogger("allreduce")
+
+MAX_LANES = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wiring:
+    """The connected descriptors of one rank, nonblocking and close-on-exec.
+
+    The core takes ownership of `control`, `data`, `arena_fd` and `doorbells`; `fd_links` stay
+    Python's. Whoever does not hand them over calls `close`.
+    """
+
+    rank: int
+    world_size: int
+    node_of_rank: list[int]  # node of each rank, numbered by first appearance
+    local_ranks: list[int]  # the ranks of this node, ascending; the first is its leader
+    group_id: int  # 32 bits, random, the same on all ranks
+    generation: int
+    control: dict[int, int] = field(default_factory=dict)  # peer -> stream socket
+    # peer on another node -> TCP socket per lane
+    data: dict[int, list[int]] = field(default_factory=dict)
+    arena_fd: int = -1  # memfd shared by the node; -1 for a rank alone on its node
+    arena_bytes: int = 0
+    doorbells: list[int] = field(default_factory=list)  # eventfd per local rank, own one included
+    # leader: one per other local rank, in their order; others: one to the leader
+    fd_links: list[socket.socket] = field(default_factory=list)
+    congestion: str = ""  # congestion control of the data sockets; empty without any
+    connections: str = ""  # one line for the log
+    ranks_on_host: int = 1  # ranks of the group on this real host, whatever nodes are simulated
+
+    def close(self) -> None:
+        """Close every descriptor; only for a wiring whose descriptors nobody else owns yet."""
+        close_fds([*self.control.values(), *(fd for lanes in self.data.values() for fd in lanes)])
+        close_fds([self.arena_fd, *self.doorbells])
+        close_all(self.fd_links)
+
+
+def exchange_fd(wiring: Wiring, fd: int, timeout: float) -> int:
+    """Give the node leader's descriptor to all ranks of the node, as `share_fd` does.
+
+    A rank alone on its node gets its own `fd` back.
+    """
+    if not wiring.fd_links:
+        return fd
+    leader = wiring.rank == wiring.local_ranks[0]
+    return share_fd(wiring.fd_links, leader, fd, time.monotonic() + timeout)
+
+
+def connect(
+    store: Store,
+    rank: int,
+    world_size: int,
+    *,
+    nodes: NodesOption = None,
+    lanes: int = 2,
+    arena_bytes: Callable[[int], int],
+    timeout: float,
+    generation: int = 0,
+    congestion: str | None = None,
+    route_to: str | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Wiring:
+    """Connect this rank with all others of its group, once per generation of a store.
+
+    Args:
+        store: any object with torch's `set`, `get` and `check`; not needed any more afterwards, on
+            rank 0 either.
+        nodes: None (by host), a number of simulated nodes, or the node of each rank;
+            `ALLREDUCE_NODES` where None.
+        lanes: TCP data connections to each peer on another node.
+        arena_bytes: bytes of shared memory of a node, given its number of ranks (at least 2).
+        timeout: seconds for everything.
+        generation: part of every key and handshake; a group that is built again takes a higher one.
+        congestion: TCP congestion control; `ALLREDUCE_TCP_CONGESTION`, then the kernel's (cubic on
+            loopback) where None.
+        route_to: a host that all peers reach, to choose this rank's address by; the store's host
+            where None.
+        environ: replaces os.environ:
+            ALLREDUCE_{HOST,IFACE,NODES,SECRET,SECRET_FILE,REQUIRE_AUTH,TCP_CONGESTION}.
+
+    Raises:
+        Timeout: ranks are missing at the deadline; the message names them.
+        PeerError: a peer or the store died during start-up.
+        UsageError: an argument or variable makes no sense, or differs between ranks.
+        SystemCallError: no descriptors or memory left.
+    """
+    environ = os.environ if environ is None else environ
+    if world_size < 1 or not 0 <= rank < world_size:
+        raise UsageError(f"rank={rank}, world_size={world_size}: rank must be in 0..world_size-1")
+    if not 1 <= lanes <= MAX_LANES:
+        raise UsageError(f"lanes={lanes}: must be in 1..{MAX_LANES}")
+    request = Request(
+        store=store,
+        rank=rank,
+        world_size=world_size,
+        option=nodes_option(nodes, environ),
+        lanes=lanes,
+        arena_bytes=arena_bytes,
+        deadline=time.monotonic() + timeout,
+        generation=generation,
+        congestion=congestion or environ.get("ALLREDUCE_TCP_CONGESTION") or None,
+        route_to=route_to,
+        secret=job_secret(environ),
+        environ=environ,
+    )
+    wiring = _connect(request) if world_size > 1 else _alone(request)
+    log.info("%s", wiring.connections)
+    return wiring
+
+
+def _alone(request: Request) -> Wiring:
+    layout([my_identity()], request.option)  # it may make no sense for one rank
+    return Wiring(
+        rank=0,
+        world_size=1,
+        node_of_rank=[0],
+        local_ranks=[0],
+        group_id=secrets.randbits(32),
+        generation=request.generation,
+        connections="rank 0 of 1: no connections",
+    )
+
+
+def _connect(request: Request) -> Wiring:
+    with contextlib.ExitStack() as stack:
+        startup = Startup(request, stack)
+        startup.meet()
+        startup.prepare()
+        sockets = startup.wire().sockets
+        wiring = _hand_over(request, startup, sockets)
+        stack.pop_all()  # nothing is closed: it belongs to the wiring
+    return wiring
+
+
+def _hand_over(request: Request, startup: Startup, sockets: dict[Link, socket.socket]) -> Wiring:
+    """Turn the sockets into the descriptors that the core will own."""
+    rank, node_of_rank = request.rank, startup.node_of_rank
+    control: dict[int, int] = {}
+    data: dict[int, list[int]] = {}
+    fd_links: dict[int, socket.socket] = {}
+    congestion = ""
+    for link in sorted(sockets, key=lambda link: (link.peer_of(rank), link)):
+        sock, peer = sockets[link], link.peer_of(rank)
+        if link.kind is Kind.DATA:
+            congestion = congestion or congestion_control(sock)
+            data.setdefault(peer, []).append(sock.detach())
+        elif link.kind is Kind.CONTROL:
+            control[peer] = sock.detach()
+        else:
+            fd_links[peer] = sock
+    return Wiring(
+        rank=rank,
+        world_size=len(node_of_rank),
+        node_of_rank=node_of_rank,
+        local_ranks=startup.local_ranks,
+        group_id=startup.cards[0].group_id,
+        generation=request.generation,
+        control=control,
+        data=data,
+        arena_fd=startup.arena.fd,
+        arena_bytes=startup.arena.size,
+        doorbells=startup.arena.doorbells,
+        fd_links=list(fd_links.values()),
+        congestion=congestion,
+        connections=_describe(rank, node_of_rank, startup.local_ranks, data, congestion),
+        ranks_on_host=startup.ranks_on_host,
+    )
+
+
+def _describe(
+    rank: int,
+    node_of_rank: Sequence[int],
+    local_ranks: Sequence[int],
+    data: Mapping[int, Sequence[int]],
+    congestion: str,
+) -> str:
+    text = (
+        f"rank {rank} of {len(node_of_rank)}, node {node_of_rank[rank]} of {max(node_of_rank) + 1}"
+    )
+    if len(local_ranks) > 1:
+        text += f"; {len(local_ranks) - 1} peers by shared memory"
+    if data:
+        lanes = len(next(iter(data.values())))
+        text += f"; {len(data)} peers by TCP, {lanes} lanes each, congestion control {congestion}"
+    return text

@@ -1,0 +1,235 @@
+"""Key-value stores through which the ranks of a group find each other.
+
+A store is needed only until the mesh is up. Any object with torch's `set`, `get` and `check` will
+do; torch itself is not imported. Keys carry the generation (or come through a `PrefixStore`), so an
+earlier run's leftovers are never read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import threading
+import time
+import urllib.parse
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from allreduce.errors import PeerError, Timeout
+
+__all__ = ["FileStore", "MemoryStore", "PrefixStore", "Store", "backoff", "wait_for"]
+
+_POLL_SECONDS = 0.001
+_POLL_SECONDS_MAX = 0.05
+
+
+class Store(Protocol):
+    """What a rendezvous needs; torch.distributed's stores have it as they are."""
+
+    def set(self, key: str, value: bytes, /) -> object:
+        """Store `value` under `key`; an earlier value is replaced."""
+        ...
+
+    def get(self, key: str, /) -> bytes:
+        """Return the value of `key`; may block until it is there, up to the store's own timeout."""
+        ...
+
+    def check(self, keys: list[str], /) -> bool:
+        """Tell at once whether all `keys` are there."""
+        ...
+
+
+class MemoryStore:
+    """A store for threads of one process (each thread a rank)."""
+
+    def __init__(self, timeout: float = 300.0) -> None:
+        self._values: dict[str, bytes] = {}
+        self._changed = threading.Condition()
+        self._timeout = timeout
+
+    def set(self, key: str, value: bytes, /) -> None:
+        """Store `value` under `key`."""
+        with self._changed:
+            self._values[key] = bytes(value)
+            self._changed.notify_all()
+
+    def get(self, key: str, /) -> bytes:
+        """Return the value of `key`; TimeoutError if it does not come."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: key in self._values, self._timeout):
+                raise Timeout(f"store: key {key!r} did not come within {self._timeout:g} s")
+            return self._values[key]
+
+    def check(self, keys: list[str], /) -> bool:
+        """Tell whether all `keys` are there."""
+        with self._changed:
+            return all(key in self._values for key in keys)
+
+    def delete_key(self, key: str, /) -> bool:
+        """Remove `key`; tell whether it was there."""
+        with self._changed:
+            return self._values.pop(key, None) is not None
+
+
+class FileStore:
+    """A store in a directory that all ranks see: a file per key, written aside and renamed."""
+
+    def __init__(self, path: str | os.PathLike[str], timeout: float = 300.0) -> None:
+        self._path = Path(path)
+        self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._timeout = timeout
+
+    def _file(self, key: str) -> Path:
+        return self._path / ("key-" + urllib.parse.quote(key, safe=""))
+
+    def set(self, key: str, value: bytes, /) -> None:
+        """Store `value` under `key`; readers see all of it or nothing."""
+        aside = self._path / f"new-{os.getpid()}-{random.SystemRandom().getrandbits(64):016x}"
+        try:
+            with os.fdopen(
+                os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb"
+            ) as file:
+                file.write(value)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(self._file(key))
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+
+    def get(self, key: str, /) -> bytes:
+        """Return the value of `key`; TimeoutError if it does not come."""
+        for _ in backoff(time.monotonic() + self._timeout):
+            with contextlib.suppress(FileNotFoundError):
+                return self._file(key).read_bytes()
+        raise Timeout(f"store: key {key!r} did not come to {self._path} within {self._timeout:g} s")
+
+    def check(self, keys: list[str], /) -> bool:
+        """Tell whether all `keys` are there."""
+        return all(self._file(key).exists() for key in keys)
+
+    def delete_key(self, key: str, /) -> bool:
+        """Remove `key`; tell whether it was there."""
+        try:
+            self._file(key).unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
+
+class PrefixStore:
+    """A part of another store: every key gets `prefix` and a slash in front."""
+
+    def __init__(self, store: Store, prefix: str) -> None:
+        self.underlying_store = store
+        self._prefix = prefix + "/"
+
+    def set(self, key: str, value: bytes, /) -> None:
+        """Store `value` under `key`."""
+        self.underlying_store.set(self._prefix + key, value)
+
+    def get(self, key: str, /) -> bytes:
+        """Return the value of `key` as the underlying store does."""
+        return self.underlying_store.get(self._prefix + key)
+
+    def check(self, keys: list[str], /) -> bool:
+        """Tell whether all `keys` are there."""
+        return self.underlying_store.check([self._prefix + key for key in keys])
+
+    def delete_key(self, key: str, /) -> bool:
+        """Remove `key`; False where it was not there or the store cannot delete."""
+        return delete_key(self.underlying_store, self._prefix + key)
+
+
+def delete_key(store: Store, key: str) -> bool:
+    """Remove `key` from `store` if the store can; never raises, for it only tidies up."""
+    try:
+        return bool(getattr(store, "delete_key")(key))  # noqa: B009 - not part of the protocol
+    except Exception:  # a store that is gone, or cannot delete, holds nothing of value any more
+        return False
+
+
+def store_host(store: object) -> str | None:
+    """Return the host that serves `store`, if any; looks through prefixes, torch's included."""
+    while store is not None:
+        host = getattr(store, "host", None)
+        if isinstance(host, str) and host:
+            return host
+        store = getattr(store, "underlying_store", None)
+    return None
+
+
+def backoff(deadline: float) -> Iterator[None]:
+    """Yield at once, then after growing pauses of 1 to 50 ms, until `deadline` (monotonic)."""
+    pause = _POLL_SECONDS
+    while True:
+        yield
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return
+        time.sleep(min(left, pause * random.uniform(0.7, 1.3)))
+        pause = min(_POLL_SECONDS_MAX, pause * 1.5)
+
+
+def wait_for(
+    store: Store,
+    keys_by_rank: Mapping[int, str],
+    deadline: float,
+    what: str,
+    seen: Callable[[int, bytes], None] | None = None,
+) -> dict[int, bytes]:
+    """Wait until every rank's key is there and return the values by rank.
+
+    `deadline` is in monotonic seconds; `what` completes the sentence "waiting for ... of 8 ranks";
+    `seen(rank, value)` is called as the values come, and may raise.
+
+    Raises:
+        TimeoutError: the deadline passed; the message names the ranks that did not come.
+        ConnectionError: the store itself failed.
+    """
+    start = time.monotonic()
+    values: dict[int, bytes] = {}
+    for _ in backoff(deadline):
+        for rank, key in keys_by_rank.items():
+            if rank in values:
+                continue
+            with store_errors(what):
+                if not store.check([key]):
+                    continue
+                values[rank] = bytes(store.get(key))
+            if seen is not None:
+                seen(rank, values[rank])
+        if len(values) == len(keys_by_rank):
+            return values
+    missing = [rank for rank in keys_by_rank if rank not in values]
+    raise Timeout(
+        f"{name_ranks(missing)} never came: waited {time.monotonic() - start:.1f} s for {what} of "
+        f"{len(keys_by_rank)} "
+        "ranks. See whether those processes started and what they printed, and whether they were "
+        "given the same store, "
+        "world size and generation; a larger timeout helps only if they are slow"
+    )
+
+
+@contextlib.contextmanager
+def store_errors(what: str) -> Iterator[None]:
+    """Turn what a foreign store raises (torch: RuntimeError, DistError) into ConnectionError."""
+    try:
+        yield
+    except (TimeoutError, ConnectionError):
+        raise
+    except (RuntimeError, OSError) as error:
+        raise PeerError(
+            f"the store failed while waiting for {what}: {error}; the process that serves it has "
+            "probably died"
+        ) from error
+
+
+def name_ranks(ranks: list[int]) -> str:
+    """Return "rank 3" or "ranks 1, 2, 5"; long lists are cut."""
+    shown = ", ".join(map(str, ranks[:16])) + (
+        f" and {len(ranks) - 16} more" if len(ranks) > 16 else ""
+    )
+    return f"rank{'s' if len(ranks) != 1 else ''} {shown}"

@@ -1,0 +1,50 @@
+"""The errors of the library: each is also the builtin error that users expect."""
+
+from __future__ import annotations
+
+__all__ = [
+    "AbortedError",
+    "CudaError",
+    "Error",
+    "MismatchError",
+    "PeerError",
+    "SystemCallError",
+    "Timeout",
+    "UsageError",
+]
+
+
+class Error(Exception):
+    """Base class of every error that the library raises on purpose."""
+
+
+class UsageError(Error, ValueError):
+    """An argument cannot work. The message names it and the remedy."""
+
+
+class PeerError(Error, ConnectionError):
+    """A peer died, left the group, or the connection to it broke."""
+
+    def __init__(self, message: str, rank: int = -1) -> None:
+        super().__init__(message)
+        self.rank = rank
+
+
+class Timeout(Error, TimeoutError):
+    """A deadline passed. The message names the ranks that were waited for."""
+
+
+class MismatchError(Error, RuntimeError):
+    """Ranks called different collectives, or one with different arguments."""
+
+
+class SystemCallError(Error, OSError):
+    """The operating system refused a call; `errno` says why."""
+
+
+class CudaError(Error, RuntimeError):
+    """The CUDA driver or runtime reported an error."""
+
+
+class AbortedError(Error, RuntimeError):
+    """The group was aborted, has failed, or is closed: make a new one."""
