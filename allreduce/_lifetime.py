@@ -1,0 +1,38 @@
+"""What happens to open communicators when their process exits or forks."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import weakref
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from allreduce.communicator import Communicator
+
+_open: weakref.WeakSet[Communicator] = weakref.WeakSet()
+
+
+def add(comm: Communicator) -> None:
+    """Look after a communicator while it lives."""
+    _open.add(comm)
+
+
+def _close_all() -> None:
+    """Say goodbye at exit, so that peers can tell an exit from a crash."""
+    for comm in list(_open):
+        with contextlib.suppress(Exception):
+            comm.close()
+
+
+def _leave_child() -> None:
+    """Close what a forked child must not hold; the core's own descriptors are closed already."""
+    for comm in list(_open):
+        for link in comm._wiring.fd_links:
+            link.close()
+    _open.clear()
+
+
+atexit.register(_close_all)
+os.register_at_fork(after_in_child=_leave_child)

@@ -1,0 +1,49 @@
+"""Symmetric memory: arrays that all ranks of a node map, each rank's at a place that all know."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from allreduce import _C
+from allreduce._arrays import itemsize
+from allreduce._fds import close_fds, create_shared_memory
+from allreduce._mesh import Wiring, exchange_fd
+
+_ALIGNMENT = 64  # bytes, of each rank's part
+
+
+class _Mapped:
+    """Lets NumPy look at a shared mapping and keep it alive."""
+
+    def __init__(self, mapping: _C.SharedMapping, address: int, nbytes: int) -> None:
+        self._mapping = mapping
+        self.__array_interface__ = {
+            "shape": (nbytes,),
+            "typestr": "|u1",
+            "data": (address, False),
+            "version": 3,
+        }
+
+
+def symmetric_empty(
+    group: _C.Group, wiring: Wiring, shape: int | Sequence[int], dtype: str
+) -> np.ndarray[Any, Any]:
+    """Return a new array in symmetric memory; see `Communicator.symmetric_empty`."""
+    shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    nbytes = math.prod(shape) * itemsize(dtype)
+    part = max(_ALIGNMENT, -(-nbytes // _ALIGNMENT) * _ALIGNMENT)
+    fd = -1
+    try:
+        if wiring.rank == wiring.local_ranks[0]:
+            fd = create_shared_memory(part * len(wiring.local_ranks), "allreduce-symmetric")
+        fd = exchange_fd(wiring, fd, group.timeout)
+        mapping, address = group.add_symmetric(fd, part)
+    finally:
+        close_fds([fd])
+    stored = "uint16" if dtype == "bfloat16" else dtype
+    flat = np.asarray(_Mapped(mapping, address, part))[:nbytes]
+    return flat.view(stored).reshape(shape)

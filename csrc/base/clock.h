@@ -1,0 +1,18 @@
+// Monotonic time and deadlines.
+#pragma once
+
+#include <algorithm>
+#include <chrono>
+
+namespace hier {
+
+using Clock = std::chrono::steady_clock;
+using Seconds = std::chrono::duration<double>;
+
+inline Clock::time_point after(double seconds) {
+  constexpr double kForever = 1e9;  // about 30 years: keeps the conversion below overflow
+  return Clock::now() +
+         std::chrono::duration_cast<Clock::duration>(Seconds(std::min(seconds, kForever)));
+}
+
+}  // namespace hier

@@ -1,0 +1,103 @@
+// Runs programs: per peer and direction a FIFO of steps, whose heads advance as their dependencies
+// clear and the channel has room or data. Nothing blocks; one thread at a time drives an engine.
+//
+// It cannot deadlock: order all steps by (job, round, list position, piece). The least unfinished
+// step has its dependencies and its FIFO predecessors finished on both ends, so it can move whatever
+// the capacity of the channels. There is one exception to its dependencies: ranks that exchange a
+// chunk within a round (recursive doubling) each receive into what they still send. When nothing
+// else moves, such a send is finished by setting its rest aside (a spill), so that a channel holds
+// one step at least. Sums are deterministic: the additions into an element form a chain that the
+// program fixes.
+#pragma once
+
+#include <poll.h>
+
+#include <deque>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/header.h"
+#include "program/program.h"
+#include "reduce/reduce.h"
+#include "transport/channel.h"
+
+namespace hier {
+
+struct Job {
+  std::shared_ptr<const Program> program;  // its peers index the engine's channels
+  std::byte* data = nullptr;               // the buffer that the program's offsets refer to
+  size_t element_bytes = 0;
+  ReduceFn reduce = nullptr;
+  const RunHeader* header = nullptr;  // sent and compared first, if given; outlives the job
+};
+
+class Engine {
+ public:
+  // channels[r] leads to rank r; null where there is none. The engine does not own them.
+  explicit Engine(std::vector<Channel*> channels);
+
+  using Ticket = uint64_t;
+  // Queues a job behind the earlier ones. Throws UsageError if a channel it needs is missing.
+  Ticket submit(Job job);
+  bool finished(Ticket ticket) const;
+
+  // One turn: each queue moves at most one quantum. True if anything moved.
+  // Throws PeerError naming rank and step, or MismatchError.
+  bool progress();
+
+  bool idle() const { return active_.empty(); }
+  void blocked_on(std::vector<pollfd>& fds) const;      // what to poll when progress() is false
+  bool waits_for(int rank) const;                       // a queue to or from this rank is unfinished
+  std::string describe_wait() const;                    // "rank 3 ... round 2", for a timeout
+
+ private:
+  struct Task {
+    Job job;
+    std::vector<uint32_t> waits;
+    size_t queues_left = 0;
+    Ticket ticket = 0;
+  };
+  // The place of one task in one queue.
+  struct Cursor {
+    Task* task;
+    const Queue* queue;
+    uint32_t next = 0;         // index of the head step within the queue
+    size_t done = 0;           // bytes of the head step
+    size_t header_done = 0;    // bytes of the run header
+    size_t padding_left = 0;   // bytes after the last step: jobs start at multiples of 8
+    bool opened = false;       // the header has passed
+    RunHeader received;        // incoming queues only
+  };
+  struct Fifo {
+    int peer = 0;
+    bool send = false;
+    std::deque<Cursor> cursors;
+    std::vector<std::byte> spill;  // bytes of a finished send that the channel has not taken
+    size_t spill_done = 0;
+    bool empty() const { return cursors.empty() && spill.empty(); }
+  };
+
+  bool turn(Fifo& fifo);
+  bool flush(Channel& channel, Fifo& fifo);
+  bool spill_exchanges();
+  bool spill_front(Fifo& fifo);
+  bool send_some(Channel& channel, Cursor& cursor, size_t& budget);
+  bool receive_some(Channel& channel, Cursor& cursor, size_t& budget);
+  bool receive_header(Channel& channel, Cursor& cursor);
+  size_t receive_payload(Channel& channel, Cursor& cursor, const Step& step, size_t most);
+  void finish_step(Cursor& cursor, uint32_t id);
+  bool complete(const Cursor& cursor) const;
+  bool can_move(const Fifo& fifo) const;
+  void retire(Fifo& fifo);
+  std::string where(const Fifo& fifo) const;
+
+  std::vector<Channel*> channels_;
+  std::vector<Fifo> fifos_;                   // 2 * rank + (1 if sending)
+  std::vector<uint32_t> active_;              // indices of fifos with cursors
+  std::deque<std::unique_ptr<Task>> tasks_;   // unfinished, oldest first
+  std::vector<std::unique_ptr<Task>> spare_;  // keeps their memory for the next job
+  Ticket last_ticket_ = 0;
+};
+
+}  // namespace hier

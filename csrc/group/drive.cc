@@ -1,0 +1,308 @@
+// Driving: one thread at a time moves everything in flight, waits, and watches for what goes wrong.
+#include <sched.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/error.h"
+#include "group/group.h"
+#include "group/patience.h"
+
+namespace hier {
+
+namespace {
+
+constexpr int kSleepMs = 50;       // longest sleep: signals, deadlines and peers are looked at
+constexpr unsigned kLookEvery = 64;  // turns with progress between two looks at the clock
+constexpr auto kLookInterval = std::chrono::milliseconds(kSleepMs);
+constexpr auto kCauseWait = std::chrono::milliseconds(200);  // for the reason behind a broken stream
+
+std::string seconds_text(double seconds) {
+  std::string text = std::to_string(seconds);
+  text.erase(std::max(text.find_last_not_of('0') + 1, text.find('.') + 2));
+  return text;
+}
+
+std::exception_ptr error_from(int sender, const ControlFrame& frame) {
+  const std::string text = frame.message() + " [reported by rank " + std::to_string(sender) + "]";
+  switch (frame.kind) {
+    case ErrorKind::peer: return std::make_exception_ptr(PeerError(frame.culprit, text));
+    case ErrorKind::timeout: return std::make_exception_ptr(Timeout(text));
+    case ErrorKind::mismatch: return std::make_exception_ptr(MismatchError(text));
+    default: return std::make_exception_ptr(AbortedError(text));
+  }
+}
+
+ControlFrame frame_from(const std::exception_ptr& error, int rank) {
+  const std::string raised = "rank " + std::to_string(rank) + " raised ";
+  ControlFrame frame;
+  frame.type = ControlFrame::Type::abort;
+  frame.kind = ErrorKind::aborted;
+  try {
+    std::rethrow_exception(error);
+  } catch (const PeerError& e) {
+    frame.kind = e.kind(), frame.culprit = e.rank, frame.set_text(e.what());
+  } catch (const Error& e) {
+    frame.kind = e.kind(), frame.set_text(e.what());
+  } catch (const std::exception& e) {
+    frame.set_text(raised + e.what());  // a signal's, say: KeyboardInterrupt
+  } catch (...) {
+    frame.set_text(raised + "an unknown error");
+  }
+  return frame;
+}
+
+}  // namespace
+
+// Drives until `ended`. On an error poisons the group, ends every run in flight with it, and throws.
+void Group::drive(const std::function<bool()>& ended, bool in_caller) {
+  Patience patience(config_.ranks_on_host);
+  in_caller_ = in_caller;
+  try {
+    while (!ended()) {
+      if (failed_.load(std::memory_order_acquire)) throw_failure();
+      if (turn()) {
+        patience.reset();
+        if (++turns_ % kLookEvery == 0 && Clock::now() - looked_ >= kLookInterval) look_around();
+      } else if (patience.exhausted()) {
+        sleep();
+      }
+    }
+  } catch (const PeerError&) {
+    auto error = std::current_exception();
+    try {
+      listen_for_cause();
+    } catch (...) {
+      error = std::current_exception();
+    }
+    end_all(error);
+    std::rethrow_exception(error);
+  } catch (...) {
+    const auto error = std::current_exception();
+    end_all(error);
+    std::rethrow_exception(error);
+  }
+}
+
+bool Group::turn() {
+  bool moved = false;
+  for (Lane& lane : lanes_) {
+    if (!lane.runs.empty()) moved |= advance(lane);
+  }
+  return moved;
+}
+
+bool Group::advance(Lane& lane) {
+  Run& run = *lane.runs.front();
+  bool moved = false;
+  if (!run.execution) {
+    // A run without elements synchronises nobody: it must not take a place for its header.
+    const bool staged = run.plan.local && run.plan.count > 0;
+    const uint64_t run_of_lane = staged ? lane.local_runs++ : 0;
+    run.execution.emplace(std::move(run.plan), &run.header, lane.engine.get(), lane.local.get(),
+                          run_of_lane);
+    moved = true;
+  }
+  moved |= run.execution->progress();
+  moved |= lane.engine->progress();
+  // A finished run may have bytes on the engine still: a spill, or the padding of a send.
+  if (!run.execution->finished() || !lane.engine->idle()) return moved;
+  shared_bytes_.fetch_add(run.execution->shared_bytes(), std::memory_order_relaxed);
+  for (const auto& channel : lane.channels) {
+    if (!channel) continue;
+    auto& counter = channel->over_network() ? network_bytes_ : shared_bytes_;
+    counter.fetch_add(std::exchange(channel->bytes_sent, 0), std::memory_order_relaxed);
+  }
+  const auto work = run.work;
+  history_[run.header.run % history_.size()] = run.header;
+  {
+    const std::lock_guard lock(mutex_);
+    --in_flight_;
+  }
+  lane.runs.pop_front();
+  work->finish(nullptr);
+  return true;
+}
+
+void Group::accept_pending() {
+  const std::lock_guard lock(mutex_);
+  for (; !pending_.empty(); pending_.pop_front()) {
+    Lane& lane = lanes_[pending_.front()->header.run % lanes_.size()];
+    lane.runs.push_back(std::move(pending_.front()));
+  }
+  num_pending_.store(0, std::memory_order_release);
+}
+
+// Sleeps until a descriptor or the doorbell says that there may be something to do.
+void Group::sleep() {
+  bells_.prepare_to_sleep();
+  if (turn()) {  // once more, after the announcement: see Doorbells
+    bells_.woke_up();
+    return;
+  }
+  poll_fds_.clear();
+  poll_fds_.push_back({wake_.get(), POLLIN, 0});
+  if (bells_.fd() >= 0) poll_fds_.push_back({bells_.fd(), POLLIN, 0});
+  for (const Lane& lane : lanes_) lane.engine->blocked_on(poll_fds_);
+  const auto first_control = static_cast<std::ptrdiff_t>(poll_fds_.size());
+  control_.poll_fds(poll_fds_);
+  const int limit = control_.anybody_gone() ? 1 : kSleepMs;
+  const int ready = ::poll(poll_fds_.data(), poll_fds_.size(), limit);
+  const int error = ready < 0 ? errno : 0;
+  bells_.woke_up();
+  if (error != 0 && error != EINTR) throw SystemError(error, "poll");
+  if (error == EINTR && in_caller_) check_interrupts();
+  if (poll_fds_[0].revents) {
+    eventfd_t calls = 0;
+    (void)::eventfd_read(wake_.get(), &calls);
+  }
+  const bool control = std::any_of(poll_fds_.begin() + first_control, poll_fds_.end(),
+                                   [](const pollfd& fd) { return fd.revents != 0; });
+  // Most wake-ups are for data: they need no look around, which costs a call per control link.
+  if (control || Clock::now() - looked_ >= kLookInterval || control_.anybody_gone()) look_around();
+}
+
+// What needs no attention at every turn: signals, control links, deadlines, peers that are gone.
+void Group::look_around() {
+  looked_ = Clock::now();
+  if (in_caller_) check_interrupts();
+  control_.receive([this](int rank, const ControlFrame& frame) { handle(rank, frame); });
+  for (Lane& lane : lanes_) {
+    for (const auto& run : lane.runs) check_deadline(*run);
+    if (!lane.runs.empty()) tell_status(*lane.runs.front());
+  }
+  // All that a gone peer has written is readable by now: what still waits, waits in vain.
+  if (control_.anybody_gone() && !turn()) {
+    for (const Lane& lane : lanes_) {
+      if (!lane.runs.empty() && lane.runs.front()->execution) check_presence(lane);
+    }
+  }
+}
+
+void Group::handle(int rank, const ControlFrame& frame) {
+  if (frame.type == ControlFrame::Type::abort) std::rethrow_exception(error_from(rank, frame));
+  if (frame.type != ControlFrame::Type::status) return;
+  RunHeader theirs;
+  std::memcpy(&theirs, frame.header.data(), sizeof theirs);
+  statuses_[rank] = theirs;
+  const auto compare = [&](const RunHeader& mine) {
+    if (mine.run != theirs.run) return;
+    if (auto wrong = disagreement(mine, theirs)) throw MismatchError(*wrong);
+  };
+  for (const Lane& lane : lanes_) {
+    for (const auto& run : lane.runs) compare(run->header);
+  }
+  for (const RunHeader& ended : history_) compare(ended);
+}
+
+void Group::tell_status(Run& run) {
+  if (run.told_status) return;
+  const double patience = std::min(config_.status_after,
+                                   Seconds(run.deadline - run.begun).count() / 4);
+  if (Seconds(Clock::now() - run.begun).count() < patience) return;
+  run.told_status = true;
+  ControlFrame status;
+  status.type = ControlFrame::Type::status;
+  std::memcpy(status.header.data(), &run.header, sizeof run.header);
+  control_.broadcast(status);
+  for (const auto& [rank, theirs] : statuses_) {
+    if (theirs.run != run.header.run) continue;
+    if (auto wrong = disagreement(run.header, theirs)) throw MismatchError(*wrong);
+  }
+}
+
+void Group::check_deadline(Run& run) {
+  if (Clock::now() >= run.deadline) time_out(run);
+}
+
+void Group::time_out(const Run& run) {
+  std::string absent;
+  for (int rank = 0; rank < topology_.world_size; ++rank) {
+    const auto status = statuses_.find(rank);
+    const bool entered = status != statuses_.end() && status->second.run >= run.header.run;
+    if (rank == topology_.rank || entered) continue;
+    absent += (absent.empty() ? "" : ", ") + std::to_string(rank);
+  }
+  std::string text = describe(run.header) + " timed out after " +
+                     seconds_text(Seconds(run.deadline - run.begun).count()) + " s on rank " +
+                     std::to_string(topology_.rank);
+  if (!absent.empty()) {
+    text += ": no sign that rank " + absent + " entered it";
+  }
+  if (run.execution) {
+    text += "; waiting for " + run.execution->describe_wait();
+    if (const auto local = run.execution->waits_for_local()) {
+      text += " of rank " + std::to_string(topology_.neighbours()[*local]);
+    }
+  }
+  throw Timeout(text + ". Look for a rank that is stuck, skips a collective, or needs a longer "
+                       "timeout");
+}
+
+// A neighbour that left or died is an error only if a run still needs it: it may have ended its
+// part. (A peer on another node shows by the end of its data stream, behind all that it sent.)
+void Group::check_presence(const Lane& lane) const {
+  const Run& run = *lane.runs.front();
+  const auto local = run.execution->waits_for_local();
+  for (int i = 0; i < topology_.local_size; ++i) {
+    const int rank = topology_.neighbours()[i];
+    if (i == topology_.local_rank) continue;
+    const auto presence = control_.presence(rank);
+    const bool needed = lane.engine->waits_for(rank) || local == i;
+    if (presence == ControlLinks::Presence::present || !needed) continue;
+    const bool left = presence == ControlLinks::Presence::left;
+    throw PeerError(rank, "rank " + std::to_string(rank) +
+                              (left ? " left the group (it closed or destroyed it)" : " has died") +
+                              " while rank " + std::to_string(topology_.rank) + " needs it for " +
+                              describe(run.header));
+  }
+}
+
+// A broken stream is often the echo of an error elsewhere: its reason comes over the control links.
+void Group::listen_for_cause() {
+  const auto until = Clock::now() + kCauseWait;
+  while (Clock::now() < until) {
+    control_.receive([this](int rank, const ControlFrame& frame) { handle(rank, frame); });
+    ::sched_yield();
+  }
+}
+
+void Group::fail(std::exception_ptr error) {
+  if (fork_depth_ != fork_depth()) return;  // a forked child must not write to its own descriptors
+  const ControlFrame frame = frame_from(error, topology_.rank);
+  {
+    const std::lock_guard lock(mutex_);
+    if (error_) return;
+    error_ = error;
+    error_text_ = frame.message();
+    failed_.store(true, std::memory_order_release);
+  }
+  control_.broadcast(frame);
+}
+
+void Group::end_all(std::exception_ptr error) {
+  fail(error);
+  accept_pending();
+  std::vector<std::shared_ptr<Work>> works;
+  for (Lane& lane : lanes_) {
+    for (const auto& run : lane.runs) works.push_back(run->work);
+    lane.runs.clear();
+  }
+  {
+    const std::lock_guard lock(mutex_);
+    in_flight_ = 0;
+  }
+  for (const auto& work : works) work->finish(error);
+}
+
+void Group::throw_failure() const {
+  const std::lock_guard lock(mutex_);
+  throw AbortedError("this group has failed and cannot be used any more (make a new one): " +
+                     error_text_);
+}
+
+void Group::wake() {
+  if (fork_depth_ == fork_depth()) (void)::eventfd_write(wake_.get(), 1);
+}
+
+}  // namespace hier

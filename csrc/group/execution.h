@@ -1,0 +1,97 @@
+// One collective under way on one rank: its plan of stages, pipelined by piece.
+//
+//   local reduce-scatter  ->  inter-node program on each rank's shard  ->  local allgather
+//
+// While piece k crosses the network, piece k+1 is reduced inside the node. A flat collective is the
+// special case of one piece and no local stage. (Goyal et al. 2017, section 4.2)
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "engine/engine.h"
+#include "local/stage.h"
+#include "reduce/reduce.h"
+
+namespace hier {
+
+struct Plan {
+  std::byte* data = nullptr;
+  size_t count = 0;  // elements
+  DType dtype{};
+  ReduceOp op{};
+  int divisor = 1;                  // avg: by what the finished elements are divided
+  size_t divide_lo = 0, divide_hi = 0;  // which elements of a flat plan to divide at the end
+
+  bool local = false;     // has a local stage
+  bool one_shot = false;  // every rank reduces everything (one piece, one node)
+  int rails = 1;          // ranks of a node that own a shard of each piece
+  size_t piece = 0;       // elements of a piece
+  // The same place in each local rank's symmetric memory; empty if the buffer is private.
+  std::vector<std::byte*> symmetric;
+  // The inter-node program for a shard of so many elements; null if the stage is empty.
+  std::function<std::shared_ptr<const Program>(size_t count)> program;
+};
+
+class Execution {
+ public:
+  // `local` is null without a local stage. `header` outlives the execution.
+  Execution(Plan plan, const RunHeader* header, Engine* engine, LocalStage* local,
+            uint64_t run_of_lane);
+
+  bool progress();  // true if anything moved; throws MismatchError and what the engine throws
+  bool finished() const { return first_ == num_pieces_; }
+  // The local rank, if any, whose flag the oldest piece waits for.
+  std::optional<int> waits_for_local() const;
+  std::string describe_wait() const;
+  uint64_t shared_bytes() const { return shared_bytes_; }  // read from or written to peers' memory
+
+ private:
+  enum class Phase { entering, arrived, inter, gathering };
+  struct Piece {
+    size_t begin = 0, end = 0;  // elements
+    Phase phase = Phase::entering;
+    Engine::Ticket ticket = 0;
+    int owners_copied = 0;
+  };
+  struct Shard {
+    size_t begin, count;  // elements of the whole buffer
+  };
+
+  Piece& piece(uint64_t k) { return window_[k % window_.size()]; }
+  const Piece& piece(uint64_t k) const { return window_[k % window_.size()]; }
+  uint64_t number(uint64_t k) const { return first_number_ + k; }
+  Shard shard(const Piece& piece, int owner) const;
+  bool owner() const { return !local_ || local_->local_rank() < plan_.rails; }
+  bool is_symmetric() const { return !plan_.symmetric.empty(); }
+  std::byte* at(size_t element) const { return plan_.data + element * element_bytes_; }
+  std::byte* shared(int rank, uint64_t k, size_t element) const;
+
+  bool advance(uint64_t k);
+  bool enter(uint64_t k);
+  bool reduce(uint64_t k);
+  void reduce_shard(uint64_t k, Shard shard, std::vector<void*> outs);
+  bool start_inter(uint64_t k);
+  bool finish_inter(uint64_t k);
+  bool gather(uint64_t k);
+  void compare_headers() const;
+  void complete(uint64_t k);
+
+  Plan plan_;
+  const RunHeader* header_;
+  Engine* engine_;
+  LocalStage* local_;
+  uint64_t run_of_lane_;
+  size_t element_bytes_;
+  ReduceFn reduce_;
+  uint64_t num_pieces_, first_number_ = 0;
+  uint64_t first_ = 0;      // oldest unfinished piece
+  uint64_t entered_ = 0;    // pieces below have entered
+  uint64_t published_ = 0;  // pieces below have published their shard
+  std::vector<Piece> window_;
+  uint64_t shared_bytes_ = 0;
+};
+
+}  // namespace hier

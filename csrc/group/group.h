@@ -1,0 +1,205 @@
+// A group of ranks: what users hold. Collectives run in the caller's thread when nothing else is in
+// flight, else on the group's one worker thread, several at once on separate lanes.
+//
+// The first error wins: it poisons the group, reaches every rank over the control links, and ends
+// everything in flight. No exception leaves a thread.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <deque>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "base/clock.h"
+#include "engine/engine.h"
+#include "group/execution.h"
+#include "group/topology.h"
+#include "group/work.h"
+#include "local/stage.h"
+#include "transport/control.h"
+
+namespace hier {
+
+struct GroupConfig {
+  int rank = 0;
+  std::vector<int> node_of_rank;
+  uint32_t group_id = 0;
+  uint16_t generation = 0;
+  int lanes = 2;
+  double timeout = 300;           // seconds for one collective
+  bool hierarchical = true;       // false: schedules run over all ranks, without a local stage
+  int rails = 0;                  // ranks per node that talk to other nodes; 0: all that can
+  size_t segment_bytes = 256 << 10;
+  size_t one_shot_bytes = 8 << 10;
+  size_t one_rail_bytes = 16 << 10;  // up to here one rank of a node talks to the others
+  int ranks_on_host = 1;             // that compete for the cores of this machine
+  double status_after = 1;           // seconds of waiting after which a rank tells where it is
+};
+
+// Connected descriptors, indexed by rank (doorbells: by local rank). See allreduce/_mesh.py.
+struct Wiring {
+  std::vector<Fd> control;
+  std::vector<std::vector<Fd>> data;  // per lane; empty for ranks of this node
+  Fd arena;
+  std::vector<Fd> doorbells;
+};
+
+struct Call {
+  Collective collective = Collective::allreduce;
+  void* data = nullptr;  // the whole buffer, reduced or filled in place
+  size_t count = 0;      // its elements
+  std::vector<size_t> bounds = {};  // of the ranks' parts, where a collective has parts and they
+                                    // are uneven: world_size + 1 offsets
+  DType dtype = DType::f32;
+  ReduceOp op = ReduceOp::sum;
+  int root = 0;
+  std::string algorithm = "auto";
+  double timeout = -1;  // seconds; negative: the group's
+  uint32_t name_hash = 0;
+};
+
+// From which size on which algorithm serves a collective; the first that fits is taken.
+struct Choice {
+  Collective collective;
+  size_t max_bytes;
+  std::string algorithm;
+};
+
+struct Traffic {
+  uint64_t shared_memory_bytes = 0;  // moved between this rank and others of its node
+  uint64_t network_bytes = 0;        // sent to other nodes
+};
+
+class Group {
+ public:
+  Group(GroupConfig config, Wiring wiring);
+  ~Group();
+  Group(const Group&) = delete;
+  Group& operator=(const Group&) = delete;
+
+  const Topology& topology() const { return topology_; }
+  double timeout() const { return timeout_.load(std::memory_order_relaxed); }
+  void set_timeout(double seconds);  // of later collectives
+  void set_choices(std::vector<Choice> choices);  // all ranks must set the same
+  std::string choose(Collective collective, size_t bytes) const;
+  // A schedule of the user's under a name of his; all ranks must register the same.
+  void add_schedule(const std::string& name, Collective collective, Schedule schedule);
+
+  void run(Call call);                     // blocks; throws
+  std::shared_ptr<Work> start(Call call);  // returns at once; throws UsageError only
+
+  // Makes `bytes` per local rank of a shared file known as symmetric memory: local rank i's part
+  // starts at i * bytes. A call whose data lies there copies nothing. Returns this rank's part.
+  std::shared_ptr<SharedMapping> add_symmetric(int fd, size_t bytes);
+  std::byte* symmetric_part(const SharedMapping& mapping, size_t bytes) const;
+
+  Traffic traffic() const;
+  void abort(const std::string& reason);  // poisons the group on every rank; from any thread
+  void close();                           // says goodbye; idempotent
+
+ private:
+  struct Run {
+    Call call;
+    RunHeader header;
+    Plan plan;
+    Clock::time_point begun, deadline;
+    bool told_status = false;
+    std::optional<Execution> execution;
+    std::shared_ptr<Work> work = std::make_shared<Work>();
+  };
+  struct Lane {
+    std::vector<std::unique_ptr<Channel>> channels;  // by rank
+    std::unique_ptr<Engine> engine;
+    std::unique_ptr<LocalStage> local;
+    std::deque<std::unique_ptr<Run>> runs;
+    uint64_t local_runs = 0;  // runs of this lane that had a local stage
+  };
+  struct Symmetric {
+    std::weak_ptr<SharedMapping> mapping;
+    size_t bytes;  // per local rank
+  };
+
+  // group.cc: life, submission, worker
+  void open_lane(Lane& lane, int index, Wiring& wiring);
+  void check_usable() const;
+  std::unique_ptr<Run> prepare(Call call);
+  void number(Run& run);
+  void enqueue(std::unique_ptr<Run> run);
+  void worker_main() noexcept;
+
+  // plan.cc: from a call to a plan
+  void check_call(const Call& call) const;
+  uint32_t options_hash() const;
+  Plan make_plan(const Call& call, RunHeader& header);
+  Plan flat_plan(const Call& call, const std::string& algorithm);
+  std::vector<std::byte*> symmetric_places(const Call& call, uint32_t& place_hash);
+  std::shared_ptr<const Program> flat_program(const Call& call, const std::string& algorithm);
+  std::shared_ptr<const Program> rail_program(const std::string& algorithm, size_t count,
+                                              size_t element_bytes);
+  const Schedule& schedule(Collective collective, const std::string& algorithm, int world_size,
+                           int root);
+
+  // drive.cc: one thread at a time moves everything in flight
+  void drive(const std::function<bool()>& ended, bool in_caller);
+  bool turn();
+  bool advance(Lane& lane);
+  void accept_pending();
+  void sleep();
+  void look_around();
+  void handle(int rank, const ControlFrame& frame);
+  void check_deadline(Run& run);
+  void check_presence(const Lane& lane) const;
+  void tell_status(Run& run);
+  [[noreturn]] void time_out(const Run& run);
+  void listen_for_cause();
+  void fail(std::exception_ptr error);
+  void end_all(std::exception_ptr error);
+  [[noreturn]] void throw_failure() const;
+  void wake();
+
+  GroupConfig config_;
+  Topology topology_;
+  const unsigned fork_depth_;
+  ControlLinks control_;   // owned by the driving thread, but for broadcast in fail()
+  std::shared_ptr<Arena> arena_;
+  Doorbells bells_;
+  Fd wake_;                // an eventfd: rouses the driving thread
+  std::vector<Lane> lanes_;  // owned by the driving thread
+  std::map<int, RunHeader> statuses_;  // last status of each rank; owned by the driving thread
+  std::vector<pollfd> poll_fds_;       // likewise
+  // The last headers of this rank, to be compared with those of ranks that are behind it.
+  std::array<RunHeader, 64> history_;
+  unsigned turns_ = 0;      // likewise, and the next two
+  Clock::time_point looked_{};  // when it last looked around
+  bool in_caller_ = false;  // the driving thread is a caller's: signals are its business
+
+  std::mutex drive_mutex_;  // held by the thread that drives
+  mutable std::mutex mutex_;  // guards the members below
+  std::condition_variable pending_cv_;
+  std::deque<std::unique_ptr<Run>> pending_;
+  uint32_t next_run_ = 0;
+  uint64_t history_hash_ = 0;  // of all headers so far
+  size_t in_flight_ = 0;  // runs that have a number and have not ended
+  bool closing_ = false, closed_ = false;
+  std::exception_ptr error_;
+  std::string error_text_;
+  std::vector<Choice> choices_;
+  std::vector<Symmetric> symmetric_;
+  std::map<std::tuple<Collective, std::string, int, int>, Schedule> schedules_;
+  std::map<std::tuple<std::string, std::vector<size_t>, int>, std::shared_ptr<const Program>>
+      programs_;
+  std::thread worker_;
+
+  std::atomic<double> timeout_;          // seconds; stands alone
+  std::atomic<bool> failed_{false};      // set once, after error_; read by the driving thread
+  std::atomic<size_t> num_pending_{0};   // mirrors pending_.size() for a look without the lock
+  std::atomic<uint64_t> shared_bytes_{0};
+  std::atomic<uint64_t> network_bytes_{0};
+};
+
+}  // namespace hier

@@ -1,0 +1,248 @@
+// From a call to a plan: checks, algorithm, symmetric memory, lowered programs.
+#include <algorithm>
+
+#include "base/error.h"
+#include "group/group.h"
+
+namespace hier {
+
+namespace {
+
+constexpr size_t kMaxPrograms = 256;            // lowered programs kept, then all are dropped
+constexpr size_t kSymmetricPiece = 1 << 20;     // bytes, where the network follows
+constexpr size_t kSmallestPiece = 32 << 10;     // bytes; smaller pieces cost more than they overlap
+
+uint32_t mix(uint32_t hash, uint64_t value) {  // FNV-1a over the bytes of value
+  for (int i = 0; i < 8; ++i) {
+    hash = (hash ^ static_cast<uint32_t>((value >> (8 * i)) & 0xff)) * 16777619u;
+  }
+  return hash;
+}
+
+bool has_parts(Collective c) {
+  return c == Collective::allgather || c == Collective::reduce_scatter || c == Collective::gather;
+}
+
+bool reduces(Collective c) {
+  return c == Collective::allreduce || c == Collective::reduce || c == Collective::reduce_scatter;
+}
+
+std::vector<size_t> parts_of(const Call& call, int world_size) {
+  if (!call.bounds.empty()) return call.bounds;
+  std::vector<size_t> bounds;
+  for (int r = 0; r <= world_size; ++r) bounds.push_back(call.count / world_size * r);
+  return bounds;
+}
+
+}  // namespace
+
+void Group::check_call(const Call& call) const {
+  const int p = topology_.world_size;
+  const std::string what = name_of(call.collective);
+  if (call.root < 0 || call.root >= p) {
+    throw UsageError(what + ": root " + std::to_string(call.root) + " is outside this group of " +
+                     std::to_string(p) + " ranks");
+  }
+  if (reduces(call.collective)) check_supported(call.dtype, call.op);
+  if (!has_parts(call.collective)) return;
+  if (call.bounds.empty() && call.count % p != 0) {
+    throw UsageError(what + ": " + std::to_string(call.count) +
+                     " elements do not split evenly over " + std::to_string(p) +
+                     " ranks; pass the split sizes");
+  }
+  const bool fits = call.bounds.empty() ||
+                    (call.bounds.size() == static_cast<size_t>(p) + 1 && call.bounds.front() == 0 &&
+                     call.bounds.back() == call.count &&
+                     std::is_sorted(call.bounds.begin(), call.bounds.end()));
+  if (!fits) throw UsageError(what + ": the split sizes do not add up to the buffer");
+}
+
+std::string Group::choose(Collective collective, size_t bytes) const {
+  const std::lock_guard lock(mutex_);
+  for (const Choice& choice : choices_) {
+    if (choice.collective == collective && bytes <= choice.max_bytes) return choice.algorithm;
+  }
+  switch (collective) {  // nobody has measured: thresholds that suit a switched Ethernet
+    case Collective::allreduce:
+      return bytes <= 16 << 10 ? "recursive_doubling"
+                               : bytes <= 4 << 20 ? "halving_doubling" : "ring";
+    case Collective::reduce_scatter:
+    case Collective::allgather: return bytes <= 256 << 10 ? "circulant" : "ring";
+    case Collective::broadcast: return bytes <= 256 << 10 ? "binomial" : "scatter_allgather";
+    case Collective::reduce: return "binomial";
+    case Collective::gather: return "binomial";
+    case Collective::barrier: break;
+  }
+  return "dissemination";
+}
+
+// Options that decide who sends what to whom: ranks that differ in them must not go on.
+uint32_t Group::options_hash() const {
+  uint32_t hash = 2166136261u;
+  for (const uint64_t option :
+       {uint64_t{config_.hierarchical}, static_cast<uint64_t>(config_.rails),
+        uint64_t{config_.one_shot_bytes}, uint64_t{config_.one_rail_bytes},
+        uint64_t{config_.segment_bytes}}) {
+    hash = mix(hash, option);
+  }
+  return hash;
+}
+
+Plan Group::make_plan(const Call& call, RunHeader& header) {
+  check_call(call);
+  const size_t element = size_of(call.dtype), bytes = call.count * element;
+  const bool automatic = call.algorithm.empty() || call.algorithm == "auto";
+  const bool several_per_node = topology_.world_size > topology_.num_nodes;
+  const bool staged = config_.hierarchical && several_per_node &&
+                      (call.collective == Collective::allreduce ||
+                       call.collective == Collective::barrier);
+  // Where there is a local stage, a barrier is an allreduce of one byte: two flags inside a node.
+  const Collective as = staged ? Collective::allreduce : call.collective;
+  std::string algorithm = automatic ? choose(as, bytes) : call.algorithm;
+  if (algorithm == "bucket") algorithm = "ring";  // the paper's word
+
+  header.collective = call.collective;
+  header.op = call.op;
+  header.dtype = call.dtype;
+  header.root = call.root;
+  header.count = call.count;
+  header.extra = mix(options_hash(), call.name_hash);
+  for (size_t bound : call.bounds) header.extra = mix(header.extra, bound);
+  header.set_algorithm(algorithm);
+  header.group_id = config_.group_id;
+  header.generation = config_.generation;
+  header.source = static_cast<uint16_t>(topology_.rank);
+
+  if (!staged) return flat_plan(call, algorithm);
+
+  Plan plan;
+  plan.data = static_cast<std::byte*>(call.data);
+  plan.count = call.count;
+  plan.dtype = call.dtype;
+  plan.op = call.op;
+  plan.divisor = call.op == ReduceOp::avg ? topology_.world_size : 1;
+  plan.divide_hi = call.count;
+  plan.local = topology_.local_size > 1;
+  const bool one_node = topology_.num_nodes == 1;
+  plan.one_shot = one_node && bytes <= config_.one_shot_bytes;
+  const int most = config_.rails > 0 ? std::min(config_.rails, topology_.smallest_node)
+                                     : topology_.smallest_node;
+  plan.rails = !one_node && bytes <= config_.one_rail_bytes ? 1 : most;
+  if (!plan.one_shot) plan.symmetric = symmetric_places(call, header.extra);
+  if (!one_node) {
+    // Fails early, in words, for an algorithm that does not exist.
+    (void)schedule(Collective::allreduce, algorithm, topology_.num_nodes, 0);
+    plan.program = [this, algorithm, element](size_t count) {
+      return rail_program(algorithm, count, element);
+    };
+  } else {
+    (void)schedule(Collective::allreduce, algorithm, topology_.world_size, 0);
+  }
+  if (!plan.symmetric.empty()) {
+    plan.piece = one_node ? std::max<size_t>(1, call.count) : kSymmetricPiece / element;
+  } else {
+    const size_t slot = ArenaLayout::kSlotBytes;
+    plan.piece = std::min(slot, std::max(kSmallestPiece, bytes / 4 / 4096 * 4096)) / element;
+    if (plan.one_shot) plan.piece = std::max<size_t>(1, call.count);
+  }
+  return plan;
+}
+
+Plan Group::flat_plan(const Call& call, const std::string& algorithm) {
+  Plan plan;
+  plan.data = static_cast<std::byte*>(call.data);
+  plan.count = call.count;
+  plan.dtype = call.dtype;
+  plan.op = call.op;
+  plan.piece = std::max<size_t>(1, call.count);
+  plan.divisor = reduces(call.collective) && call.op == ReduceOp::avg ? topology_.world_size : 1;
+  if (call.collective == Collective::reduce_scatter) {
+    const auto parts = parts_of(call, topology_.world_size);
+    plan.divide_lo = parts[topology_.rank], plan.divide_hi = parts[topology_.rank + 1];
+  } else if (call.collective != Collective::reduce || call.root == topology_.rank) {
+    plan.divide_hi = call.count;
+  }
+  auto program = flat_program(call, algorithm);
+  plan.program = [program](size_t) { return program; };
+  return plan;
+}
+
+std::vector<std::byte*> Group::symmetric_places(const Call& call, uint32_t& place_hash) {
+  const auto* data = static_cast<const std::byte*>(call.data);
+  const size_t bytes = call.count * size_of(call.dtype);
+  const std::lock_guard lock(mutex_);
+  for (size_t i = 0; i < symmetric_.size(); ++i) {
+    const auto mapping = symmetric_[i].mapping.lock();
+    if (!mapping) continue;
+    const std::byte* part = symmetric_part(*mapping, symmetric_[i].bytes);
+    if (data < part || data + bytes > part + symmetric_[i].bytes) continue;
+    const auto offset = static_cast<size_t>(data - part);
+    // All ranks of a node must mean the same place, or they would sum different buffers.
+    place_hash = mix(mix(place_hash, i + 1), offset);
+    std::vector<std::byte*> places;
+    for (int r = 0; r < topology_.local_size; ++r) {
+      places.push_back(mapping->data() + symmetric_[i].bytes * r + offset);
+    }
+    return places;
+  }
+  return {};
+}
+
+const Schedule& Group::schedule(Collective collective, const std::string& algorithm,
+                                int world_size, int root) {
+  const std::lock_guard lock(mutex_);
+  const auto key = std::tuple(collective, algorithm, world_size, root);
+  const auto known = schedules_.find(key);
+  if (known != schedules_.end()) return known->second;
+  try {
+    return schedules_.emplace(key, build(collective, algorithm, world_size, root)).first->second;
+  } catch (const std::invalid_argument& wrong) {
+    throw UsageError(wrong.what());
+  }
+}
+
+void Group::add_schedule(const std::string& name, Collective collective, Schedule schedule) {
+  if (const std::string wrong = check(schedule, collective); !wrong.empty()) {
+    throw UsageError("schedule '" + name + "' is no " + name_of(collective) + ": " + wrong);
+  }
+  const std::lock_guard lock(mutex_);
+  const int world_size = schedule.world_size;
+  schedules_.insert_or_assign({collective, name, world_size, 0}, std::move(schedule));
+}
+
+std::shared_ptr<const Program> Group::flat_program(const Call& call, const std::string& algorithm) {
+  const Schedule& s = schedule(call.collective, algorithm, topology_.world_size, call.root);
+  const auto bounds = has_parts(call.collective) ? parts_of(call, topology_.world_size)
+                                                 : even_bounds(call.count, s.num_chunks);
+  const size_t segment = std::max<size_t>(1, config_.segment_bytes / size_of(call.dtype));
+  const auto key = std::tuple(std::string(name_of(call.collective)) + ":" + algorithm + ":" +
+                                  std::to_string(segment),
+                              bounds, call.root);
+  const std::lock_guard lock(mutex_);
+  const auto known = programs_.find(key);
+  if (known != programs_.end()) return known->second;
+  if (programs_.size() >= kMaxPrograms) programs_.clear();
+  auto program = std::make_shared<const Program>(lower(s, topology_.rank, bounds, segment));
+  return programs_.emplace(key, std::move(program)).first->second;
+}
+
+std::shared_ptr<const Program> Group::rail_program(const std::string& algorithm, size_t count,
+                                                   size_t element_bytes) {
+  const Schedule& s = schedule(Collective::allreduce, algorithm, topology_.num_nodes, 0);
+  const size_t segment = std::max<size_t>(1, config_.segment_bytes / element_bytes);
+  const auto key = std::tuple("rail:" + algorithm + ":" + std::to_string(segment),
+                              std::vector<size_t>{count}, 0);
+  const std::lock_guard lock(mutex_);
+  const auto known = programs_.find(key);
+  if (known != programs_.end()) return known->second;
+  if (programs_.size() >= kMaxPrograms) programs_.clear();
+  Program program = lower(s, topology_.node, even_bounds(count, s.num_chunks), segment);
+  const std::vector<int> ranks = topology_.rail(topology_.local_rank);
+  for (size_t i = 0; i < program.num_steps(); ++i) {
+    program.steps[i].peer = ranks[program.steps[i].peer];
+  }
+  for (Queue& queue : program.queues) queue.peer = ranks[queue.peer];
+  return programs_.emplace(key, std::make_shared<const Program>(std::move(program))).first->second;
+}
+
+}  // namespace hier

@@ -1,0 +1,74 @@
+// Waiting for a collective, in slices so that signals are seen.
+#include "group/work.h"
+
+#include "base/clock.h"
+
+namespace hier {
+
+namespace {
+
+std::function<void()>& interrupt_check() {
+  static auto* check = new std::function<void()>;  // never destroyed: threads may outlive main
+  return *check;
+}
+
+}  // namespace
+
+void set_interrupt_check(std::function<void()> check) { interrupt_check() = std::move(check); }
+
+void check_interrupts() {
+  if (interrupt_check()) interrupt_check()();
+}
+
+bool Work::wait(double seconds) {
+  const auto deadline = after(seconds < 0 ? 1e9 : seconds);
+  constexpr auto kSlice = std::chrono::milliseconds(50);
+  std::unique_lock lock(mutex_);
+  while (!done_) {
+    const auto now = Clock::now();
+    if (now >= deadline) return false;
+    ended_.wait_until(lock, std::min(deadline, now + kSlice));
+    if (done_) break;
+    lock.unlock();
+    check_interrupts();
+    lock.lock();
+  }
+  if (error_) std::rethrow_exception(error_);
+  return true;
+}
+
+bool Work::done() const {
+  const std::lock_guard lock(mutex_);
+  return done_;
+}
+
+std::exception_ptr Work::error() const {
+  const std::lock_guard lock(mutex_);
+  return error_;
+}
+
+void Work::on_done(std::function<void()> callback) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (!done_) {
+      callbacks_.push_back(std::move(callback));
+      return;
+    }
+  }
+  callback();
+}
+
+void Work::finish(std::exception_ptr error) {
+  std::vector<std::function<void()>> callbacks;
+  {
+    const std::lock_guard lock(mutex_);
+    if (done_) return;
+    done_ = true;
+    error_ = std::move(error);
+    callbacks.swap(callbacks_);
+  }
+  ended_.notify_all();
+  for (const auto& callback : callbacks) callback();
+}
+
+}  // namespace hier

@@ -1,0 +1,52 @@
+// Offsets within the arena: sleep words, ports, ring control words, ring bytes, slots.
+#include "local/arena.h"
+
+#include <algorithm>
+#include <bit>
+
+namespace hier {
+
+namespace {
+
+constexpr size_t kRingControlBytes = 128;
+constexpr size_t kPage = 4096;
+
+size_t pages(size_t bytes) { return (bytes + kPage - 1) / kPage * kPage; }
+size_t to_size(int n) { return static_cast<size_t>(n); }
+
+}  // namespace
+
+ArenaLayout ArenaLayout::plan(int local_size, int lanes) {
+  const size_t rings = std::max<size_t>(1, to_size(local_size * (local_size - 1) * lanes));
+  const size_t share = std::bit_floor((size_t{8} << 20) / rings);
+  return {local_size, lanes, kSlotBytes, kNumSlots,
+          std::clamp<size_t>(share, size_t{32} << 10, size_t{256} << 10)};
+}
+
+size_t ArenaLayout::port_at(int lane, int rank) const {
+  return pages(to_size(local_size) * sizeof(SleepWord)) + lane_index(lane, rank) * sizeof(Port);
+}
+
+size_t ArenaLayout::ring_at(int lane, int from, int to) const {
+  return pages(port_at(lanes, 0)) +
+         (lane_index(lane, from) * to_size(local_size) + to_size(to)) * kRingControlBytes;
+}
+
+size_t ArenaLayout::ring_data_at(int lane, int from, int to) const {
+  // A rank has no ring to itself: `to` counts the others only.
+  const size_t other = to_size(to > from ? to - 1 : to);
+  return pages(ring_at(lanes, 0, 0)) +
+         (lane_index(lane, from) * to_size(local_size - 1) + other) * ring_bytes;
+}
+
+size_t ArenaLayout::slot_at(int lane, int rank, uint64_t piece) const {
+  return pages(ring_data_at(lanes, 0, 0)) +
+         (lane_index(lane, rank) * to_size(num_slots) + piece % to_size(num_slots)) * slot_bytes;
+}
+
+size_t ArenaLayout::bytes() const { return slot_at(lanes, 0, 0); }
+
+Arena::Arena(int fd, ArenaLayout layout)
+    : mapping_(SharedMapping::open(fd, layout.bytes())), layout_(layout) {}
+
+}  // namespace hier

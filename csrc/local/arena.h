@@ -1,0 +1,71 @@
+// The shared memory of one group on one node: who sleeps, the ports and slots of the local stage,
+// and the rings of the shared-memory channels. All-zero memory is a valid initial state, so the
+// memfd needs no initialisation by anybody.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+
+#include "base/doorbell.h"
+#include "base/mapping.h"
+
+namespace hier {
+
+// What a local rank tells the others about a lane: how many pieces have reached each state. Counters
+// only grow. Each is written by its rank (release) and read by the others (acquire).
+struct Port {
+  static constexpr size_t kHeaderBytes = 64;
+  alignas(64) std::atomic<uint64_t> arrived;  // its contribution to the piece may be read
+  alignas(64) std::atomic<uint64_t> reduced;  // its shard of the piece is final and may be read
+  alignas(64) std::atomic<uint64_t> done;     // it reads nothing of the piece any more
+  // The run header of a run's first piece, by parity of the lane's runs; guarded by `arrived`.
+  alignas(64) std::byte headers[2][kHeaderBytes];
+};
+
+struct ArenaLayout {
+  int local_size;
+  int lanes;
+  size_t slot_bytes;  // of one rank's contribution to one piece
+  int num_slots;      // pieces in flight
+  size_t ring_bytes;
+
+  static constexpr size_t kSlotBytes = 256 << 10;
+  static constexpr int kNumSlots = 4;
+  // The layout that all ranks of a node agree on. Rings share 8 MiB, 32 to 256 KiB each.
+  static ArenaLayout plan(int local_size, int lanes);
+
+  size_t bytes() const;
+  size_t port_at(int lane, int rank) const;
+  size_t slot_at(int lane, int rank, uint64_t piece) const;
+  size_t ring_at(int lane, int from, int to) const;       // the control words
+  size_t ring_data_at(int lane, int from, int to) const;  // the bytes
+
+ private:
+  size_t lane_index(int lane, int rank) const {
+    return static_cast<size_t>(lane) * static_cast<size_t>(local_size) + static_cast<size_t>(rank);
+  }
+};
+
+class Arena {
+ public:
+  Arena(int fd, ArenaLayout layout);
+
+  const ArenaLayout& layout() const { return layout_; }
+  SleepWord* sleep_words() const { return at<SleepWord>(0); }
+  Port& port(int lane, int rank) const { return *at<Port>(layout_.port_at(lane, rank)); }
+  std::byte* slot(int lane, int rank, uint64_t piece) const {
+    return mapping_->data() + layout_.slot_at(lane, rank, piece);
+  }
+  std::byte* raw(size_t offset) const { return mapping_->data() + offset; }
+
+ private:
+  template <class T>
+  T* at(size_t offset) const {
+    return reinterpret_cast<T*>(mapping_->data() + offset);
+  }
+  std::shared_ptr<SharedMapping> mapping_;
+  ArenaLayout layout_;
+};
+
+}  // namespace hier

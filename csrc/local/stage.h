@@ -1,0 +1,77 @@
+// The shared-memory local stage: the ranks of a node pass pieces of a buffer through slots that all
+// of them map. Nothing here blocks; group/ drives it and sleeps.
+//
+// A piece goes through three states on every rank: arrived (its contribution may be read), reduced
+// (its shard is final), done (it reads nothing of the piece any more). The slots of piece s are
+// reused by piece s + num_slots, once every rank is done with s.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "local/arena.h"
+
+namespace hier {
+
+class LocalStage {
+ public:
+  enum class State { arrived, reduced, done };
+
+  LocalStage(std::shared_ptr<Arena> arena, int lane, int local_rank, Doorbells* bells)
+      : arena_(std::move(arena)), bells_(bells), lane_(lane), me_(local_rank) {}
+
+  int local_size() const { return arena_->layout().local_size; }
+  int local_rank() const { return me_; }
+  uint64_t pieces_in_flight() const { return static_cast<uint64_t>(arena_->layout().num_slots); }
+
+  // Pieces of a lane are numbered over all runs; a run takes `count` consecutive numbers.
+  uint64_t take(uint64_t count) { return std::exchange(next_piece_, next_piece_ + count); }
+
+  // All ranks have reached `state` with every piece up to and including this one.
+  bool all(State state, uint64_t piece) const {
+    for (int rank = 0; rank < local_size(); ++rank) {
+      if (!reached(rank, state, piece)) return false;
+    }
+    return true;
+  }
+  bool reached(int rank, State state, uint64_t piece) const {
+    return counter(rank, state).load(std::memory_order_acquire) > piece;
+  }
+  // Says that this rank reached `state` with every piece up to and including this one.
+  void publish(State state, uint64_t piece) {
+    counter(me_, state).store(piece + 1, std::memory_order_release);
+    bells_->ring_all();
+  }
+
+  bool slot_free(uint64_t piece) const {
+    return piece < pieces_in_flight() || all(State::done, piece - pieces_in_flight());
+  }
+  std::byte* slot(int rank, uint64_t piece) const { return arena_->slot(lane_, rank, piece); }
+
+  // Written before `arrived` of a run's first piece and read after it. A rank is never more than one
+  // run of a lane ahead, so two places suffice.
+  void write_header(uint64_t run_of_lane, const void* header) {
+    std::memcpy(arena_->port(lane_, me_).headers[run_of_lane % 2], header, Port::kHeaderBytes);
+  }
+  const std::byte* header_of(int rank, uint64_t run_of_lane) const {
+    return arena_->port(lane_, rank).headers[run_of_lane % 2];
+  }
+
+ private:
+  std::atomic<uint64_t>& counter(int rank, State state) const {
+    Port& port = arena_->port(lane_, rank);
+    switch (state) {
+      case State::arrived: return port.arrived;
+      case State::reduced: return port.reduced;
+      case State::done: break;
+    }
+    return port.done;
+  }
+
+  std::shared_ptr<Arena> arena_;
+  Doorbells* bells_;
+  int lane_, me_;
+  uint64_t next_piece_ = 0;
+};
+
+}  // namespace hier

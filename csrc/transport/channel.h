@@ -1,0 +1,38 @@
+// A channel is an ordered, reliable byte stream to and from one peer. It never blocks.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <stdexcept>
+#include <string>
+
+namespace hier {
+
+using Bytes = std::span<const std::byte>;
+
+// The stream broke: what the channel knows. The engine adds who and where.
+struct ChannelBroken : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+class Channel {
+ public:
+  virtual ~Channel() = default;
+
+  // Takes a prefix of the concatenated parts; returns its length, 0 when full.
+  virtual size_t try_write(std::span<const Bytes> parts) = 0;
+  // Fills a prefix of dst; returns its length, 0 when nothing has arrived.
+  virtual size_t try_read(std::span<std::byte> dst) = 0;
+  // Received bytes in place, fewer than `wanted` (at most 64) only if no more have arrived. Valid
+  // until the next call. They start at a multiple of 8 in memory whenever a multiple of 8 was consumed before.
+  virtual Bytes peek(size_t wanted) = 0;
+  virtual void consume(size_t n) = 0;
+
+  // What to poll while blocked on this channel; -1 if the node's doorbell tells.
+  virtual int fd() const = 0;
+  virtual bool over_network() const = 0;
+  uint64_t bytes_sent = 0;  // owned by the thread that drives the channel's group
+};
+
+}  // namespace hier

@@ -1,0 +1,87 @@
+// Control links over nonblocking stream sockets.
+#include "transport/control.h"
+
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <cstring>
+
+namespace hier {
+
+void ControlFrame::set_text(const std::string& message) {
+  text_bytes = static_cast<uint16_t>(std::min(message.size(), text.size()));
+  std::memcpy(text.data(), message.data(), text_bytes);
+}
+
+std::string ControlFrame::message() const {
+  return {text.data(), std::min<size_t>(text_bytes, text.size())};
+}
+
+ControlLinks::ControlLinks(std::vector<Fd> sockets) : links_(sockets.size()) {
+  for (size_t i = 0; i < sockets.size(); ++i) links_[i].socket = std::move(sockets[i]);
+}
+
+void ControlLinks::broadcast(const ControlFrame& frame) noexcept {
+  const std::lock_guard lock(send_mutex_);
+  for (Link& link : links_) {
+    if (!link.socket || !link.writable) continue;
+    const ssize_t n =
+        ::send(link.socket.get(), &frame, sizeof frame, MSG_DONTWAIT | MSG_NOSIGNAL);
+    const bool partial = n > 0 && static_cast<size_t>(n) < sizeof frame;
+    if (partial || (n < 0 && errno != EAGAIN && errno != EINTR)) link.writable = false;
+  }
+}
+
+void ControlLinks::receive(
+    const std::function<void(int rank, const ControlFrame&)>& handle) {
+  for (size_t i = 0; i < links_.size(); ++i) {
+    if (links_[i].socket && links_[i].presence == Presence::present) {
+      receive_from(static_cast<int>(i), links_[i], handle);
+    }
+  }
+}
+
+void ControlLinks::receive_from(
+    int rank, Link& link, const std::function<void(int rank, const ControlFrame&)>& handle) {
+  for (;;) {
+    const ssize_t n = ::recv(link.socket.get(), link.buffer.data() + link.filled,
+                             link.buffer.size() - link.filled, MSG_DONTWAIT);
+    if (n < 0 && (errno == EAGAIN || errno == EINTR)) return;
+    if (n <= 0) {
+      link.presence = Presence::died;
+      anybody_gone_ = true;
+      return;
+    }
+    link.filled += static_cast<size_t>(n);
+    if (link.filled < link.buffer.size()) continue;
+    link.filled = 0;
+    ControlFrame frame;
+    std::memcpy(&frame, link.buffer.data(), sizeof frame);
+    if (frame.magic != ControlFrame::kMagic) {
+      link.presence = Presence::died;  // garbage: trust nothing more from this link
+      anybody_gone_ = true;
+      return;
+    }
+    if (frame.type == ControlFrame::Type::goodbye) {
+      link.presence = Presence::left;
+      anybody_gone_ = true;
+      return;
+    }
+    handle(rank, frame);
+  }
+}
+
+void ControlLinks::poll_fds(std::vector<pollfd>& fds) const {
+  for (const Link& link : links_) {
+    if (link.socket && link.presence == Presence::present) {
+      fds.push_back({link.socket.get(), POLLIN, 0});
+    }
+  }
+}
+
+void ControlLinks::close() {
+  const std::lock_guard lock(send_mutex_);
+  for (Link& link : links_) link.socket.close();
+}
+
+}  // namespace hier

@@ -1,0 +1,70 @@
+// Control links: one stream socket per peer beside the data, for what must be said out of band:
+// that a run failed and why, where a rank is, that it leaves. They also tell when a peer is gone.
+#pragma once
+
+#include <poll.h>
+
+#include <array>
+#include <cstdint>
+#include <functional>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+#include "base/fd.h"
+
+namespace hier {
+
+// Frames have one fixed size, so that nothing that a peer sends decides how much is read.
+struct ControlFrame {
+  enum class Type : uint8_t { abort = 1, status, goodbye };
+  static constexpr uint32_t kMagic = 0x43524148;  // "HARC"
+
+  uint32_t magic = kMagic;
+  Type type{};
+  ErrorKind kind{};         // abort: the type of the error
+  uint16_t text_bytes = 0;  // abort: its message
+  int32_t culprit = -1;     // abort: the rank of a PeerError
+  uint32_t reserved = 0;
+  std::array<std::byte, 64> header{};  // status: the run that the sender waits in
+  std::array<char, 944> text{};
+
+  void set_text(const std::string& message);
+  std::string message() const;
+};
+static_assert(sizeof(ControlFrame) == 1024);
+
+class ControlLinks {
+ public:
+  enum class Presence : uint8_t { present, left, died };
+
+  // sockets[r] leads to rank r; empty for this rank.
+  explicit ControlLinks(std::vector<Fd> sockets);
+
+  // Best effort and without blocking: a peer that does not read misses it. From any thread; all
+  // else belongs to the thread that drives the group.
+  void broadcast(const ControlFrame& frame) noexcept;
+  // Hands every complete frame that has arrived to `handle`, and notes who is gone.
+  void receive(const std::function<void(int rank, const ControlFrame&)>& handle);
+  Presence presence(int rank) const { return links_[rank].presence; }
+  bool anybody_gone() const { return anybody_gone_; }
+  void poll_fds(std::vector<pollfd>& fds) const;
+  void close();
+
+ private:
+  struct Link {
+    Fd socket;
+    Presence presence = Presence::present;
+    bool writable = true;  // a partial write ends the sending direction: frames must stay whole
+    size_t filled = 0;
+    std::array<std::byte, sizeof(ControlFrame)> buffer;
+  };
+  void receive_from(int rank, Link& link,
+                    const std::function<void(int rank, const ControlFrame&)>& handle);
+  std::mutex send_mutex_;  // guards sending and closing
+  std::vector<Link> links_;
+  bool anybody_gone_ = false;
+};
+
+}  // namespace hier

@@ -1,0 +1,86 @@
+// TCP channel over a connected nonblocking socket.
+#include "transport/tcp.h"
+
+#include <sys/socket.h>
+#include <sys/uio.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstring>
+#include <system_error>
+
+namespace hier {
+
+namespace {
+
+constexpr size_t kMaxParts = 4;
+
+[[noreturn]] void broken(const char* call, int error) {
+  throw ChannelBroken(std::string(call) + ": " + std::system_category().message(error));
+}
+
+bool would_block(int error) { return error == EAGAIN || error == EWOULDBLOCK || error == EINTR; }
+
+}  // namespace
+
+size_t TcpChannel::try_write(std::span<const Bytes> parts) {
+  std::array<iovec, kMaxParts> vectors;
+  size_t used = 0;
+  for (Bytes part : parts.first(std::min(parts.size(), kMaxParts))) {
+    if (!part.empty()) vectors[used++] = {const_cast<std::byte*>(part.data()), part.size()};
+  }
+  if (used == 0) return 0;
+  msghdr message{};
+  message.msg_iov = vectors.data();
+  message.msg_iovlen = used;
+  const ssize_t n = ::sendmsg(socket_.get(), &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+  if (n < 0) {
+    if (would_block(errno)) return 0;
+    broken("send", errno);
+  }
+  bytes_sent += static_cast<size_t>(n);
+  return static_cast<size_t>(n);
+}
+
+size_t TcpChannel::receive(std::byte* dst, size_t n) {
+  const ssize_t got = ::recv(socket_.get(), dst, n, MSG_DONTWAIT);
+  if (got > 0) return static_cast<size_t>(got);
+  if (got == 0) throw ChannelBroken("connection closed by the peer");
+  if (!would_block(errno)) broken("recv", errno);
+  return 0;
+}
+
+void TcpChannel::fill() {
+  if (lo_ == hi_) {
+    lo_ = hi_ = consumed_ % 8;
+  } else if (hi_ == buffer_.size()) {
+    const size_t keep = lo_ % 8;
+    std::memmove(buffer_.data() + keep, buffer_.data() + lo_, hi_ - lo_);
+    hi_ = keep + hi_ - lo_, lo_ = keep;
+  }
+  hi_ += receive(buffer_.data() + hi_, buffer_.size() - hi_);
+}
+
+Bytes TcpChannel::peek(size_t wanted) {
+  if (hi_ - lo_ < wanted && (hi_ - lo_ < 64 || lo_ == hi_)) fill();
+  return {buffer_.data() + lo_, hi_ - lo_};
+}
+
+size_t TcpChannel::try_read(std::span<std::byte> dst) {
+  if (dst.empty()) return 0;
+  if (lo_ == hi_) {
+    if (dst.size() >= kSmallRead) {
+      const size_t n = receive(dst.data(), dst.size());
+      consumed_ += n;
+      return n;
+    }
+    fill();
+  }
+  const size_t n = std::min(dst.size(), hi_ - lo_);
+  std::memcpy(dst.data(), buffer_.data() + lo_, n);
+  consume(n);
+  return n;
+}
+
+}  // namespace hier
