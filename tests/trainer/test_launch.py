@@ -1,0 +1,201 @@
+"""The launcher with real worker processes that need no group: how jobs end, and what they leave."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.timeout(120)
+
+# A job whose workers run the body that the test gives; `rank` is known to it.
+JOB = """
+import os, signal, sys, time
+from pathlib import Path
+from trainer.config import parse
+from trainer.launch import launch, run_worker
+folder = Path({folder!r})
+if "RANK" not in os.environ:
+    config = parse(["--workers", "3", "--nodes", "3", "--out", str(folder / "run")], {{}})
+    sys.exit(launch(config, (sys.executable, __file__)))
+rank = int(os.environ["RANK"])
+def work():
+    (folder / f".pid{{rank}}").write_text(str(os.getpid()))
+    (folder / f".pid{{rank}}").rename(folder / f"pid{{rank}}")  # seen whole or not at all
+{body}
+sys.exit(run_worker(work))
+"""
+
+
+@pytest.fixture
+def start(tmp_path: Path):
+    """Starts a job in a process group of its own; what still lives at the end is killed."""
+    jobs = []
+
+    def begin(body: str) -> subprocess.Popen[str]:
+        script = tmp_path / "job.py"
+        indented = "\n".join("    " + line for line in body.splitlines())
+        script.write_text(JOB.format(folder=str(tmp_path), body=indented))
+        jobs.append(
+            subprocess.Popen(
+                [sys.executable, str(script)],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+        )
+        return jobs[-1]
+
+    yield begin
+    for job in jobs:
+        if job.poll() is None:
+            job.kill()
+        job.wait(30)
+        for stream in (job.stdout, job.stderr):
+            stream.close()
+
+
+def worker_pids(folder: Path, count: int = 3) -> list[int]:
+    """The workers' process ids, once all have come as far as `work`."""
+    files = [folder / f"pid{rank}" for rank in range(count)]
+    deadline = time.monotonic() + 60
+    while not all(file.exists() for file in files):
+        assert time.monotonic() < deadline, "workers did not start"
+        time.sleep(0.02)
+    return [int(file.read_text()) for file in files]
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def assert_gone(pids: list[int], within: float = 20) -> None:
+    deadline = time.monotonic() + within
+    while any(map(alive, pids)):
+        assert time.monotonic() < deadline, "a worker is left behind"
+        time.sleep(0.02)
+
+
+def test_workers_get_the_environment_of_a_job(start, tmp_path: Path) -> None:
+    names = ("WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "OMP_NUM_THREADS")
+    body = f"(folder / f'env{{rank}}').write_text(' '.join(os.environ[n] for n in {names}))"
+    _, errors = (job := start(body)).communicate(timeout=60)
+    assert (job.returncode, errors) == (0, "")
+    threads = os.environ.get("OMP_NUM_THREADS") or max(1, len(os.sched_getaffinity(0)) // 3)
+    for rank in range(3):
+        found = (tmp_path / f"env{rank}").read_text()
+        assert found == f"3 {rank} 3 127.0.0.1 {threads}"
+
+
+def test_only_rank_0_speaks_on_stdout(start) -> None:
+    out, _ = start("print('rank', rank, flush=True)").communicate(timeout=60)
+    assert out == "rank 0\n"
+
+
+@pytest.mark.parametrize("guilty", [0, 2])
+def test_a_failing_worker_ends_the_job_and_its_error_comes_once(start, tmp_path, guilty) -> None:
+    job = start(
+        f"if rank == {guilty}: raise ValueError('batch of the wrong colour')\ntime.sleep(99)"
+    )
+    _, errors = job.communicate(timeout=60)
+    assert job.returncode == 1
+    assert errors.count("ValueError: batch of the wrong colour") == 1
+    assert f"trainer: worker {guilty} of 3 failed with exit code 1; the others" in errors
+    pids = [int(file.read_text()) for file in tmp_path.glob("pid*")]
+    assert_gone(pids)
+
+
+def test_the_cause_is_shown_not_the_peers_that_lost_it(start) -> None:
+    job = start(
+        "if rank == 1:\n"
+        "    time.sleep(0.3)\n"
+        "    raise ZeroDivisionError('the cause')\n"
+        "raise ConnectionResetError('rank 1 is gone')"
+    )
+    _, errors = job.communicate(timeout=60)
+    assert "the cause" in errors
+    assert "is gone" not in errors
+
+
+def test_lost_peers_alone_are_still_an_error(start) -> None:
+    job = start("raise TimeoutError(f'rank {7} never came')")
+    _, errors = job.communicate(timeout=60)
+    assert job.returncode == 1
+    assert errors.count("rank 7 never came") == 1
+
+
+def test_a_killed_worker_is_named_with_its_signal(start, tmp_path) -> None:
+    job = start("time.sleep(99)")
+    pids = worker_pids(tmp_path)
+    os.kill(pids[1], signal.SIGKILL)
+    _, errors = job.communicate(timeout=60)
+    assert job.returncode == 1
+    assert "trainer: worker 1 of 3 was killed by SIGKILL" in errors
+    assert_gone(pids)
+
+
+def test_what_a_worker_wrote_before_it_crashed_is_shown(start) -> None:
+    body = "if rank == 2: os.write(2, b'terminate called'); os.abort()\ntime.sleep(99)"
+    _, errors = start(body).communicate(timeout=60)
+    assert "terminate called" in errors
+    assert "worker 2 of 3 was killed by SIGABRT" in errors
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_a_signal_ends_all_workers(start, tmp_path, number: int, code: int) -> None:
+    job = start("time.sleep(99)")
+    pids = worker_pids(tmp_path)
+    began = time.monotonic()
+    if number == signal.SIGINT:  # a terminal sends it to its whole process group
+        os.killpg(job.pid, number)
+    else:
+        os.kill(job.pid, number)
+    _, errors = job.communicate(timeout=60)
+    assert time.monotonic() - began < 20
+    assert job.returncode == code
+    assert "Traceback" not in errors
+    assert_gone(pids)
+
+
+def test_workers_that_ignore_sigterm_end_too(start, tmp_path) -> None:
+    job = start("signal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(99)")
+    pids = worker_pids(tmp_path)
+    os.kill(job.pid, signal.SIGINT)
+    job.communicate(timeout=60)
+    assert_gone(pids)
+
+
+def test_workers_die_with_a_killed_launcher(start, tmp_path) -> None:
+    job = start("time.sleep(99)")
+    pids = worker_pids(tmp_path)
+    job.kill()
+    job.wait(30)
+    assert_gone(pids)
+
+
+def test_a_used_run_directory_is_refused_before_any_worker(start, tmp_path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.csv").write_text("precious")
+    _, errors = start("pass").communicate(timeout=60)
+    assert "already holds something; name another directory" in errors
+    assert not list(tmp_path.glob("pid*"))
+    assert (tmp_path / "run" / "metrics.csv").read_text() == "precious"
+
+
+def test_a_run_directory_that_cannot_be_made_is_refused(start, tmp_path) -> None:
+    (tmp_path / "run").write_text("a file")
+    _, errors = start("pass").communicate(timeout=60)
+    assert "ConfigError: --out" in errors
+    assert not list(tmp_path.glob("pid*"))

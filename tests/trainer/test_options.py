@@ -1,0 +1,139 @@
+"""The command line: defaults, help, and a one-line refusal for each mistake."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+
+from trainer.config import ALGORITHMS, Config, ConfigError, parse
+
+LAUNCHER = {"RANK": "1", "WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+
+
+def test_without_arguments_it_is_the_main_job() -> None:
+    config = parse([], {})
+    assert (config.model, config.data, config.epochs) == ("resnet50", "digits", 5)
+    assert (config.workers, config.nodes, config.batch, config.minibatch) == (4, 2, 32, 128)
+    assert config.out.startswith("runs/")
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_every_algorithm_can_be_chosen(algo: str) -> None:
+    assert parse(["--algo", algo], {}).algo == algo
+
+
+def test_bucket_is_another_name_of_ring() -> None:
+    assert parse(["--algo", "bucket"], {}).algo == "ring"
+
+
+def test_arguments_made_from_a_configuration_give_it_again() -> None:
+    config = parse(
+        ["--milestones", "1.5,3", "--batch=16", "--lr", "0.2", "--workers", "3", "--out", "a b"], {}
+    )
+    assert config.milestones == (1.5, 3.0)
+    assert parse(config.to_argv(), {}) == config
+
+
+def test_one_worker_is_one_node() -> None:
+    assert parse(["--workers", "1"], {}).nodes == 1
+
+
+def test_a_launcher_decides_workers_and_leaves_nodes_real() -> None:
+    config = parse(["--batch", "8"], LAUNCHER)
+    assert (config.workers, config.nodes, config.minibatch, config.out) == (3, 0, 24, "")
+    assert parse(["--nodes", "3"], LAUNCHER).nodes == 3
+
+
+REFUSALS = [
+    (["--algo", "nccl"], r"--algo: invalid choice: 'nccl' \(choose from .*halving_doubling"),
+    (["--model", "vgg"], "--model: invalid choice: 'vgg'"),
+    (["--data", "imagenet"], "--data: invalid choice: 'imagenet'"),
+    (["--batch", "x"], "--batch: invalid int value: 'x'"),
+    (["--batch", "1"], "--batch 1: batch normalisation needs at least 2 images"),
+    (["--batch", "400"], "--batch 400 x --workers 4 = 1600 images, but --data digits has 1536"),
+    (["--workers", "0"], "--workers 0: give a whole number from 1 up"),
+    (["--workers", "-3"], "--workers -3: give a whole number from 1 up"),
+    (["--nodes", "5"], "--nodes 5: at most --workers 4"),
+    (["--nodes", "0"], "--nodes 0: give 1 to --workers 4"),
+    (["--epochs", "0"], "--epochs 0: give a whole number from 1 up"),
+    (["--seed", "-1"], "--seed -1: give a whole number from 0 up"),
+    (["--threads", "-1"], "--threads -1: give a whole number from 0 up"),
+    (["--bucket-bytes", "-1"], "--bucket-bytes -1: give a whole number from 0 up"),
+    (["--log-every", "0"], "--log-every 0: give a whole number from 1 up"),
+    (["--max-iterations", "-1"], "--max-iterations -1: give a whole number from 0 up"),
+    (["--lr", "0"], "--lr 0.0: give a number above 0"),
+    (["--lr", "nan"], "--lr nan: give a number above 0"),
+    (["--timeout", "inf"], "--timeout inf: give a number above 0"),
+    (["--momentum", "1"], "--momentum 1.0: give a number from 0 to below 1"),
+    (["--weight-decay", "-1"], "--weight-decay -1.0: give a number from 0 up"),
+    (["--warmup-epochs", "6"], "--warmup-epochs 6.0: give 0 to --epochs 5"),
+    (["--milestones", "3,2"], "--milestones 3,2: give increasing numbers of epochs"),
+    (["--milestones", "a"], "--milestones: a: give numbers of epochs, as 30,60,80"),
+    (["--algoo", "ring"], "--algoo: there is no such option; did you mean --algo?"),
+    (["digits"], "digits: there is no such option; --help lists the options"),
+    (["--batch"], "--batch: expected one argument"),
+]
+
+
+@pytest.mark.parametrize(("argv", "message"), REFUSALS, ids=[" ".join(a) for a, _ in REFUSALS])
+def test_a_mistake_is_refused_in_one_line(argv: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        parse(argv, {})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "argv", "message"),
+    [
+        ({}, ["--workers", "4"], r"--workers 4: the launcher started 3 \(WORLD_SIZE\)"),
+        ({"MASTER_ADDR": None}, [], "MASTER_ADDR is not set although RANK is"),
+        ({"WORLD_SIZE": None}, [], "WORLD_SIZE is not set although RANK is"),
+        ({"MASTER_PORT": "http"}, [], "MASTER_PORT=http: set it to a whole number"),
+        ({"RANK": "3"}, [], "RANK=3: ranks run from 0 to WORLD_SIZE - 1 = 2"),
+    ],
+)
+def test_a_broken_launcher_environment_is_refused(changes, argv, message: str) -> None:
+    environ = {name: value for name, value in {**LAUNCHER, **changes}.items() if value is not None}
+    with pytest.raises(ConfigError, match=message):
+        parse(argv, environ)
+
+
+def test_configurations_are_frozen_and_keyword_only() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().batch = 3  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        Config("resnet50")  # type: ignore[misc]
+
+
+def test_every_option_has_help_and_a_group() -> None:
+    for field in dataclasses.fields(Config):
+        assert field.metadata["help"], field.name
+        assert field.metadata["group"], field.name
+
+
+def test_help_lists_every_option_in_groups_and_needs_no_torch() -> None:
+    code = (
+        "import sys; sys.modules['torch'] = sys.modules['numpy'] = None\n"
+        "from trainer.run import main; main(['--help'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    for field in dataclasses.fields(Config):
+        assert "--" + field.name.replace("_", "-") in done.stdout
+    for group in ("what to train:", "optimizer and learning rate:", "communication:"):
+        assert group in done.stdout
+
+
+def test_a_refusal_is_one_line_on_stderr_and_starts_nothing() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "trainer.run", "--algo=none"],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("trainer: --algo: invalid choice")
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,1 @@
+"""The paper's training job: ResNet by large-minibatch SGD over `allreduce`."""

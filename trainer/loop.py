@@ -1,0 +1,255 @@
+"""The training and evaluation loops, and what they measure."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainer.config import Config
+from trainer.data import Dataset
+from trainer.data.sampler import EpochSampler, evaluation_batches
+from trainer.report import PHASES
+from trainer.schedule import Schedule
+
+if TYPE_CHECKING:
+    from allreduce import Communicator
+    from allreduce.optim import SGD
+    from allreduce.torch import DistributedDataParallel
+    from trainer.log import Log
+
+__all__ = ["Job", "Stopwatch", "evaluate", "summarize", "train_epoch"]
+
+
+class Stopwatch:
+    """Seconds by phase; every lap belongs to one, so that the phases add up to the whole."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(PHASES, 0.0)
+        self.start()
+
+    def start(self) -> None:
+        """What passed since the last lap belongs to no phase."""
+        self._last = time.perf_counter()
+
+    def lap(self, phase: str) -> None:
+        """What passed since the last lap belongs to `phase`."""
+        now = time.perf_counter()
+        self.seconds[phase] += now - self._last
+        self._last = now
+
+    def move(self, seconds: float, source: str, target: str) -> None:
+        """`seconds` of phase `source` were really of `target`."""
+        self.seconds[source] -= seconds
+        self.seconds[target] += seconds
+
+
+@dataclass(slots=True, kw_only=True)
+class Job:
+    """Everything a worker trains with, and how far it has come."""
+
+    config: Config
+    comm: Communicator
+    dataset: Dataset
+    sampler: EpochSampler
+    model: DistributedDataParallel
+    optimizer: SGD
+    schedule: Schedule
+    iteration: int = 0
+    last_test: dict[str, Any] = field(default_factory=dict)
+    watch: Stopwatch = field(default_factory=Stopwatch)
+    traffic_before: dict[str, int] = field(init=False)
+    began: float = field(default_factory=time.perf_counter)
+
+    def __post_init__(self) -> None:
+        self.traffic_before = dict(self.comm.traffic())
+
+    @property
+    def last_iteration(self) -> int:
+        """How many iterations the run has."""
+        whole = self.config.epochs * self.sampler.iterations
+        return min(whole, self.config.max_iterations or whole)
+
+
+def train_epoch(job: Job, log: Log) -> None:
+    """Trains from `job.iteration` to the end of its epoch, or of the run."""
+    kn, watch = job.config.minibatch, job.watch
+    epoch = job.iteration // job.sampler.iterations
+    window = _Window(job)
+    job.model.train()
+    watch.start()
+    for indices in job.sampler.epoch(epoch):
+        images, labels = job.dataset.train_batch(indices, seed=job.config.seed, epoch=epoch)
+        watch.lap("data")
+
+        logits = job.model(images)
+        loss = F.cross_entropy(logits, labels, reduction="sum") / kn
+        watch.lap("forward")
+
+        waited = job.model.statistics()["exposed_seconds"]
+        torch.autograd.backward(loss)  # gradients are summed over workers while backprop goes on
+        watch.lap("backward")
+        watch.move(job.model.statistics()["exposed_seconds"] - waited, "backward", "exposed")
+
+        for group in job.optimizer.param_groups:
+            group["lr"] = job.schedule(job.iteration)
+        job.optimizer.step()
+        job.optimizer.zero_grad()
+        watch.lap("optimizer")
+
+        job.iteration += 1
+        window.add(loss.detach(), (logits.argmax(1) != labels).sum())
+        at_end = job.iteration in (job.last_iteration, (epoch + 1) * job.sampler.iterations)
+        if at_end or job.iteration % job.config.log_every == 0:
+            log.train(window.close())
+            window = _Window(job)
+        log.tick(job.iteration)
+        watch.lap("other")
+        if at_end:
+            break
+
+
+@torch.no_grad()
+def evaluate(job: Job) -> dict[str, Any]:
+    """Test error and loss over the whole test set, each image counted once; alike on all workers.
+
+    Each worker takes its share of the images, with the batch normalisation statistics of rank 0:
+    one network is evaluated, the one that a checkpoint of rank 0 would hold.
+    """
+    wrong, loss, images = torch.zeros(3, dtype=torch.float64)
+    network = job.model.module
+    size = job.dataset.info.test_images
+    with _rank0_statistics(network):
+        network.eval()
+        for indices in evaluation_batches(
+            size, job.config.batch, job.comm.rank, job.comm.world_size
+        ):
+            inputs, labels = job.dataset.test_batch(indices)
+            logits = network(inputs)
+            wrong += (logits.argmax(1) != labels).sum()
+            loss += F.cross_entropy(logits, labels, reduction="sum")
+            images += len(indices)
+    wrong, loss, images = _sum_over_workers(job.comm, [wrong, loss, images])
+    job.last_test = {
+        "iteration": job.iteration,
+        "epoch": job.iteration / job.sampler.iterations,
+        "test_error": wrong / images,
+        "test_loss": loss / images,
+        "test_images": int(images),
+    }
+    return job.last_test
+
+
+def summarize(job: Job) -> dict[str, Any]:
+    """What the end table shows (see trainer.report); every worker must call it."""
+    elapsed = time.perf_counter() - job.began
+    workers, rank = job.comm.world_size, job.comm.rank
+    after = job.comm.traffic()
+    sent = {kind: after[kind] - job.traffic_before[kind] for kind in sorted(after)}
+    table = torch.zeros(workers, 1 + len(sent), dtype=torch.float64)
+    table[rank] = torch.tensor([job.comm.node, *sent.values()], dtype=torch.float64)
+    every = torch.tensor(_sum_over_workers(job.comm, table.flatten().tolist())).view(workers, -1)
+    phases = _sum_over_workers(job.comm, list(job.watch.seconds.values()))
+    seconds = {name: total / workers for name, total in zip(PHASES, phases, strict=True)}
+    statistics = job.model.statistics()
+    return {
+        **job.last_test,
+        "iterations": job.iteration,
+        "images_per_second": job.iteration * job.config.minibatch / sum(seconds.values()),
+        "training_seconds": sum(seconds.values()),
+        "elapsed_seconds": elapsed,
+        "phase_seconds": seconds,
+        "node_sizes": torch.bincount(every[:, 0].long()).tolist(),
+        "sent_bytes": {kind: every[:, i].tolist() for i, kind in enumerate(sent, start=1)},
+        "algo": job.config.algo,
+        "buckets": statistics["buckets"],
+        "bucket_bytes": job.config.bucket_bytes,
+        "gradient_bytes": sum(p.nbytes for p in job.model.module.parameters()),
+        "plan": _plan(job),
+    }
+
+
+class _Window:
+    """Sums over the iterations of one line of metrics."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._loss: Tensor | float = 0.0
+        self._wrong: Tensor | int = 0
+        self._iterations = 0
+        self._seconds = dict(job.watch.seconds)
+        self._began = time.perf_counter()
+
+    def add(self, loss: Tensor, wrong: Tensor) -> None:
+        """This worker's part of one iteration: loss / kn summed over its images, wrong answers."""
+        self._loss = self._loss + loss  # stay on the device: nothing waits for it here
+        self._wrong = self._wrong + wrong
+        self._iterations += 1
+
+    def close(self) -> dict[str, Any]:
+        """The window's line of metrics, the same on every worker.
+
+        FloatingPointError on every worker if the loss is not finite.
+        """
+        job, workers = self._job, self._job.comm.world_size
+        spent = [job.watch.seconds[phase] - self._seconds[phase] for phase in PHASES]
+        mine = [float(self._loss), float(self._wrong), *spent]
+        loss, wrong, *phases = _sum_over_workers(job.comm, mine)
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss is {loss} in iteration {job.iteration - 1}: training diverged; "
+                "lower --lr or raise --warmup-epochs"
+            )
+        images = self._iterations * job.config.minibatch
+        elapsed = time.perf_counter() - self._began
+        return {
+            "iteration": job.iteration,
+            "epoch": job.iteration / job.sampler.iterations,
+            "eta": job.schedule(job.iteration - 1),
+            "loss": loss / self._iterations,
+            "train_error": wrong / images,
+            "images_per_second": images / elapsed,
+            **{f"{phase}_seconds": s / workers for phase, s in zip(PHASES, phases, strict=True)},
+        }
+
+
+@contextlib.contextmanager
+def _rank0_statistics(network: nn.Module) -> Iterator[None]:
+    """Inside, the network has rank 0's buffers; afterwards each worker has its own again."""
+    buffers = list(network.buffers())
+    own = [buffer.clone() for buffer in buffers]
+    kinds: dict[torch.dtype, list[Tensor]] = {}
+    for buffer in buffers:
+        kinds.setdefault(buffer.dtype, []).append(buffer)
+    for same in kinds.values():  # one message per dtype, not one per buffer
+        flat = torch.cat([buffer.flatten() for buffer in same])
+        dist.broadcast(flat, src=0)
+        for buffer, part in zip(same, torch.split(flat, [b.numel() for b in same]), strict=True):
+            buffer.copy_(part.view_as(buffer))
+    try:
+        yield
+    finally:
+        for buffer, before in zip(buffers, own, strict=True):
+            buffer.copy_(before)
+
+
+def _sum_over_workers(comm: Communicator, values: Sequence[float | Tensor]) -> list[float]:
+    numbers = torch.tensor([float(value) for value in values], dtype=torch.float64)
+    comm.allreduce(numbers, op="sum")
+    return [float(number) for number in numbers]
+
+
+def _plan(job: Job) -> str:
+    """What "auto" made of the largest message, and why; nothing for a chosen algorithm."""
+    if job.config.algo != "auto":
+        return ""
+    largest = max(p.nbytes for p in job.model.module.parameters())
+    return str(job.comm.explain(job.config.bucket_bytes or largest, "float32"))

@@ -1,0 +1,80 @@
+"""`python -m trainer.run`: the training job from top to bottom, as in the paper."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from trainer.config import Config, ConfigError, parse
+from trainer.launch import launch, run_worker
+
+__all__ = ["main", "work"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Starts the job, or is one worker of it where a launcher says so (RANK is set)."""
+    try:
+        config = parse(sys.argv[1:] if argv is None else argv, os.environ)
+        if "RANK" not in os.environ:
+            return launch(config)
+    except ConfigError as error:
+        print(f"trainer: {error}", file=sys.stderr)
+        return 2
+    return run_worker(lambda: work(config))
+
+
+def work(config: Config) -> None:
+    """What each of the k workers does, from joining the group to the table at the end."""
+    import torch  # here, so that --help and refusals do not wait for it
+
+    from allreduce.optim import SGD, split_weight_decay
+    from allreduce.torch import DistributedDataParallel
+    from trainer.data import open_dataset
+    from trainer.data.sampler import EpochSampler
+    from trainer.log import open_log
+    from trainer.loop import Job, evaluate, summarize, train_epoch
+    from trainer.model import build_model
+    from trainer.schedule import Schedule
+    from trainer.worker import join_group, leave_group
+
+    comm = join_group(config)
+    dataset = open_dataset(config.data)
+    sampler = EpochSampler(
+        size=dataset.info.train_images,
+        batch=config.batch,
+        rank=comm.rank,
+        world_size=comm.world_size,
+        seed=config.seed,
+    )
+    torch.manual_seed(config.seed)  # the same initial weights on every worker
+    model = DistributedDataParallel(
+        build_model(config.model, dataset.info.num_classes),
+        bucket_bytes=config.bucket_bytes,
+        op="sum",  # losses are divided by kn, so gradients are summed (Remark 3)
+        algo=config.algo,
+    )
+    optimizer = SGD(
+        split_weight_decay(model.module, config.weight_decay),
+        lr=config.lr,
+        momentum=config.momentum,
+    )
+    job = Job(
+        config=config,
+        comm=comm,
+        dataset=dataset,
+        sampler=sampler,
+        model=model,
+        optimizer=optimizer,
+        schedule=Schedule.from_config(config, sampler.iterations),
+    )
+    with open_log(job) as log:
+        while job.iteration < job.last_iteration:
+            train_epoch(job, log)
+            log.test(evaluate(job))
+        log.finish(summarize(job))
+    leave_group()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
