@@ -11,7 +11,7 @@ Goyal et al., "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour" (2017
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from allreduce import _build
 
@@ -50,8 +50,10 @@ __version__ = "0.1.0"
 _LAZY = ("cost", "cuda", "optim", "schedules", "simulate", "torch")
 
 
-def __getattr__(name: str) -> Any:
-    """Import a submodule at its first use: `import allreduce` needs neither torch nor CUDA."""
-    if name in _LAZY:
-        return importlib.import_module(f"allreduce.{name}")
-    raise AttributeError(f"module 'allreduce' has no attribute {name!r}")
+if not TYPE_CHECKING:  # a type checker finds the submodules by itself
+
+    def __getattr__(name: str) -> Any:
+        """Import a submodule at its first use: `import allreduce` needs neither torch nor CUDA."""
+        if name in _LAZY:
+            return importlib.import_module(f"allreduce.{name}")
+        raise AttributeError(f"module 'allreduce' has no attribute {name!r}")

@@ -36,7 +36,8 @@ struct Timeout : Error {
   explicit Timeout(const std::string& what) : Error(ErrorKind::timeout, what) {}
 };
 
-// Two ranks called different collectives, or the same one with different arguments. Python: RuntimeError.
+// Two ranks called different collectives, or the same one with different arguments. Python:
+// RuntimeError.
 struct MismatchError : Error {
   explicit MismatchError(const std::string& what) : Error(ErrorKind::mismatch, what) {}
 };

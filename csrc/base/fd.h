@@ -1,8 +1,8 @@
 // Owning file descriptors that a forked child does not keep.
 //
 // FD_CLOEXEC does not help a plain fork(): a DataLoader worker that inherits our sockets hides the
-// death of its parent from every peer. So each Fd is known to a pthread_atfork handler, which closes
-// it in the child.
+// death of its parent from every peer. So each Fd is known to a pthread_atfork handler, which
+// closes it in the child.
 #pragma once
 
 #include <utility>

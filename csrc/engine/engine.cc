@@ -107,8 +107,9 @@ bool Engine::spill_front(Fifo& fifo) {
   const uint32_t id = program.order[cursor.queue->first + cursor.next];
   const Step& step = program.steps[id];
   const auto next = program.next.begin();
-  const bool exchange = std::any_of(next + step.first_next, next + program.steps[id + 1].first_next,
-                                    [&](uint32_t n) { return program.steps[n].round == step.round; });
+  const bool exchange =
+      std::any_of(next + step.first_next, next + program.steps[id + 1].first_next,
+                  [&](uint32_t n) { return program.steps[n].round == step.round; });
   if (!exchange) return false;
   if (!cursor.opened) {
     const auto header = std::as_bytes(std::span(job.header, 1)).subspan(cursor.header_done);
@@ -139,8 +140,8 @@ bool Engine::turn(Fifo& fifo) {
     if (!fifo.spill.empty()) return moved;
     while (!fifo.cursors.empty() && budget > 0) {
       Cursor& cursor = fifo.cursors.front();
-      const bool some = fifo.send ? send_some(channel, cursor, budget)
-                                  : receive_some(channel, cursor, budget);
+      const bool some =
+          fifo.send ? send_some(channel, cursor, budget) : receive_some(channel, cursor, budget);
       moved |= some;
       if (complete(cursor)) {
         retire(fifo);
@@ -259,7 +260,8 @@ bool Engine::receive_some(Channel& channel, Cursor& cursor, size_t& budget) {
   if (cursor.task->waits[id] > 0) return false;
   const Step& step = job.program->steps[id];
   const size_t left = step.count * job.element_bytes - cursor.done;
-  const size_t n = receive_payload(channel, cursor, step, std::min(left, std::max(budget, size_t{8})));
+  const size_t n =
+      receive_payload(channel, cursor, step, std::min(left, std::max(budget, size_t{8})));
   cursor.done += n;
   budget -= std::min(budget, n);
   if (n == left) finish_step(cursor, id);
@@ -271,7 +273,8 @@ bool Engine::can_move(const Fifo& fifo) const {
   if (!fifo.spill.empty()) return true;
   const Cursor& cursor = fifo.cursors.front();
   if (cursor.next == cursor.queue->count || (!fifo.send && !cursor.opened)) return true;
-  return cursor.task->waits[cursor.task->job.program->order[cursor.queue->first + cursor.next]] == 0;
+  return cursor.task->waits[cursor.task->job.program->order[cursor.queue->first + cursor.next]] ==
+         0;
 }
 
 void Engine::blocked_on(std::vector<pollfd>& fds) const {

@@ -2,12 +2,12 @@
 // clear and the channel has room or data. Nothing blocks; one thread at a time drives an engine.
 //
 // It cannot deadlock: order all steps by (job, round, list position, piece). The least unfinished
-// step has its dependencies and its FIFO predecessors finished on both ends, so it can move whatever
-// the capacity of the channels. There is one exception to its dependencies: ranks that exchange a
-// chunk within a round (recursive doubling) each receive into what they still send. When nothing
-// else moves, such a send is finished by setting its rest aside (a spill), so that a channel holds
-// one step at least. Sums are deterministic: the additions into an element form a chain that the
-// program fixes.
+// step has its dependencies and its FIFO predecessors finished on both ends, so it can move
+// whatever the capacity of the channels. There is one exception to its dependencies: ranks that
+// exchange a chunk within a round (recursive doubling) each receive into what they still send. When
+// nothing else moves, such a send is finished by setting its rest aside (a spill), so that a
+// channel holds one step at least. Sums are deterministic: the additions into an element form a
+// chain that the program fixes.
 #pragma once
 
 #include <poll.h>
@@ -47,9 +47,9 @@ class Engine {
   bool progress();
 
   bool idle() const { return active_.empty(); }
-  void blocked_on(std::vector<pollfd>& fds) const;      // what to poll when progress() is false
-  bool waits_for(int rank) const;                       // a queue to or from this rank is unfinished
-  std::string describe_wait() const;                    // "rank 3 ... round 2", for a timeout
+  void blocked_on(std::vector<pollfd>& fds) const;  // what to poll when progress() is false
+  bool waits_for(int rank) const;                   // a queue to or from this rank is unfinished
+  std::string describe_wait() const;                // "rank 3 ... round 2", for a timeout
 
  private:
   struct Task {
@@ -62,12 +62,12 @@ class Engine {
   struct Cursor {
     Task* task;
     const Queue* queue;
-    uint32_t next = 0;         // index of the head step within the queue
-    size_t done = 0;           // bytes of the head step
-    size_t header_done = 0;    // bytes of the run header
-    size_t padding_left = 0;   // bytes after the last step: jobs start at multiples of 8
-    bool opened = false;       // the header has passed
-    RunHeader received;        // incoming queues only
+    uint32_t next = 0;        // index of the head step within the queue
+    size_t done = 0;          // bytes of the head step
+    size_t header_done = 0;   // bytes of the run header
+    size_t padding_left = 0;  // bytes after the last step: jobs start at multiples of 8
+    bool opened = false;      // the header has passed
+    RunHeader received;       // incoming queues only
   };
   struct Fifo {
     int peer = 0;

@@ -27,7 +27,8 @@ uint64_t RunHeader::hash(uint64_t seed) const {
 std::string describe(const RunHeader& h) {
   std::string text = name_of(h.collective);
   text += std::string("(") + name_of(h.dtype) + "[" + std::to_string(h.count) + "]";
-  const bool reduces = h.collective == Collective::allreduce || h.collective == Collective::reduce ||
+  const bool reduces = h.collective == Collective::allreduce ||
+                       h.collective == Collective::reduce ||
                        h.collective == Collective::reduce_scatter;
   if (reduces) text += std::string(", ") + name_of(h.op);
   const bool rooted = h.collective == Collective::broadcast || h.collective == Collective::reduce ||
@@ -50,11 +51,13 @@ std::optional<std::string> disagreement(const RunHeader& mine, const RunHeader& 
                      describe(mine) + ", rank " + std::to_string(theirs.source) + " called " +
                      describe(theirs);
   if (mine.run == theirs.run && mine.history != theirs.history) {
-    text += "; an earlier collective differed, one in which these ranks only sent, such as a "
-            "broadcast with another root";
+    text +=
+        "; an earlier collective differed, one in which these ranks only sent, such as a "
+        "broadcast with another root";
   } else if (describe(mine) == describe(theirs)) {
-    text += " with different names, split sizes, places in symmetric memory, or options (local, "
-                  "rails, segment_bytes) of their communicators";
+    text +=
+        " with different names, split sizes, places in symmetric memory, or options (local, "
+        "rails, segment_bytes) of their communicators";
   }
   return text + ". All ranks must call the same collectives with the same arguments in one order";
 }

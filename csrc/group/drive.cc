@@ -12,10 +12,11 @@ namespace hier {
 
 namespace {
 
-constexpr int kSleepMs = 50;       // longest sleep: signals, deadlines and peers are looked at
+constexpr int kSleepMs = 50;         // longest sleep: signals, deadlines and peers are looked at
 constexpr unsigned kLookEvery = 64;  // turns with progress between two looks at the clock
 constexpr auto kLookInterval = std::chrono::milliseconds(kSleepMs);
-constexpr auto kCauseWait = std::chrono::milliseconds(200);  // for the reason behind a broken stream
+constexpr auto kCauseWait =
+    std::chrono::milliseconds(200);  // for the reason behind a broken stream
 
 std::string seconds_text(double seconds) {
   std::string text = std::to_string(seconds);
@@ -26,10 +27,14 @@ std::string seconds_text(double seconds) {
 std::exception_ptr error_from(int sender, const ControlFrame& frame) {
   const std::string text = frame.message() + " [reported by rank " + std::to_string(sender) + "]";
   switch (frame.kind) {
-    case ErrorKind::peer: return std::make_exception_ptr(PeerError(frame.culprit, text));
-    case ErrorKind::timeout: return std::make_exception_ptr(Timeout(text));
-    case ErrorKind::mismatch: return std::make_exception_ptr(MismatchError(text));
-    default: return std::make_exception_ptr(AbortedError(text));
+    case ErrorKind::peer:
+      return std::make_exception_ptr(PeerError(frame.culprit, text));
+    case ErrorKind::timeout:
+      return std::make_exception_ptr(Timeout(text));
+    case ErrorKind::mismatch:
+      return std::make_exception_ptr(MismatchError(text));
+    default:
+      return std::make_exception_ptr(AbortedError(text));
   }
 }
 
@@ -54,7 +59,8 @@ ControlFrame frame_from(const std::exception_ptr& error, int rank) {
 
 }  // namespace
 
-// Drives until `ended`. On an error poisons the group, ends every run in flight with it, and throws.
+// Drives until `ended`. On an error poisons the group, ends every run in flight with it, and
+// throws.
 void Group::drive(const std::function<bool()>& ended, bool in_caller) {
   Patience patience(config_.ranks_on_host);
   in_caller_ = in_caller;
@@ -197,8 +203,8 @@ void Group::handle(int rank, const ControlFrame& frame) {
 
 void Group::tell_status(Run& run) {
   if (run.told_status) return;
-  const double patience = std::min(config_.status_after,
-                                   Seconds(run.deadline - run.begun).count() / 4);
+  const double patience =
+      std::min(config_.status_after, Seconds(run.deadline - run.begun).count() / 4);
   if (Seconds(Clock::now() - run.begun).count() < patience) return;
   run.told_status = true;
   ControlFrame status;
@@ -235,8 +241,9 @@ void Group::time_out(const Run& run) {
       text += " of rank " + std::to_string(topology_.neighbours()[*local]);
     }
   }
-  throw Timeout(text + ". Look for a rank that is stuck, skips a collective, or needs a longer "
-                       "timeout");
+  throw Timeout(text +
+                ". Look for a rank that is stuck, skips a collective, or needs a longer "
+                "timeout");
 }
 
 // A neighbour that left or died is an error only if a run still needs it: it may have ended its

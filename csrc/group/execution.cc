@@ -78,8 +78,7 @@ bool Execution::enter(uint64_t k) {
   p.phase = Phase::arrived;
   if (!local_) return start_inter(k);
   if (!is_symmetric()) {
-    const Shard own = owner() && !plan_.one_shot ? shard(p, local_->local_rank())
-                                                 : Shard{p.end, 0};
+    const Shard own = owner() && !plan_.one_shot ? shard(p, local_->local_rank()) : Shard{p.end, 0};
     // This rank reads its own shard straight from the buffer: only the rest is staged.
     const size_t after = own.begin + own.count;
     std::byte* slot = local_->slot(local_->local_rank(), number(k));
@@ -231,11 +230,10 @@ std::optional<int> Execution::waits_for_local() const {
 std::string Execution::describe_wait() const {
   if (finished()) return "nothing";
   const bool entered = entered_ > first_;
-  std::string what = !entered ? "a free slot in shared memory"
-                     : piece(first_).phase == Phase::arrived
-                         ? "the contribution"
-                     : piece(first_).phase == Phase::inter ? engine_->describe_wait()
-                                                                      : "the shard";
+  std::string what = !entered                                ? "a free slot in shared memory"
+                     : piece(first_).phase == Phase::arrived ? "the contribution"
+                     : piece(first_).phase == Phase::inter   ? engine_->describe_wait()
+                                                             : "the shard";
   return "piece " + std::to_string(first_) + " of " + std::to_string(num_pieces_) + ": " + what;
 }
 

@@ -22,7 +22,7 @@ struct Plan {
   size_t count = 0;  // elements
   DType dtype{};
   ReduceOp op{};
-  int divisor = 1;                  // avg: by what the finished elements are divided
+  int divisor = 1;                      // avg: by what the finished elements are divided
   size_t divide_lo = 0, divide_hi = 0;  // which elements of a flat plan to divide at the end
 
   bool local = false;     // has a local stage

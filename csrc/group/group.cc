@@ -3,7 +3,6 @@
 
 #include <sys/eventfd.h>
 
-
 #include "base/error.h"
 #include "transport/shm.h"
 #include "transport/tcp.h"
@@ -38,9 +37,8 @@ void Group::open_lane(Lane& lane, int index, Wiring& wiring) {
       return ShmRingView{ring, arena_->raw(layout.ring_data_at(index, from, to)),
                          layout.ring_bytes};
     };
-    lane.channels[neighbours[local]] =
-        std::make_unique<ShmChannel>(view(topology_.local_rank, local),
-                                     view(local, topology_.local_rank), &bells_, local);
+    lane.channels[neighbours[local]] = std::make_unique<ShmChannel>(
+        view(topology_.local_rank, local), view(local, topology_.local_rank), &bells_, local);
   }
   for (size_t rank = 0; rank < lane.channels.size(); ++rank) {
     Fd& socket = wiring.data[index][rank];
@@ -73,8 +71,9 @@ void Group::set_choices(std::vector<Choice> choices) {
 
 void Group::check_usable() const {
   if (fork_depth_ != fork_depth()) {
-    throw UsageError("this process was forked from a member of the group and is no member itself: "
-                     "make a new group in it");
+    throw UsageError(
+        "this process was forked from a member of the group and is no member itself: "
+        "make a new group in it");
   }
   if (failed_.load(std::memory_order_acquire)) throw_failure();
   const std::lock_guard lock(mutex_);
@@ -158,16 +157,18 @@ void Group::worker_main() noexcept {
     }
     const std::lock_guard driving(drive_mutex_);
     try {
-      drive([this] {
-        if (num_pending_.load(std::memory_order_acquire) > 0) {
-          accept_pending();
-          return false;
-        }
-        for (const Lane& lane : lanes_) {
-          if (!lane.runs.empty()) return false;
-        }
-        return true;
-      }, /*in_caller=*/false);
+      drive(
+          [this] {
+            if (num_pending_.load(std::memory_order_acquire) > 0) {
+              accept_pending();
+              return false;
+            }
+            for (const Lane& lane : lanes_) {
+              if (!lane.runs.empty()) return false;
+            }
+            return true;
+          },
+          /*in_caller=*/false);
     } catch (...) {
       // drive() has handed the error to every work in flight and poisoned the group.
     }

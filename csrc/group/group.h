@@ -31,9 +31,9 @@ struct GroupConfig {
   uint32_t group_id = 0;
   uint16_t generation = 0;
   int lanes = 2;
-  double timeout = 300;           // seconds for one collective
-  bool hierarchical = true;       // false: schedules run over all ranks, without a local stage
-  int rails = 0;                  // ranks per node that talk to other nodes; 0: all that can
+  double timeout = 300;      // seconds for one collective
+  bool hierarchical = true;  // false: schedules run over all ranks, without a local stage
+  int rails = 0;             // ranks per node that talk to other nodes; 0: all that can
   size_t segment_bytes = 256 << 10;
   size_t one_shot_bytes = 8 << 10;
   size_t one_rail_bytes = 16 << 10;  // up to here one rank of a node talks to the others
@@ -51,8 +51,8 @@ struct Wiring {
 
 struct Call {
   Collective collective = Collective::allreduce;
-  void* data = nullptr;  // the whole buffer, reduced or filled in place
-  size_t count = 0;      // its elements
+  void* data = nullptr;             // the whole buffer, reduced or filled in place
+  size_t count = 0;                 // its elements
   std::vector<size_t> bounds = {};  // of the ranks' parts, where a collective has parts and they
                                     // are uneven: world_size + 1 offsets
   DType dtype = DType::f32;
@@ -84,7 +84,7 @@ class Group {
 
   const Topology& topology() const { return topology_; }
   double timeout() const { return timeout_.load(std::memory_order_relaxed); }
-  void set_timeout(double seconds);  // of later collectives
+  void set_timeout(double seconds);               // of later collectives
   void set_choices(std::vector<Choice> choices);  // all ranks must set the same
   std::string choose(Collective collective, size_t bytes) const;
   // A schedule of the user's under a name of his; all ranks must register the same.
@@ -165,26 +165,26 @@ class Group {
   GroupConfig config_;
   Topology topology_;
   const unsigned fork_depth_;
-  ControlLinks control_;   // owned by the driving thread, but for broadcast in fail()
+  ControlLinks control_;  // owned by the driving thread, but for broadcast in fail()
   std::shared_ptr<Arena> arena_;
   Doorbells bells_;
-  Fd wake_;                // an eventfd: rouses the driving thread
-  std::vector<Lane> lanes_;  // owned by the driving thread
+  Fd wake_;                            // an eventfd: rouses the driving thread
+  std::vector<Lane> lanes_;            // owned by the driving thread
   std::map<int, RunHeader> statuses_;  // last status of each rank; owned by the driving thread
   std::vector<pollfd> poll_fds_;       // likewise
   // The last headers of this rank, to be compared with those of ranks that are behind it.
   std::array<RunHeader, 64> history_;
-  unsigned turns_ = 0;      // likewise, and the next two
+  unsigned turns_ = 0;          // likewise, and the next two
   Clock::time_point looked_{};  // when it last looked around
-  bool in_caller_ = false;  // the driving thread is a caller's: signals are its business
+  bool in_caller_ = false;      // the driving thread is a caller's: signals are its business
 
-  std::mutex drive_mutex_;  // held by the thread that drives
+  std::mutex drive_mutex_;    // held by the thread that drives
   mutable std::mutex mutex_;  // guards the members below
   std::condition_variable pending_cv_;
   std::deque<std::unique_ptr<Run>> pending_;
   uint32_t next_run_ = 0;
   uint64_t history_hash_ = 0;  // of all headers so far
-  size_t in_flight_ = 0;  // runs that have a number and have not ended
+  size_t in_flight_ = 0;       // runs that have a number and have not ended
   bool closing_ = false, closed_ = false;
   std::exception_ptr error_;
   std::string error_text_;
@@ -195,9 +195,9 @@ class Group {
       programs_;
   std::thread worker_;
 
-  std::atomic<double> timeout_;          // seconds; stands alone
-  std::atomic<bool> failed_{false};      // set once, after error_; read by the driving thread
-  std::atomic<size_t> num_pending_{0};   // mirrors pending_.size() for a look without the lock
+  std::atomic<double> timeout_;         // seconds; stands alone
+  std::atomic<bool> failed_{false};     // set once, after error_; read by the driving thread
+  std::atomic<size_t> num_pending_{0};  // mirrors pending_.size() for a look without the lock
   std::atomic<uint64_t> shared_bytes_{0};
   std::atomic<uint64_t> network_bytes_{0};
 };

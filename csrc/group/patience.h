@@ -1,6 +1,6 @@
 // How long a thread tries before it sleeps: spin while there are cores to spare, then yield, then
-// give up. A wake-up across cores costs tens of microseconds, a spin a fraction of one; but with more
-// ranks than cores a spinning rank only keeps the others from their work.
+// give up. A wake-up across cores costs tens of microseconds, a spin a fraction of one; but with
+// more ranks than cores a spinning rank only keeps the others from their work.
 #pragma once
 
 #include <sched.h>

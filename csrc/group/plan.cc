@@ -8,9 +8,9 @@ namespace hier {
 
 namespace {
 
-constexpr size_t kMaxPrograms = 256;            // lowered programs kept, then all are dropped
-constexpr size_t kSymmetricPiece = 1 << 20;     // bytes, where the network follows
-constexpr size_t kSmallestPiece = 32 << 10;     // bytes; smaller pieces cost more than they overlap
+constexpr size_t kMaxPrograms = 256;         // lowered programs kept, then all are dropped
+constexpr size_t kSymmetricPiece = 1 << 20;  // bytes, where the network follows
+constexpr size_t kSmallestPiece = 32 << 10;  // bytes; smaller pieces cost more than they overlap
 
 uint32_t mix(uint32_t hash, uint64_t value) {  // FNV-1a over the bytes of value
   for (int i = 0; i < 8; ++i) {
@@ -50,10 +50,10 @@ void Group::check_call(const Call& call) const {
                      " elements do not split evenly over " + std::to_string(p) +
                      " ranks; pass the split sizes");
   }
-  const bool fits = call.bounds.empty() ||
-                    (call.bounds.size() == static_cast<size_t>(p) + 1 && call.bounds.front() == 0 &&
-                     call.bounds.back() == call.count &&
-                     std::is_sorted(call.bounds.begin(), call.bounds.end()));
+  const bool fits =
+      call.bounds.empty() ||
+      (call.bounds.size() == static_cast<size_t>(p) + 1 && call.bounds.front() == 0 &&
+       call.bounds.back() == call.count && std::is_sorted(call.bounds.begin(), call.bounds.end()));
   if (!fits) throw UsageError(what + ": the split sizes do not add up to the buffer");
 }
 
@@ -64,14 +64,20 @@ std::string Group::choose(Collective collective, size_t bytes) const {
   }
   switch (collective) {  // nobody has measured: thresholds that suit a switched Ethernet
     case Collective::allreduce:
-      return bytes <= 16 << 10 ? "recursive_doubling"
-                               : bytes <= 4 << 20 ? "halving_doubling" : "ring";
+      return bytes <= 16 << 10  ? "recursive_doubling"
+             : bytes <= 4 << 20 ? "halving_doubling"
+                                : "ring";
     case Collective::reduce_scatter:
-    case Collective::allgather: return bytes <= 256 << 10 ? "circulant" : "ring";
-    case Collective::broadcast: return bytes <= 256 << 10 ? "binomial" : "scatter_allgather";
-    case Collective::reduce: return "binomial";
-    case Collective::gather: return "binomial";
-    case Collective::barrier: break;
+    case Collective::allgather:
+      return bytes <= 256 << 10 ? "circulant" : "ring";
+    case Collective::broadcast:
+      return bytes <= 256 << 10 ? "binomial" : "scatter_allgather";
+    case Collective::reduce:
+      return "binomial";
+    case Collective::gather:
+      return "binomial";
+    case Collective::barrier:
+      break;
   }
   return "dissemination";
 }
@@ -93,9 +99,9 @@ Plan Group::make_plan(const Call& call, RunHeader& header) {
   const size_t element = size_of(call.dtype), bytes = call.count * element;
   const bool automatic = call.algorithm.empty() || call.algorithm == "auto";
   const bool several_per_node = topology_.world_size > topology_.num_nodes;
-  const bool staged = config_.hierarchical && several_per_node &&
-                      (call.collective == Collective::allreduce ||
-                       call.collective == Collective::barrier);
+  const bool staged =
+      config_.hierarchical && several_per_node &&
+      (call.collective == Collective::allreduce || call.collective == Collective::barrier);
   // Where there is a local stage, a barrier is an allreduce of one byte: two flags inside a node.
   const Collective as = staged ? Collective::allreduce : call.collective;
   std::string algorithm = automatic ? choose(as, bytes) : call.algorithm;
@@ -188,8 +194,8 @@ std::vector<std::byte*> Group::symmetric_places(const Call& call, uint32_t& plac
   return {};
 }
 
-const Schedule& Group::schedule(Collective collective, const std::string& algorithm,
-                                int world_size, int root) {
+const Schedule& Group::schedule(Collective collective, const std::string& algorithm, int world_size,
+                                int root) {
   const std::lock_guard lock(mutex_);
   const auto key = std::tuple(collective, algorithm, world_size, root);
   const auto known = schedules_.find(key);
@@ -215,9 +221,9 @@ std::shared_ptr<const Program> Group::flat_program(const Call& call, const std::
   const auto bounds = has_parts(call.collective) ? parts_of(call, topology_.world_size)
                                                  : even_bounds(call.count, s.num_chunks);
   const size_t segment = std::max<size_t>(1, config_.segment_bytes / size_of(call.dtype));
-  const auto key = std::tuple(std::string(name_of(call.collective)) + ":" + algorithm + ":" +
-                                  std::to_string(segment),
-                              bounds, call.root);
+  const auto key = std::tuple(
+      std::string(name_of(call.collective)) + ":" + algorithm + ":" + std::to_string(segment),
+      bounds, call.root);
   const std::lock_guard lock(mutex_);
   const auto known = programs_.find(key);
   if (known != programs_.end()) return known->second;

@@ -20,9 +20,7 @@ struct Topology {
   const std::vector<int>& neighbours() const { return members[node]; }
   // The ranks that own shard `rail` on each node, in node order.
   std::vector<int> rail(int rail) const;
-  bool same_node(int other) const {
-    return node_of_rank[other] == node_of_rank[rank];
-  }
+  bool same_node(int other) const { return node_of_rank[other] == node_of_rank[rank]; }
 };
 
 }  // namespace hier

@@ -12,8 +12,8 @@
 
 namespace hier {
 
-// What a local rank tells the others about a lane: how many pieces have reached each state. Counters
-// only grow. Each is written by its rank (release) and read by the others (acquire).
+// What a local rank tells the others about a lane: how many pieces have reached each state.
+// Counters only grow. Each is written by its rank (release) and read by the others (acquire).
 struct Port {
   static constexpr size_t kHeaderBytes = 64;
   alignas(64) std::atomic<uint64_t> arrived;  // its contribution to the piece may be read

@@ -48,8 +48,8 @@ class LocalStage {
   }
   std::byte* slot(int rank, uint64_t piece) const { return arena_->slot(lane_, rank, piece); }
 
-  // Written before `arrived` of a run's first piece and read after it. A rank is never more than one
-  // run of a lane ahead, so two places suffice.
+  // Written before `arrived` of a run's first piece and read after it. A rank is never more than
+  // one run of a lane ahead, so two places suffice.
   void write_header(uint64_t run_of_lane, const void* header) {
     std::memcpy(arena_->port(lane_, me_).headers[run_of_lane % 2], header, Port::kHeaderBytes);
   }
@@ -61,9 +61,12 @@ class LocalStage {
   std::atomic<uint64_t>& counter(int rank, State state) const {
     Port& port = arena_->port(lane_, rank);
     switch (state) {
-      case State::arrived: return port.arrived;
-      case State::reduced: return port.reduced;
-      case State::done: break;
+      case State::arrived:
+        return port.arrived;
+      case State::reduced:
+        return port.reduced;
+      case State::done:
+        break;
     }
     return port.done;
   }

@@ -14,7 +14,7 @@ namespace hier {
 
 namespace {
 
-using Descriptors = std::map<int, int>;             // rank -> descriptor
+using Descriptors = std::map<int, int>;                   // rank -> descriptor
 using LaneDescriptors = std::map<int, std::vector<int>>;  // rank -> one descriptor per lane
 
 Wiring take(const GroupConfig& config, const Descriptors& control, const LaneDescriptors& data,
@@ -54,8 +54,7 @@ Call make_call(Collective collective, uintptr_t address, size_t count, const std
 
 void register_work(py::module_& m) {
   py::class_<Work, std::shared_ptr<Work>>(m, "Work")
-      .def("wait", &Work::wait, py::arg("timeout") = -1.0,
-           py::call_guard<py::gil_scoped_release>())
+      .def("wait", &Work::wait, py::arg("timeout") = -1.0, py::call_guard<py::gil_scoped_release>())
       .def("done", &Work::done);
 }
 
@@ -64,67 +63,76 @@ void register_symmetric(py::module_& m) {
       .def_property_readonly("size", &SharedMapping::size);
 }
 
+using GroupClass = py::class_<Group, std::shared_ptr<Group>>;
+
+void define_calls(GroupClass& group) {
+  // The arguments of a call, the same for run and start.
+  const auto call_args = [](auto&& define, const char* name, auto method) {
+    define.def(name, method, py::arg("collective"), py::arg("address"), py::arg("count"),
+               py::arg("dtype"), py::arg("op") = "sum", py::arg("root") = 0,
+               py::arg("algorithm") = "auto", py::arg("timeout") = -1.0, py::arg("name_hash") = 0,
+               py::arg("bounds") = std::vector<size_t>());
+  };
+  call_args(
+      group, "run",
+      [](Group& self, Collective collective, uintptr_t address, size_t count,
+         const std::string& dtype, const std::string& op, int root, const std::string& algorithm,
+         double timeout, uint32_t name_hash, std::vector<size_t> bounds) {
+        Call call = make_call(collective, address, count, dtype, op, root, algorithm, timeout,
+                              name_hash, std::move(bounds));
+        const py::gil_scoped_release nogil;
+        self.run(std::move(call));
+      });
+  call_args(
+      group, "start",
+      [](Group& self, Collective collective, uintptr_t address, size_t count,
+         const std::string& dtype, const std::string& op, int root, const std::string& algorithm,
+         double timeout, uint32_t name_hash, std::vector<size_t> bounds) {
+        Call call = make_call(collective, address, count, dtype, op, root, algorithm, timeout,
+                              name_hash, std::move(bounds));
+        const py::gil_scoped_release nogil;
+        return self.start(std::move(call));
+      });
+}
+
+void define_init(GroupClass& group) {
+  group.def(
+      py::init([](int rank, std::vector<int> node_of_rank, uint32_t group_id, uint16_t generation,
+                  int lanes, double timeout, bool hierarchical, int rails, size_t segment_bytes,
+                  int ranks_on_host, const Descriptors& control, const LaneDescriptors& data,
+                  int arena, const std::vector<int>& doorbells) {
+        GroupConfig config;
+        config.rank = rank;
+        config.node_of_rank = std::move(node_of_rank);
+        config.group_id = group_id;
+        config.generation = generation;
+        config.lanes = lanes;
+        config.timeout = timeout;
+        config.hierarchical = hierarchical;
+        config.rails = rails;
+        config.segment_bytes = segment_bytes;
+        config.ranks_on_host = ranks_on_host;
+        Wiring wiring = take(config, control, data, arena, doorbells);
+        return std::make_shared<Group>(std::move(config), std::move(wiring));
+      }),
+      py::kw_only(), py::arg("rank"), py::arg("node_of_rank"), py::arg("group_id"),
+      py::arg("generation"), py::arg("lanes"), py::arg("timeout"), py::arg("hierarchical"),
+      py::arg("rails"), py::arg("segment_bytes"), py::arg("ranks_on_host"), py::arg("control"),
+      py::arg("data"), py::arg("arena"), py::arg("doorbells"));
+}
+
 }  // namespace
 
 void register_group(py::module_& m) {
   register_work(m);
   register_symmetric(m);
-  m.def("arena_bytes", [](int local_size, int lanes) {
-    return ArenaLayout::plan(local_size, lanes).bytes();
-  });
+  m.def("arena_bytes",
+        [](int local_size, int lanes) { return ArenaLayout::plan(local_size, lanes).bytes(); });
 
-  // The arguments of a call, the same for run and start.
-  const auto call_args = [](auto&& define, const char* name, auto method) {
-    define.def(name, method, py::arg("collective"), py::arg("address"), py::arg("count"),
-               py::arg("dtype"), py::arg("op") = "sum", py::arg("root") = 0,
-               py::arg("algorithm") = "auto", py::arg("timeout") = -1.0,
-               py::arg("name_hash") = 0, py::arg("bounds") = std::vector<size_t>());
-  };
-  py::class_<Group, std::shared_ptr<Group>> group(m, "Group");
-  group.def(py::init([](int rank, std::vector<int> node_of_rank, uint32_t group_id,
-                        uint16_t generation, int lanes, double timeout, bool hierarchical,
-                        int rails, size_t segment_bytes, int ranks_on_host,
-                        const Descriptors& control, const LaneDescriptors& data, int arena,
-                        const std::vector<int>& doorbells) {
-              GroupConfig config;
-              config.rank = rank;
-              config.node_of_rank = std::move(node_of_rank);
-              config.group_id = group_id;
-              config.generation = generation;
-              config.lanes = lanes;
-              config.timeout = timeout;
-              config.hierarchical = hierarchical;
-              config.rails = rails;
-              config.segment_bytes = segment_bytes;
-              config.ranks_on_host = ranks_on_host;
-              Wiring wiring = take(config, control, data, arena, doorbells);
-              return std::make_shared<Group>(std::move(config), std::move(wiring));
-            }),
-            py::kw_only(), py::arg("rank"), py::arg("node_of_rank"), py::arg("group_id"),
-            py::arg("generation"), py::arg("lanes"), py::arg("timeout"),
-            py::arg("hierarchical"), py::arg("rails"), py::arg("segment_bytes"),
-            py::arg("ranks_on_host"), py::arg("control"), py::arg("data"), py::arg("arena"),
-            py::arg("doorbells"));
-  call_args(group, "run", [](Group& self, Collective collective, uintptr_t address, size_t count,
-                             const std::string& dtype, const std::string& op, int root,
-                             const std::string& algorithm, double timeout, uint32_t name_hash,
-                             std::vector<size_t> bounds) {
-    Call call = make_call(collective, address, count, dtype, op, root, algorithm, timeout,
-                          name_hash, std::move(bounds));
-    const py::gil_scoped_release nogil;
-    self.run(std::move(call));
-  });
-  call_args(group, "start", [](Group& self, Collective collective, uintptr_t address,
-                               size_t count, const std::string& dtype, const std::string& op,
-                               int root, const std::string& algorithm, double timeout,
-                               uint32_t name_hash, std::vector<size_t> bounds) {
-    Call call = make_call(collective, address, count, dtype, op, root, algorithm, timeout,
-                          name_hash, std::move(bounds));
-    const py::gil_scoped_release nogil;
-    return self.start(std::move(call));
-  });
-  group
-      .def("choose", &Group::choose)
+  GroupClass group(m, "Group");
+  define_init(group);
+  define_calls(group);
+  group.def("choose", &Group::choose)
       .def("set_choices",
            [](Group& self, const std::vector<std::tuple<Collective, size_t, std::string>>& rows) {
              std::vector<Choice> choices;

@@ -44,8 +44,7 @@ class OwningShmChannel final : public Channel {
     std::vector<std::byte> bytes[2];
   };
   OwningShmChannel(std::shared_ptr<Memory> memory, int side)
-      : memory_(std::move(memory)),
-        channel_(view(side), view(1 - side), nullptr, 1 - side) {}
+      : memory_(std::move(memory)), channel_(view(side), view(1 - side), nullptr, 1 - side) {}
   size_t try_write(std::span<const Bytes> parts) override {
     const size_t n = channel_.try_write(parts);
     bytes_sent = channel_.bytes_sent;
@@ -74,9 +73,9 @@ ChannelPair shm_pair(size_t capacity) {
 }
 
 // Runs this rank's program over the channels until it ends; polls without sleeping.
-void run_program(const std::map<int, Channel*>& channels, const Program& program,
-                 uintptr_t address, const std::string& dtype, const std::string& op,
-                 std::optional<RunHeader> header, double timeout) {
+void run_program(const std::map<int, Channel*>& channels, const Program& program, uintptr_t address,
+                 const std::string& dtype, const std::string& op, std::optional<RunHeader> header,
+                 double timeout) {
   const DType type = parse_dtype(dtype);
   std::vector<Channel*> by_rank;
   for (const auto& [rank, channel] : channels) {
@@ -151,8 +150,8 @@ void register_transport(py::module_& m) {
            }),
            py::arg("collective"), py::arg("dtype"), py::arg("op"), py::arg("count"),
            py::arg("rank"), py::arg("algorithm") = "", py::arg("run") = 0)
-      .def("disagreement",
-           [](const RunHeader& mine, const RunHeader& theirs) { return disagreement(mine, theirs); })
+      .def("disagreement", [](const RunHeader& mine,
+                              const RunHeader& theirs) { return disagreement(mine, theirs); })
       .def("__str__", [](const RunHeader& header) { return describe(header); });
   testing.def("run_program", &run_program, py::arg("channels"), py::arg("program"),
               py::arg("address"), py::arg("dtype"), py::arg("op") = "sum",

@@ -25,7 +25,8 @@ class Channel {
   // Fills a prefix of dst; returns its length, 0 when nothing has arrived.
   virtual size_t try_read(std::span<std::byte> dst) = 0;
   // Received bytes in place, fewer than `wanted` (at most 64) only if no more have arrived. Valid
-  // until the next call. They start at a multiple of 8 in memory whenever a multiple of 8 was consumed before.
+  // until the next call. They start at a multiple of 8 in memory whenever a multiple of 8 was
+  // consumed before.
   virtual Bytes peek(size_t wanted) = 0;
   virtual void consume(size_t n) = 0;
 

@@ -25,15 +25,13 @@ void ControlLinks::broadcast(const ControlFrame& frame) noexcept {
   const std::lock_guard lock(send_mutex_);
   for (Link& link : links_) {
     if (!link.socket || !link.writable) continue;
-    const ssize_t n =
-        ::send(link.socket.get(), &frame, sizeof frame, MSG_DONTWAIT | MSG_NOSIGNAL);
+    const ssize_t n = ::send(link.socket.get(), &frame, sizeof frame, MSG_DONTWAIT | MSG_NOSIGNAL);
     const bool partial = n > 0 && static_cast<size_t>(n) < sizeof frame;
     if (partial || (n < 0 && errno != EAGAIN && errno != EINTR)) link.writable = false;
   }
 }
 
-void ControlLinks::receive(
-    const std::function<void(int rank, const ControlFrame&)>& handle) {
+void ControlLinks::receive(const std::function<void(int rank, const ControlFrame&)>& handle) {
   for (size_t i = 0; i < links_.size(); ++i) {
     if (links_[i].socket && links_[i].presence == Presence::present) {
       receive_from(static_cast<int>(i), links_[i], handle);
@@ -41,8 +39,8 @@ void ControlLinks::receive(
   }
 }
 
-void ControlLinks::receive_from(
-    int rank, Link& link, const std::function<void(int rank, const ControlFrame&)>& handle) {
+void ControlLinks::receive_from(int rank, Link& link,
+                                const std::function<void(int rank, const ControlFrame&)>& handle) {
   for (;;) {
     const ssize_t n = ::recv(link.socket.get(), link.buffer.data() + link.filled,
                              link.buffer.size() - link.filled, MSG_DONTWAIT);

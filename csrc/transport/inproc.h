@@ -12,10 +12,10 @@
 namespace hier {
 
 struct InprocFaults {
-  double delay_seconds = 0;       // each write becomes readable this much later
-  size_t max_transfer = SIZE_MAX; // a call moves at most this many bytes
-  size_t cut_after = SIZE_MAX;    // the stream breaks after this many bytes, for both ends
-  size_t capacity = 1 << 20;      // bytes in flight
+  double delay_seconds = 0;        // each write becomes readable this much later
+  size_t max_transfer = SIZE_MAX;  // a call moves at most this many bytes
+  size_t cut_after = SIZE_MAX;     // the stream breaks after this many bytes, for both ends
+  size_t capacity = 1 << 20;       // bytes in flight
 };
 
 class InprocChannel final : public Channel {
