@@ -63,7 +63,7 @@ Engine::Ticket Engine::submit(Job job) {
     const size_t index = 2 * static_cast<size_t>(queue.peer) + (queue.send ? 1 : 0);
     if (fifos_[index].empty()) active_.push_back(static_cast<uint32_t>(index));
     Cursor cursor{.task = task.get(), .queue = &queue, .received = {}};
-    cursor.opened = task->job.header == nullptr;
+    cursor.opened = !task->job.opens;
     cursor.padding_left = padding_of(program, queue, task->job.element_bytes);
     fifos_[index].cursors.push_back(cursor);
   }
@@ -91,36 +91,63 @@ bool Engine::progress() {
   return moved || spill_exchanges();
 }
 
+// Data has come for a receive that waits for this rank's own send of the same elements: a channel
+// is full, or will be. (Any channel that is full has such a receive at its other end, or one that
+// can move, in the least unfinished round; so this breaks every deadlock and spills nothing else.)
 bool Engine::spill_exchanges() {
   bool spilled = false;
-  for (uint32_t index : active_) spilled |= spill_front(fifos_[index]);
+  for (uint32_t index : active_) {
+    const Fifo& fifo = fifos_[index];
+    if (fifo.send || can_move(fifo) || !has_data(fifo)) continue;
+    const Cursor& cursor = fifo.cursors.front();
+    const Program& program = *cursor.task->job.program;
+    spilled |= spill_before(cursor.task, program.order[cursor.queue->first + cursor.next]);
+  }
   return spilled;
 }
 
-// Sets the rest of a blocked send aside if a receive of the same round waits for it.
-bool Engine::spill_front(Fifo& fifo) {
-  if (!fifo.send || !fifo.spill.empty() || !can_move(fifo)) return false;
-  Cursor& cursor = fifo.cursors.front();
-  if (cursor.next == cursor.queue->count) return false;
+bool Engine::has_data(const Fifo& fifo) const {
+  try {
+    return !channels_[fifo.peer]->peek(1).empty();
+  } catch (const ChannelBroken&) {
+    return false;  // the receive itself will say so
+  }
+}
+
+// Sets aside the sends of `task` up to the one that step `receive` waits for.
+bool Engine::spill_before(const Task* task, uint32_t receive) {
+  const Program& program = *task->job.program;
+  for (uint32_t index : active_) {
+    Fifo& fifo = fifos_[index];
+    if (!fifo.send || fifo.cursors.empty() || fifo.cursors.front().task != task) continue;
+    Cursor& cursor = fifo.cursors.front();
+    for (uint32_t i = cursor.next; i < cursor.queue->count; ++i) {
+      const uint32_t id = program.order[cursor.queue->first + i];
+      if (task->waits[id] > 0) break;
+      const auto next = program.next.begin();
+      const auto end = next + program.steps[id + 1].first_next;
+      if (std::find(next + program.steps[id].first_next, end, receive) == end) continue;
+      while (cursor.next <= i) spill_head(fifo, cursor);
+      return true;
+    }
+  }
+  return false;
+}
+
+void Engine::spill_head(Fifo& fifo, Cursor& cursor) {
   const Job& job = cursor.task->job;
-  const Program& program = *job.program;
-  const uint32_t id = program.order[cursor.queue->first + cursor.next];
-  const Step& step = program.steps[id];
-  const auto next = program.next.begin();
-  const bool exchange =
-      std::any_of(next + step.first_next, next + program.steps[id + 1].first_next,
-                  [&](uint32_t n) { return program.steps[n].round == step.round; });
-  if (!exchange) return false;
+  const uint32_t id = job.program->order[cursor.queue->first + cursor.next];
+  const Step& step = job.program->steps[id];
+  const auto append = [&](Bytes rest) {
+    fifo.spill.insert(fifo.spill.end(), rest.begin(), rest.end());
+  };
   if (!cursor.opened) {
-    const auto header = std::as_bytes(std::span(job.header, 1)).subspan(cursor.header_done);
-    fifo.spill.assign(header.begin(), header.end());
+    append(std::as_bytes(std::span(job.header, 1)).subspan(cursor.header_done));
     cursor.opened = true;
   }
-  const std::byte* rest = job.data + step.offset * job.element_bytes + cursor.done;
-  const size_t left = step.count * job.element_bytes - cursor.done;
-  fifo.spill.insert(fifo.spill.end(), rest, rest + left);
+  const size_t bytes = step.count * job.element_bytes;
+  append({job.data + step.offset * job.element_bytes + cursor.done, bytes - cursor.done});
   finish_step(cursor, id);
-  return true;
 }
 
 bool Engine::flush(Channel& channel, Fifo& fifo) {

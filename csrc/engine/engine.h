@@ -4,10 +4,10 @@
 // It cannot deadlock: order all steps by (job, round, list position, piece). The least unfinished
 // step has its dependencies and its FIFO predecessors finished on both ends, so it can move
 // whatever the capacity of the channels. There is one exception to its dependencies: ranks that
-// exchange a chunk within a round (recursive doubling) each receive into what they still send. When
-// nothing else moves, such a send is finished by setting its rest aside (a spill), so that a
-// channel holds one step at least. Sums are deterministic: the additions into an element form a
-// chain that the program fixes.
+// exchange a chunk within a round (recursive doubling) each receive into what they still send.
+// Where data has come for such a receive and nothing else moves, the rest of the send is set aside
+// (a spill). Sums are deterministic: the additions into an element form a chain that the program
+// fixes.
 #pragma once
 
 #include <poll.h>
@@ -29,7 +29,8 @@ struct Job {
   std::byte* data = nullptr;               // the buffer that the program's offsets refer to
   size_t element_bytes = 0;
   ReduceFn reduce = nullptr;
-  const RunHeader* header = nullptr;  // sent and compared first, if given; outlives the job
+  const RunHeader* header = nullptr;  // of the run, for errors; outlives the job
+  bool opens = false;                 // sends the header, and compares the peers', first
 };
 
 class Engine {
@@ -81,7 +82,9 @@ class Engine {
   bool turn(Fifo& fifo);
   bool flush(Channel& channel, Fifo& fifo);
   bool spill_exchanges();
-  bool spill_front(Fifo& fifo);
+  bool has_data(const Fifo& fifo) const;
+  bool spill_before(const Task* task, uint32_t receive);
+  void spill_head(Fifo& fifo, Cursor& cursor);
   bool send_some(Channel& channel, Cursor& cursor, size_t& budget);
   bool receive_some(Channel& channel, Cursor& cursor, size_t& budget);
   bool receive_header(Channel& channel, Cursor& cursor);

@@ -25,7 +25,10 @@ std::string seconds_text(double seconds) {
 }
 
 std::exception_ptr error_from(int sender, const ControlFrame& frame) {
-  const std::string text = frame.message() + " [reported by rank " + std::to_string(sender) + "]";
+  std::string text = frame.message();
+  if (text.find("[reported by rank ") == std::string::npos) {  // the first reporter is of interest
+    text += " [reported by rank " + std::to_string(sender) + "]";
+  }
   switch (frame.kind) {
     case ErrorKind::peer:
       return std::make_exception_ptr(PeerError(frame.culprit, text));

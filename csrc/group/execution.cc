@@ -150,7 +150,8 @@ bool Execution::start_inter(uint64_t k) {
   job.data = local_ ? shared(local_->local_rank(), k, own.begin) : at(own.begin);
   job.element_bytes = element_bytes_;
   job.reduce = reduce_;
-  job.header = k == 0 ? header_ : nullptr;
+  job.header = header_;
+  job.opens = k == 0;
   p.ticket = engine_->submit(std::move(job));
   p.phase = Phase::inter;
   return true;

@@ -87,7 +87,7 @@ void run_program(const std::map<int, Channel*>& channels, const Program& program
   const auto deadline = after(timeout);
   const py::gil_scoped_release nogil;
   engine.submit({std::make_shared<Program>(program), reinterpret_cast<std::byte*>(address),
-                 size_of(type), reduce, header ? &*header : nullptr});
+                 size_of(type), reduce, header ? &*header : nullptr, header.has_value()});
   while (!engine.idle()) {
     if (engine.progress()) continue;
     if (Clock::now() > deadline) throw Timeout("waiting for " + engine.describe_wait());

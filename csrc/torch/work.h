@@ -1,0 +1,196 @@
+// A c10d::Work over calls of the core.
+//
+// A blocking call runs in its caller's thread. An asynchronous one runs on the group's worker,
+// which touches no tensor and no Python object: whoever waits, or else a thread of a pool, copies
+// results back, and the pool completes the future. Its callbacks may therefore wait for other
+// collectives.
+#pragma once
+
+#include <ATen/ATen.h>
+#include <ATen/ThreadLocalState.h>
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/utils/pybind.h>
+#include <torch/csrc/distributed/c10d/Work.hpp>
+
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "torch/batch.h"
+#include "torch/errors.h"
+#include "torch/pool.h"
+
+namespace hier::torch_backend {
+
+using Tensors = std::vector<at::Tensor>;
+using Milliseconds = std::chrono::milliseconds;
+using Future = c10::ivalue::Future;
+using c10d::OpType;
+
+inline Pool& pool() {
+  static auto* pool = new Pool;  // never destroyed: its threads may outlive main
+  return *pool;
+}
+
+// Nobody waits with the GIL. c10d's bindings have released it already; other callers may not have.
+class WithoutGil {
+ public:
+  WithoutGil() : saved_(Py_IsInitialized() && PyGILState_Check() ? PyEval_SaveThread() : nullptr) {}
+  ~WithoutGil() {
+    if (saved_) PyEval_RestoreThread(saved_);
+  }
+  WithoutGil(const WithoutGil&) = delete;
+  WithoutGil& operator=(const WithoutGil&) = delete;
+
+ private:
+  PyThreadState* const saved_;
+};
+
+// Staging copies are no business of autograd, nor of a tensor's version counter.
+struct Quiet {
+  at::NoGradGuard no_grad;
+  at::AutoDispatchBelowADInplaceOrView below_autograd;
+};
+
+// What a future fails with. Stock DDP meets it in the autograd engine, which keeps the Python class
+// of torch's own kind of error only.
+struct FutureError final : torch::PyTorchError {
+  explicit FutureError(const Error& e) : PyTorchError(e.what()), kind(e.kind()) {}
+  PyObject* python_type() override { return python_class(kind).ptr(); }  // the module keeps it
+  ErrorKind kind;
+};
+
+struct Operation {
+  Operation(OpType type, const char* title, Tensors inputs, Tensors outputs)
+      : type(type), title(title), inputs(std::move(inputs)), outputs(std::move(outputs)) {}
+
+  const OpType type;
+  const char* const title;  // the profiler's name for it: "hier:all_reduce"
+  const Tensors inputs, outputs;
+  Batch batch;
+  Tensors buffers;                                        // what the calls point into
+  std::vector<std::pair<at::Tensor, at::Tensor>> copies;  // from, to: after the end
+};
+
+class TorchWork final : public c10d::Work {
+ public:
+  TorchWork(int rank, std::unique_ptr<Operation> operation, uint64_t sequence)
+      : Work(rank, operation->type, operation->title, operation->inputs),
+        operation_(std::move(operation)),
+        sequence_(sequence) {}
+
+  void run(Group& group, double timeout) {
+    const WithoutGil nogil;
+    std::exception_ptr error;
+    try {
+      operation_->batch.run(group, timeout);
+      copy_back();
+    } catch (...) {
+      error = std::current_exception();
+    }
+    completed_ = delivered_ = true;
+    finish(error);
+    if (error) std::rethrow_exception(error);
+  }
+
+  void start(Group& group, double timeout) {
+    const WithoutGil nogil;
+    state_.emplace();
+    auto self = c10::intrusive_ptr<TorchWork>::unsafe_reclaim_from_nonowning(this);
+    operation_->batch.start(group, timeout, [self]() mutable {
+      pool().push([self = std::move(self)] { self->deliver(); });
+    });
+  }
+
+  bool wait(Milliseconds timeout) override {
+    const WithoutGil nogil;
+    if (!operation_->batch.wait(timeout > kNoTimeout ? Seconds(timeout).count() : -1)) {
+      throw Timeout(std::string(operation_->title) + ": not ended after " +
+                    std::to_string(timeout.count()) + " ms of Work.wait; it goes on");
+    }
+    complete();
+    if (const auto error = exception()) std::rethrow_exception(error);
+    return true;
+  }
+
+  void synchronize() override { wait(kNoTimeout); }
+
+  bool isCompleted() override {
+    if (!operation_->batch.done()) return false;
+    complete();
+    return true;
+  }
+
+  Tensors result() override { return operation_->outputs; }
+  uint64_t getSequencenumber() const override { return sequence_; }
+
+  c10::intrusive_ptr<Future> getFuture() override {
+    const std::lock_guard lock(future_mutex_);
+    if (!future_) {
+      future_ = c10::make_intrusive<Future>(c10::ListType::create(c10::TensorType::get()));
+      if (delivered_) settle(*future_);  // it has no callbacks yet
+    }
+    return future_;
+  }
+
+ private:
+  void copy_back() {
+    const Quiet quiet;
+    for (const auto& [from, to] : operation_->copies) to.copy_(from);
+  }
+
+  // Copies results back and records the outcome. Whoever comes first does it, the others wait.
+  void complete() {
+    const std::lock_guard lock(complete_mutex_);
+    if (completed_) return;
+    completed_ = true;
+    auto error = operation_->batch.error();
+    try {
+      if (!error) copy_back();
+    } catch (...) {
+      error = std::current_exception();
+    }
+    finish(error);
+  }
+
+  void deliver() {
+    const at::ThreadLocalStateGuard as_in_caller(*state_);
+    complete();
+    c10::intrusive_ptr<Future> future;
+    {
+      const std::lock_guard lock(future_mutex_);
+      delivered_ = true;
+      future = future_;
+    }
+    try {
+      if (future) settle(*future);
+    } catch (const std::exception& e) {
+      TORCH_WARN("a callback of the future of ", operation_->title, " failed: ", e.what());
+    }
+  }
+
+  void settle(Future& future) {
+    try {
+      if (const auto error = exception()) std::rethrow_exception(error);
+    } catch (const Error& e) {
+      return future.setError(std::make_exception_ptr(FutureError(e)));
+    } catch (const std::exception&) {
+      return future.setError(std::current_exception());
+    }
+    future.markCompleted(c10::IValue(operation_->outputs));
+  }
+
+  std::unique_ptr<Operation> operation_;  // keeps inputs, outputs and buffers alive
+  const uint64_t sequence_;
+  std::optional<at::ThreadLocalState> state_;  // the caller's, for callbacks
+  std::mutex complete_mutex_;                  // held while results are copied back
+  bool completed_ = false;                     // guarded by complete_mutex_
+  std::mutex future_mutex_;                    // guards the next two
+  c10::intrusive_ptr<Future> future_;
+  bool delivered_ = false;
+};
+
+}  // namespace hier::torch_backend
