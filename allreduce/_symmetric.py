@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 
@@ -12,6 +14,7 @@ from allreduce import _C
 from allreduce._arrays import itemsize
 from allreduce._fds import close_fds, create_shared_memory
 from allreduce._mesh import Wiring, exchange_fd
+from allreduce.errors import UsageError
 
 _ALIGNMENT = 64  # bytes, of each rank's part
 
@@ -33,9 +36,10 @@ def symmetric_empty(
     group: _C.Group, wiring: Wiring, shape: int | Sequence[int], dtype: str
 ) -> np.ndarray[Any, Any]:
     """Return a new array in symmetric memory; see `Communicator.symmetric_empty`."""
-    shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    shape = _checked(shape, wiring.rank)
     nbytes = math.prod(shape) * itemsize(dtype)
     part = max(_ALIGNMENT, -(-nbytes // _ALIGNMENT) * _ALIGNMENT)
+    _agree(group, f"symmetric {shape} {dtype}")
     fd = -1
     try:
         if wiring.rank == wiring.local_ranks[0]:
@@ -47,3 +51,21 @@ def symmetric_empty(
     stored = "uint16" if dtype == "bfloat16" else dtype
     flat = np.asarray(_Mapped(mapping, address, part))[:nbytes]
     return flat.view(stored).reshape(shape)
+
+
+def _checked(shape: int | Sequence[int], rank: int) -> tuple[int, ...]:
+    try:
+        sizes = tuple(operator.index(n) for n in ([shape] if isinstance(shape, int) else shape))
+    except TypeError:
+        sizes = (-1,)
+    if any(n < 0 for n in sizes):
+        raise UsageError(f"shape={shape!r} on rank {rank}: must be integers of 0 or more")
+    return sizes
+
+
+def _agree(group: _C.Group, name: str) -> None:
+    """Raise MismatchError on all ranks if they ask for different memory."""
+    token = np.zeros(1, np.uint8)
+    group.run(
+        _C.Collective.barrier, token.ctypes.data, 1, "uint8", "max", name_hash=crc32(name.encode())
+    )
