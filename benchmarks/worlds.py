@@ -1,7 +1,7 @@
 """Worlds of torch processes for benchmarks: this process is rank 0, the others obey it.
 
-Every rank joins two process groups, `hier` and `gloo`, so that both are measured in one run, turn by
-turn, on the same machine in the same state.
+Every rank joins two process groups, `hier` and `gloo`, so that both are measured in one run, turn
+by turn, on the same machine in the same state.
 """
 
 from __future__ import annotations
