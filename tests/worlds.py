@@ -171,6 +171,7 @@ def processes(
     connect: bool = True,
     close: bool = True,
     env: Mapping[str, str] | None = None,
+    helpers: tuple[Callable[..., Any], ...] = (),
     **options: Any,
 ) -> Iterator[Processes]:
     """Start `body(comm, *args)` in a process per rank, over a FileStore in `folder`.
@@ -179,12 +180,13 @@ def processes(
     args: anything that JSON can carry.
     connect: False: body gets a `Member` in place of a communicator, and connects itself.
     close: False: the communicator is left open at the end.
+    helpers: functions that body uses; their source is sent with it.
     options: of Communicator.from_store.
     """
     folder.mkdir(exist_ok=True)
     options.setdefault("measure", False)
     options.setdefault("timeout", TIMEOUT)
-    body_text = textwrap.dedent(inspect.getsource(body))
+    body_text = "\n".join(textwrap.dedent(inspect.getsource(f)) for f in (*helpers, body))
     popens: list[subprocess.Popen[bytes]] = []
     world = Processes(folder, popens)
     try:

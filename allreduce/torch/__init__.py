@@ -1,0 +1,60 @@
+"""PyTorch: the backend "hier" of torch.distributed, and data-parallel training over it.
+
+    dist.init_process_group("hier")
+    model = allreduce.torch.DistributedDataParallel(model)
+
+Importing this package registers the backend; nothing native is loaded before a group is made.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from allreduce.torch._autoload import autoload
+
+if TYPE_CHECKING:
+    import torch.distributed as dist
+
+    from allreduce.communicator import Communicator
+    from allreduce.torch.ddp import DistributedDataParallel
+
+__all__ = ["DistributedDataParallel", "communicator"]
+
+
+def communicator(process_group: dist.ProcessGroup | None = None) -> Communicator:
+    """Returns the communicator under a process group (default: the default group).
+
+    Raises UsageError if the group's backend for CPU tensors is not "hier".
+    """
+    import torch
+    import torch.distributed as dist
+
+    from allreduce.errors import UsageError
+
+    group = process_group or dist.group.WORLD
+    if group is None:
+        raise UsageError('no process group: call dist.init_process_group("hier") first')
+    try:
+        backend: Any = group._get_backend(torch.device("cpu"))
+    except RuntimeError as error:
+        raise UsageError(f"the process group has no backend for CPU tensors: {error}") from None
+    backend = getattr(backend, "wrapped_pg", backend)  # TORCH_DISTRIBUTED_DEBUG=DETAIL wraps it
+    comm: Communicator | None = getattr(backend, "communicator", None)
+    if comm is None:
+        raise UsageError(
+            f"the process group uses {backend.name()} for CPU tensors, not hier; make one with "
+            'dist.init_process_group("hier") or dist.new_group(backend="hier")'
+        )
+    return comm
+
+
+def __getattr__(name: str) -> Any:
+    """Imports the larger part at its first use: this package is imported by `import torch`."""
+    if name == "DistributedDataParallel":
+        from allreduce.torch.ddp import DistributedDataParallel
+
+        return DistributedDataParallel
+    raise AttributeError(f"module 'allreduce.torch' has no attribute {name!r}")
+
+
+autoload()

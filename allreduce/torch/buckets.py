@@ -1,0 +1,109 @@
+"""Gradient buckets: which parameters share one, and their memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from allreduce.errors import UsageError
+
+if TYPE_CHECKING:
+    from allreduce._work import Work
+from allreduce.communicator import Communicator
+
+__all__ = ["Bucket", "allocate", "plan"]
+
+_ALIGN = 64  # bytes: each gradient begins on a cache line of its own
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+@dataclass(slots=True)
+class Bucket:
+    """Gradients that are reduced together: one range of symmetric memory, of one dtype."""
+
+    name: str  # checked to be the same on all ranks
+    members: tuple[int, ...]  # indices of parameters
+    flat: Tensor  # the whole bucket, one-dimensional
+    missing: int = 0  # gradients of this backward pass that are still to come
+    work: Work | None = field(default=None, repr=False)
+
+
+def plan(
+    parameters: Sequence[Tensor], order: Sequence[int], bucket_bytes: int
+) -> list[tuple[int, ...]]:
+    """Cuts `order`, indices of parameters as their gradients become ready, into buckets.
+
+    A bucket has one dtype and at most `bucket_bytes` bytes, but always one gradient: 0 gives one
+    bucket per parameter. Buckets come in the order in which they become complete.
+    """
+    closed: list[tuple[int, ...]] = []
+    open_members: dict[torch.dtype, list[int]] = {}
+    open_bytes: dict[torch.dtype, int] = {}
+    for index in order:
+        dtype, nbytes = parameters[index].dtype, parameters[index].nbytes
+        if dtype in open_members and open_bytes[dtype] + nbytes > bucket_bytes:
+            closed.append(tuple(open_members.pop(dtype)))
+        open_bytes[dtype] = nbytes + (open_bytes[dtype] if dtype in open_members else 0)
+        open_members.setdefault(dtype, []).append(index)
+    closed += [tuple(members) for members in open_members.values()]
+    place = {index: position for position, index in enumerate(order)}
+    return sorted(closed, key=lambda members: place[members[-1]])
+
+
+def allocate(
+    comm: Communicator, parameters: Sequence[Tensor], buckets: Sequence[tuple[int, ...]]
+) -> tuple[list[Bucket], list[Tensor]]:
+    """Returns the buckets and, for each parameter, its gradient's place: a view like the parameter.
+
+    One piece of symmetric memory for each dtype; all ranks must call it with the same arguments.
+    """
+    memory = {
+        dtype: _symmetric(comm, sum(_padded(p) for p in parameters if p.dtype == dtype), dtype)
+        for dtype in _DTYPES
+        if any(p.dtype == dtype for p in parameters)
+    }
+    used = dict.fromkeys(memory, 0)
+    views: list[Any] = [None] * len(parameters)
+    made = []
+    for number, members in enumerate(buckets):
+        dtype = parameters[members[0]].dtype
+        begin = used[dtype]
+        for index in members:
+            views[index] = _view_like(parameters[index], memory[dtype], used[dtype])
+            used[dtype] += _padded(parameters[index])
+        name = f"gradients {number + 1} of {len(buckets)}"
+        made.append(Bucket(name, members, memory[dtype][begin : used[dtype]]))
+    return made, views
+
+
+def check_dtype(name: str, parameter: Tensor) -> None:
+    """Raises UsageError if gradients of this dtype cannot be reduced."""
+    if parameter.dtype not in _DTYPES:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
+        raise UsageError(
+            f"module: parameter {name} has dtype {parameter.dtype}; gradients can be {names}. "
+            "Convert the module, or exclude the parameter by requires_grad_(False)"
+        )
+
+
+def _padded(parameter: Tensor) -> int:
+    """Elements of a gradient with its padding."""
+    align = _ALIGN // parameter.element_size()
+    return -(-parameter.numel() // align) * align
+
+
+def _symmetric(comm: Communicator, count: int, dtype: torch.dtype) -> Tensor:
+    array = comm.symmetric_empty(count, str(dtype).removeprefix("torch."))
+    return torch.from_numpy(array).view(dtype)  # NumPy has bfloat16 as uint16
+
+
+def _view_like(parameter: Tensor, memory: Tensor, begin: int) -> Tensor:
+    """A view with the parameter's strides where these are dense: autograd then adds in place."""
+    flat = memory[begin : begin + parameter.numel()]
+    if torch.ops.aten.is_non_overlapping_and_dense(parameter):
+        return flat.as_strided(parameter.size(), parameter.stride())
+    return flat.view(parameter.size())

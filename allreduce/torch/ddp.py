@@ -1,0 +1,186 @@
+"""Data-parallel training: every rank has the module, gradients are reduced during backprop."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from allreduce.errors import MismatchError, UsageError
+from allreduce.torch import communicator
+from allreduce.torch.buckets import check_dtype
+from allreduce.torch.reducer import Reducer
+
+if TYPE_CHECKING:
+    import torch.distributed as dist
+
+    from allreduce.communicator import Communicator
+
+__all__ = ["DistributedDataParallel"]
+
+
+class DistributedDataParallel(nn.Module):
+    """Wraps a module: after `loss.backward()` every `.grad` is reduced over all ranks.
+
+    Gradients live in flat buckets of shared memory. A bucket is reduced as soon as it is complete,
+    while backprop goes on. `.grad` becomes a view of a bucket, which the next backward pass
+    overwrites: copy what you keep. Buffers, batch normalisation statistics among them, stay local.
+
+    Args:
+        module: on the CPU, with the same parameters on every rank.
+        process_group: of backend "hier"; None for the default group.
+        bucket_bytes: most bytes of a bucket; 0 reduces each gradient by itself.
+        op: "mean" divides the sum of the gradients by the number of ranks, "sum" does not.
+        algo: of the allreduce between nodes, see `Communicator.allreduce`.
+        broadcast_parameters: begin with rank 0's parameters and buffers everywhere.
+        find_unused_parameters: some parameters may have no gradient, on some ranks or on all. Costs
+            one small allreduce for each backward pass.
+
+    Raises:
+        UsageError: an argument cannot work. From `backward`: a parameter got no gradient, or two.
+        MismatchError: ranks disagree about parameters or arguments.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        process_group: dist.ProcessGroup | None = None,
+        bucket_bytes: int = 4 << 20,
+        op: str = "mean",
+        algo: str = "auto",
+        broadcast_parameters: bool = True,
+        find_unused_parameters: bool = False,
+    ) -> None:
+        super().__init__()
+        if op not in ("mean", "sum"):
+            raise UsageError(f'op={op!r}: must be "mean" or "sum"')
+        if bucket_bytes < 0:
+            raise UsageError(f"bucket_bytes={bucket_bytes}: must be 0 or more")
+        trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+        _check_parameters(module, trained)
+        self.module = module
+        self._sync = True
+        self._reducer: Reducer | None = None
+        comm = communicator(process_group)
+        if comm.world_size == 1:
+            return
+        options = f"bucket_bytes={bucket_bytes} op={op} algo={algo} {find_unused_parameters=}"
+        _check_agreement(comm, [options, *_described(module)])
+        if broadcast_parameters:
+            _broadcast(comm, [*module.parameters(), *module.buffers()])
+        self._reducer = Reducer(
+            [name for name, _ in trained],
+            [parameter for _, parameter in trained],
+            comm,
+            bucket_bytes=bucket_bytes,
+            mean=op == "mean",
+            algo=algo,
+            find_unused=find_unused_parameters,
+        )
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls the module."""
+        reducer = self._reducer
+        if reducer is None or not torch.is_grad_enabled():
+            return self.module(*args, **kwargs)
+        reducer.prepare(self._sync)
+        output = self.module(*args, **kwargs)
+        if self._sync:
+            for leaf in tree_leaves(output):
+                if isinstance(leaf, Tensor) and leaf.grad_fn is not None:
+                    leaf.register_hook(reducer.begin)  # type: ignore[no-untyped-call]
+        return output
+
+    @contextlib.contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """Inside, gradients are added up locally; the first pass outside reduces them all.
+
+        The forward pass decides: it must be inside, too.
+        """
+        before, self._sync = self._sync, False
+        try:
+            yield
+        finally:
+            self._sync = before
+
+    def statistics(self) -> dict[str, Any]:
+        """Returns what this rank has counted so far.
+
+        `exposed_seconds`: waiting for reductions after backprop; `bytes_reduced`: of gradients;
+        `passes`: backward passes that reduced; `buckets`: how many there are.
+        """
+        reducer = self._reducer
+        return {
+            "exposed_seconds": reducer.exposed_seconds if reducer else 0.0,
+            "bytes_reduced": reducer.bytes_reduced if reducer else 0,
+            "passes": reducer.passes if reducer else 0,
+            "buckets": reducer.num_buckets if reducer else 0,
+        }
+
+
+def _check_parameters(module: nn.Module, trained: Sequence[tuple[str, Tensor]]) -> None:
+    if not trained:
+        raise UsageError("module: none of its parameters requires a gradient; nothing to reduce")
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if tensor.device.type != "cpu":
+            raise UsageError(
+                f"module: {name} is on {tensor.device}; hier works on CPU tensors so far, use "
+                "module.cpu()"
+            )
+    for name, parameter in trained:
+        check_dtype(name, parameter)
+
+
+def _described(module: nn.Module) -> list[str]:
+    """One line for each parameter and buffer: what must be the same on all ranks."""
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    return [
+        f"{name}: {str(t.dtype).removeprefix('torch.')}{list(t.shape)}"
+        + (" trained" if t.requires_grad else "")
+        for name, t in tensors
+    ]
+
+
+def _check_agreement(comm: Communicator, lines: Sequence[str]) -> None:
+    """Raises MismatchError on every rank if any rank's lines are not those of rank 0."""
+    mine = np.frombuffer("\n".join(lines).encode(), np.uint8).copy()
+    size = comm.broadcast(np.array([mine.size], np.int64))
+    first = comm.broadcast(mine.copy() if comm.rank == 0 else np.empty(int(size[0]), np.uint8))
+    differs = not np.array_equal(mine, first)
+    others = np.flatnonzero(comm.allgather(np.array([differs])))
+    if not others.size:
+        return
+    if not differs:
+        ranks = ", ".join(map(str, others))
+        raise MismatchError(
+            f"rank {ranks} wraps another module than rank {comm.rank}, or passes other arguments "
+            "to DistributedDataParallel; its own error says which"
+        )
+    theirs = first.tobytes().decode().split("\n")
+    here, there = next(
+        ((a, b) for a, b in zip([*lines, "no more"], [*theirs, "no more"], strict=False) if a != b),
+        ("", ""),
+    )
+    raise MismatchError(
+        f"DistributedDataParallel differs: rank {comm.rank} has {here!r} where rank 0 has {there!r}"
+    )
+
+
+@torch.no_grad()
+def _broadcast(comm: Communicator, tensors: Sequence[Tensor]) -> None:
+    """Overwrites tensors by those of rank 0; one message for each dtype."""
+    kinds: dict[torch.dtype, list[Tensor]] = {}
+    for tensor in tensors:
+        kinds.setdefault(tensor.dtype, []).append(tensor)
+    for same in kinds.values():
+        flat = torch.cat([tensor.flatten() for tensor in same])
+        comm.broadcast(flat.view(torch.uint8))
+        parts = torch.split(flat, [tensor.numel() for tensor in same])
+        for tensor, part in zip(same, parts, strict=True):
+            tensor.copy_(part.view_as(tensor))

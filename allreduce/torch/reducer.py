@@ -1,0 +1,235 @@
+"""Reduces gradients while backprop goes on.
+
+A parameter's hook moves its gradient into a bucket; complete buckets are reduced in the background,
+strictly in the order of their index, which is the same on all ranks; a callback at the end of the
+backward pass waits for all of them. (Goyal et al. 2017, section 4.2)
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from allreduce.errors import UsageError
+from allreduce.torch import buckets
+
+if TYPE_CHECKING:
+    from allreduce.communicator import Communicator
+
+__all__ = ["Reducer"]
+
+
+class Reducer:
+    """The gradients of one module's parameters and their reduction.
+
+    Its methods are called by the threads of the autograd engine, one at a time for CPU tensors.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        parameters: Sequence[Tensor],
+        comm: Communicator,
+        *,
+        bucket_bytes: int,
+        mean: bool,
+        algo: str,
+        find_unused: bool,
+    ) -> None:
+        self._names = tuple(names)
+        self._parameters = tuple(parameters)
+        self._comm = comm
+        self._bucket_bytes = bucket_bytes
+        self._mean = mean
+        self._share = 1.0 / comm.world_size
+        self._algo = algo
+        self._find_unused = find_unused
+        count = len(self._parameters)
+        self._members = buckets.plan(self._parameters, range(count)[::-1], bucket_bytes)
+        self._allocate()
+        self._sync = True  # reduce in the next backward pass
+        self._active = False  # in a backward pass that reduces
+        self._agreed = False  # the order of the buckets is that of rank 0's first backward pass
+        self._next = 0  # the first bucket that is not being reduced yet
+        self._ready: list[int] = []  # parameters whose gradients have come, in this backward pass
+        self._used = np.zeros(count, np.int32)  # had a gradient since the last reduction
+        self._reduced = [False] * count  # .grad is its place in a bucket, and holds a reduced value
+        self.exposed_seconds = 0.0
+        self.bytes_reduced = 0
+        self.passes = 0
+        handles = []
+        for index, parameter in enumerate(self._parameters):
+            hook = _weak(self._on_gradient, index)
+            tensor: Any = parameter  # torch gives these two methods no types
+            handles.append(tensor.register_post_accumulate_grad_hook(hook))
+            if not mean:
+                handles.append(tensor.register_hook(_weak(self._before_gradient, index)))
+        weakref.finalize(self, _remove, handles)
+
+    @property
+    def num_buckets(self) -> int:
+        """Buckets in use."""
+        return len(self._buckets)
+
+    def prepare(self, sync: bool) -> None:
+        """Before a forward pass: says whether its backward pass reduces."""
+        if self._active and torch._C._current_graph_task_id() == -1:
+            self._abandon()  # the last backward pass ended by an exception
+        self._sync = sync
+
+    @torch.no_grad()
+    def begin(self, *_: Any) -> None:
+        """At the begin of a backward pass: from a hook of the module's output, or a first gradient.
+
+        The output's hook sees the outermost pass even where checkpointing runs others inside.
+        """
+        if self._active or not self._sync:
+            return
+        self._active = True
+        self._next = 0
+        self._ready.clear()
+        for bucket in self._buckets:
+            bucket.missing, bucket.work = len(bucket.members), None
+        torch.autograd.Variable._execution_engine.queue_callback(self._finish)
+
+    def _allocate(self) -> None:
+        self._buckets, self._views = buckets.allocate(self._comm, self._parameters, self._members)
+        self._bucket_of = {i: bucket for bucket in self._buckets for i in bucket.members}
+
+    def _before_gradient(self, index: int, _: Any) -> None:
+        # A reduced sum that stays in .grad would be summed once more, by every rank: each gives its
+        # share of it. (With mean the division by world_size does the same.)
+        if self._reduced[index] and self._parameters[index].grad is self._views[index]:
+            with torch.no_grad():
+                self._views[index].mul_(self._share)
+        self._reduced[index] = False
+
+    @torch.no_grad()
+    def _on_gradient(self, index: int, _: Any) -> None:
+        self._used[index] = 1
+        if not self._sync:
+            return
+        self.begin()
+        bucket = self._bucket_of[index]
+        if bucket.work is not None:
+            raise UsageError(
+                f"parameter {self._names[index]} got a gradient twice in one backward pass; with "
+                "torch.utils.checkpoint pass use_reentrant=False"
+            )
+        self._fill(index)
+        self._ready.append(index)
+        bucket.missing -= 1
+        if bucket.missing == 0:
+            self._launch()
+
+    def _fill(self, index: int) -> None:
+        """Moves a gradient into its bucket; from then on .grad is its place there."""
+        parameter, view = self._parameters[index], self._views[index]
+        grad = parameter.grad
+        if grad is None:
+            view.zero_()
+            return
+        if grad.layout != torch.strided:
+            raise UsageError(
+                f"parameter {self._names[index]} has a sparse gradient; use a dense one "
+                "(sparse=False in nn.Embedding)"
+            )
+        if self._mean:
+            torch.mul(grad, self._share, out=view)
+        elif grad is not view:
+            view.copy_(grad)
+        if grad is not view:
+            parameter.grad = view
+
+    def _launch(self) -> None:
+        while self._next < len(self._buckets) and self._buckets[self._next].missing == 0:
+            bucket = self._buckets[self._next]
+            self._next += 1
+            bucket.work = self._comm.allreduce(
+                bucket.flat, "sum", self._algo, async_op=True, name=bucket.name
+            )
+            self.bytes_reduced += bucket.flat.nbytes
+
+    @torch.no_grad()
+    def _finish(self) -> None:
+        """At the end of the backward pass: every .grad is reduced when it returns."""
+        try:
+            if self._ready or self._find_unused:
+                self._reduce_rest()
+        finally:
+            self._active = False
+
+    def _reduce_rest(self) -> None:
+        unused = sorted(set(range(len(self._parameters))).difference(self._ready))
+        for index in unused:  # this rank takes part with zeros, so that no other waits in vain
+            if not self._mean:
+                self._before_gradient(index, None)
+            self._fill(index)
+            self._bucket_of[index].missing -= 1
+        self._launch()
+        begun = time.perf_counter()
+        if self._find_unused:
+            self._comm.allreduce(self._used, "max", name="used parameters")
+        for bucket in self._buckets:
+            assert bucket.work is not None
+            bucket.work.wait()
+        self.exposed_seconds += time.perf_counter() - begun
+        self.passes += 1
+        for index in unused:
+            if self._find_unused and self._used[index]:
+                self._parameters[index].grad = self._views[index]
+        for index, view in enumerate(self._views):
+            self._reduced[index] = self._parameters[index].grad is view
+        used, self._used = self._used, np.zeros_like(self._used)
+        if not self._agreed:
+            self._agree_on_order()
+        if unused and not self._find_unused:
+            names = ", ".join(self._names[index] for index in unused if not used[index])
+            raise UsageError(
+                f"parameters without a gradient on rank {self._comm.rank}: {names}. If the loss "
+                "does not depend on them, pass find_unused_parameters=True"
+            )
+
+    def _agree_on_order(self) -> None:
+        """Cuts the buckets anew, in the order in which rank 0 has seen the gradients come."""
+        self._agreed = True
+        missing = set(range(len(self._parameters))).difference(self._ready)
+        order = np.array([*self._ready, *sorted(missing, reverse=True)], np.int32)
+        self._comm.broadcast(order)
+        members = buckets.plan(self._parameters, order.tolist(), self._bucket_bytes)
+        if members == self._members:
+            return
+        self._members, old = members, self._views
+        self._allocate()
+        for parameter, before, view in zip(self._parameters, old, self._views, strict=True):
+            if parameter.grad is before:
+                parameter.grad = view.copy_(before)
+
+    def _abandon(self) -> None:
+        self._active = False
+        for bucket in self._buckets[: self._next]:
+            if bucket.work is not None:
+                bucket.work.wait()
+
+
+def _weak(method: Callable[[int, Any], None], index: int) -> Callable[[Any], None]:
+    """A hook that does not keep the reducer alive: parameters may outlive it."""
+    reference = weakref.WeakMethod(method)
+
+    def hook(argument: Any) -> None:
+        alive = reference()
+        if alive is not None:
+            alive(index, argument)
+
+    return hook
+
+
+def _remove(handles: Sequence[Any]) -> None:
+    for handle in handles:
+        handle.remove()

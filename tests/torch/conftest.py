@@ -1,0 +1,121 @@
+"""Runs the programs of tests/torch/programs, one process per rank, once for each layout.
+
+A torch process takes seconds to start, so a program has many checks: functions check_<behaviour>,
+each of which is a test of its own here.
+"""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from allreduce import _build
+
+PROGRAMS = Path(__file__).parent / "programs"
+ROOT = Path(__file__).resolve().parents[2]
+DEADLINE = 100  # seconds for one launch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """How many ranks, and on how many (pretended) nodes."""
+
+    ranks: int
+    nodes: int
+
+    def __str__(self) -> str:
+        return f"{self.ranks}on{self.nodes}"
+
+
+def start(program: str, layout: Layout, folder: Path, **environment: str) -> list[subprocess.Popen]:
+    """Starts all ranks of a program; their output goes to rank<r>.log in `folder`."""
+    processes = []
+    for rank in range(layout.ranks):
+        env = dict(os.environ, **environment)
+        env |= {"RANK": str(rank), "WORLD_SIZE": str(layout.ranks), "OMP_NUM_THREADS": "1"}
+        env |= {"ALLREDUCE_NODES": str(layout.nodes), "FOLDER": str(folder)}
+        env["PYTHONPATH"] = os.pathsep.join([str(ROOT), env.get("PYTHONPATH", "")])
+        with (folder / f"rank{rank}.log").open("w") as log:
+            command = [sys.executable, "-X", "faulthandler", str(PROGRAMS / program)]
+            processes.append(subprocess.Popen(command, env=env, stdout=log, stderr=log, cwd=folder))
+    return processes
+
+
+def finish(processes: list[subprocess.Popen], folder: Path, deadline: float = DEADLINE) -> str:
+    """Waits for all ranks, kills those that are late, and returns what they wrote."""
+    until = time.monotonic() + deadline
+    for process in processes:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(0.0, until - time.monotonic()))
+    late = [process for process in processes if process.poll() is None]
+    for process in late:
+        process.send_signal(signal.SIGABRT)  # faulthandler prints where it hangs
+    for process in late:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(5)
+        process.kill()
+    logs = sorted(folder.glob("rank*.log"))
+    return "\n".join(f"--- {log.name}\n{log.read_text()}" for log in logs)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "check" in metafunc.fixturenames:
+        text = (PROGRAMS / metafunc.module.PROGRAM).read_text()
+        names = re.findall(r"^def check_(\w+)", text, re.MULTILINE)
+        layouts = [Layout(ranks=ranks, nodes=nodes) for ranks, nodes in metafunc.module.LAYOUTS]
+        metafunc.parametrize("outcomes", layouts, indirect=True, ids=str, scope="module")
+        metafunc.parametrize("check", names)
+
+
+@pytest.fixture(scope="session")
+def backend() -> None:
+    """Compiles the backend if it is not built or out of date, rather than in a test's time."""
+    stamp = ROOT / "allreduce/torch/_backend.json"
+    wanted = _build.backend_hash(_build.csrc_dir())
+    if not stamp.exists() or json.loads(stamp.read_text())["sources"] != wanted:
+        load = "from allreduce.torch._load import load; load()"
+        subprocess.run([sys.executable, "-c", load], cwd=ROOT, timeout=100, check=True)
+
+
+@pytest.fixture(scope="module")
+def outcomes(
+    backend: None, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[list[dict[str, str]], str]:
+    """For each rank the checks that ran with their errors ("" if none), and all output."""
+    folder = tmp_path_factory.mktemp("ranks")
+    log = finish(start(request.module.PROGRAM, request.param, folder), folder)
+    found = [folder / f"rank{rank}.json" for rank in range(request.param.ranks)]
+    return [json.loads(file.read_text()) if file.exists() else {} for file in found], log
+
+
+def assert_passed(check: str, outcomes: tuple[list[dict[str, str]], str]) -> None:
+    ranks, log = outcomes
+    for rank, results in enumerate(ranks):
+        error = results.get(check, f"did not run\n{log[-8000:]}")
+        assert not error, f"rank {rank}: {error}"
+
+
+@pytest.fixture(name="assert_passed")
+def assert_passed_fixture():
+    return assert_passed
+
+
+@pytest.fixture(name="launch")
+def launch_fixture(backend: None, tmp_path: Path):
+    """Returns (start, finish) bound to a folder of this test."""
+
+    def begin(program: str, ranks: int, nodes: int = 1, **environment: str):
+        return start(program, Layout(ranks=ranks, nodes=nodes), tmp_path, **environment)
+
+    def end(processes: list[subprocess.Popen], deadline: float = DEADLINE) -> str:
+        return finish(processes, tmp_path, deadline)
+
+    return begin, end
