@@ -6,6 +6,9 @@
     comm.allreduce(x)  # sums the array x of all ranks, in place
 
 Goyal et al., "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour" (2017), section 4.
+
+Everything is imported at its first use: `import torch` imports this package to find the backend
+"hier", and must neither wait for the native core nor fail where it was not built.
 """
 
 from __future__ import annotations
@@ -13,23 +16,20 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from allreduce import _build
-
-_build.require_core()
-
-from allreduce._init import init  # noqa: E402
-from allreduce._work import Work  # noqa: E402
-from allreduce.communicator import Communicator  # noqa: E402
-from allreduce.errors import (  # noqa: E402
-    AbortedError,
-    CudaError,
-    Error,
-    MismatchError,
-    PeerError,
-    SystemCallError,
-    Timeout,
-    UsageError,
-)
+if TYPE_CHECKING:
+    from allreduce._init import init
+    from allreduce._work import Work
+    from allreduce.communicator import Communicator
+    from allreduce.errors import (
+        AbortedError,
+        CudaError,
+        Error,
+        MismatchError,
+        PeerError,
+        SystemCallError,
+        Timeout,
+        UsageError,
+    )
 
 __all__ = [
     "AbortedError",
@@ -47,13 +47,18 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-_LAZY = ("cost", "cuda", "optim", "schedules", "simulate", "torch")
+_HOMES = {"init": "_init", "Work": "_work", "Communicator": "communicator"}
+_SUBMODULES = ("cost", "cuda", "errors", "optim", "schedules", "simulate", "torch")
 
-
-if not TYPE_CHECKING:  # a type checker finds the submodules by itself
+if not TYPE_CHECKING:  # a type checker finds the names above and the submodules by itself
 
     def __getattr__(name: str) -> Any:
-        """Import a submodule at its first use: `import allreduce` needs neither torch nor CUDA."""
-        if name in _LAZY:
+        """Import what is asked for; ImportError in one sentence if the core is not built."""
+        if name == "_C":
+            return importlib.import_module("allreduce._build").require_core()
+        if name in _SUBMODULES:
             return importlib.import_module(f"allreduce.{name}")
+        if name in __all__:
+            home = importlib.import_module(f"allreduce.{_HOMES.get(name, 'errors')}")
+            return getattr(home, name)
         raise AttributeError(f"module 'allreduce' has no attribute {name!r}")

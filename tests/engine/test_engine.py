@@ -22,7 +22,7 @@ from allreduce.schedules import (
     from_moves,
 )
 
-DEADLINE = 30.0
+DEADLINE = 12.0
 SIZES = (2, 3, 4, 5, 7, 8)
 SEGMENTS = (1, 17, 64, 1000, 1 << 20)
 OPS = {

@@ -22,7 +22,7 @@ from allreduce import errors
 
 pytestmark = pytest.mark.skipif(SANITIZED, reason="processes")
 
-DEADLINE = 8.0  # seconds from a death to the last survivor's error; alone it takes 0.2 to 0.5
+DEADLINE = 8.0  # seconds from a death to the last survivor's error
 
 
 def reduce_for_ever(comm, async_op: bool, child: str, victim: int) -> None:

@@ -219,3 +219,23 @@ def test_groups_leave_no_descriptors_and_no_threads():
     while count() > before and time.monotonic() < deadline:
         time.sleep(0.01)
     assert count() <= before
+
+
+@pytest.mark.parametrize("local", ["rs_ag", "none"])
+def test_who_sleeps_is_woken_and_need_not_look_at_the_clock(local):
+    arrived: list[float] = []
+    latencies: list[float] = []
+
+    def body(comm):
+        x = np.ones(10)
+        for _ in range(25):
+            if comm.rank == 1:
+                time.sleep(0.01)  # the other one falls asleep, for 50 ms at most
+                arrived.append(time.monotonic())
+            comm.allreduce(x, "max")
+            if comm.rank == 0:
+                latencies.append(time.monotonic() - arrived[-1])
+            comm.barrier()
+
+    run_threads(2, body, local=local)
+    assert sorted(latencies)[12] < 0.02, latencies

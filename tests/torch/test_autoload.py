@@ -55,3 +55,20 @@ def test_a_failure_to_register_does_not_break_import_torch() -> None:
         TORCH_DEVICE_BACKEND_AUTOLOAD="0",
     )
     assert said.split() == ["False"]
+
+
+def test_autoload_imports_nothing_native_and_needs_no_core() -> None:
+    said = python(
+        "import sys\n"
+        "sys.modules['allreduce._C'] = None  # as if it had not been built\n"
+        "import torch, allreduce.torch._autoload, torch.distributed as dist\n"
+        "print(dist.Backend.HIER)\n"
+        "try:\n"
+        "    import allreduce\n"
+        "    allreduce.init()\n"
+        "except ImportError as error:\n"
+        "    print(error)"
+    )
+    registered, sentence = said.strip().splitlines()
+    assert registered == "hier"
+    assert "core" in sentence
