@@ -315,9 +315,10 @@ void Engine::blocked_on(std::vector<pollfd>& fds) const {
   }
 }
 
-bool Engine::waits_for(int rank) const {
-  const size_t index = 2 * static_cast<size_t>(rank);
-  return !fifos_[index].empty() || !fifos_[index + 1].empty();
+bool Engine::stuck_on(int rank) const {
+  // A message of the peer may be here already and wait for a step of another queue.
+  const auto stuck = [&](const Fifo& fifo) { return !fifo.empty() && can_move(fifo); };
+  return stuck(fifos_[2 * rank]) || stuck(fifos_[2 * rank + 1]);
 }
 
 std::string Engine::where(const Fifo& fifo) const {

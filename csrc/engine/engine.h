@@ -49,8 +49,9 @@ class Engine {
 
   bool idle() const { return active_.empty(); }
   void blocked_on(std::vector<pollfd>& fds) const;  // what to poll when progress() is false
-  bool waits_for(int rank) const;                   // a queue to or from this rank is unfinished
-  std::string describe_wait() const;                // "rank 3 ... round 2", for a timeout
+  // When progress() is false: a queue to or from this rank waits for its channel alone.
+  bool stuck_on(int rank) const;
+  std::string describe_wait() const;  // "rank 3 ... round 2", for a timeout
 
  private:
   struct Task {

@@ -258,7 +258,7 @@ void Group::check_presence(const Lane& lane) const {
     const int rank = topology_.neighbours()[i];
     if (i == topology_.local_rank) continue;
     const auto presence = control_.presence(rank);
-    const bool needed = lane.engine->waits_for(rank) || local == i;
+    const bool needed = lane.engine->stuck_on(rank) || local == i;
     if (presence == ControlLinks::Presence::present || !needed) continue;
     const bool left = presence == ControlLinks::Presence::left;
     throw PeerError(rank, "rank " + std::to_string(rank) +
