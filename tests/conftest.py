@@ -1,6 +1,7 @@
 """What all tests share: fixed seeds. Markers and deadlines are set in pyproject.toml."""
 
 import random
+import signal
 import zlib
 from collections.abc import Iterator
 
@@ -21,6 +22,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="N",
         help="run one test in N, always the same ones: for runs under a sanitizer",
     )
+
+
+def pytest_configure() -> None:
+    # A shell that starts this in the background lets it ignore Ctrl-C, and so its children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

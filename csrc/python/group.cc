@@ -65,34 +65,25 @@ void register_symmetric(py::module_& m) {
 
 using GroupClass = py::class_<Group, std::shared_ptr<Group>>;
 
+template <auto Method>
+auto call(Group& self, Collective collective, uintptr_t address, size_t count,
+          const std::string& dtype, const std::string& op, int root, const std::string& algorithm,
+          double timeout, uint32_t name_hash, std::vector<size_t> bounds) {
+  Call made = make_call(collective, address, count, dtype, op, root, algorithm, timeout, name_hash,
+                        std::move(bounds));
+  const py::gil_scoped_release nogil;
+  return (self.*Method)(std::move(made));
+}
+
 void define_calls(GroupClass& group) {
-  // The arguments of a call, the same for run and start.
-  const auto call_args = [](auto&& define, const char* name, auto method) {
-    define.def(name, method, py::arg("collective"), py::arg("address"), py::arg("count"),
-               py::arg("dtype"), py::arg("op") = "sum", py::arg("root") = 0,
-               py::arg("algorithm") = "auto", py::arg("timeout") = -1.0, py::arg("name_hash") = 0,
-               py::arg("bounds") = std::vector<size_t>());
+  const auto define = [&](const char* name, auto method) {
+    group.def(name, method, py::arg("collective"), py::arg("address"), py::arg("count"),
+              py::arg("dtype"), py::arg("op") = "sum", py::arg("root") = 0,
+              py::arg("algorithm") = "auto", py::arg("timeout") = -1.0, py::arg("name_hash") = 0,
+              py::arg("bounds") = std::vector<size_t>());
   };
-  call_args(
-      group, "run",
-      [](Group& self, Collective collective, uintptr_t address, size_t count,
-         const std::string& dtype, const std::string& op, int root, const std::string& algorithm,
-         double timeout, uint32_t name_hash, std::vector<size_t> bounds) {
-        Call call = make_call(collective, address, count, dtype, op, root, algorithm, timeout,
-                              name_hash, std::move(bounds));
-        const py::gil_scoped_release nogil;
-        self.run(std::move(call));
-      });
-  call_args(
-      group, "start",
-      [](Group& self, Collective collective, uintptr_t address, size_t count,
-         const std::string& dtype, const std::string& op, int root, const std::string& algorithm,
-         double timeout, uint32_t name_hash, std::vector<size_t> bounds) {
-        Call call = make_call(collective, address, count, dtype, op, root, algorithm, timeout,
-                              name_hash, std::move(bounds));
-        const py::gil_scoped_release nogil;
-        return self.start(std::move(call));
-      });
+  define("run", &call<&Group::run>);
+  define("start", &call<&Group::start>);
 }
 
 void define_init(GroupClass& group) {

@@ -1,5 +1,6 @@
 """Ranks that disagree: the same typed error on all of them, with both calls in words, soon."""
 
+import contextlib
 import time
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from group_cases import SOME_LAYOUTS, nodes, size
 from worlds import run_threads
 
-from allreduce.errors import MismatchError, UsageError
+from allreduce.errors import AbortedError, MismatchError, UsageError
 
 SOON = 8.0  # seconds; a disagreement is told after one at the latest
 every_layout = pytest.mark.parametrize(("layout", "local"), SOME_LAYOUTS)
@@ -63,7 +64,10 @@ def test_disagreements_in_the_background_are_the_same_error(what, lanes, layout,
 
     def body(comm):
         mine = theirs if comm.rank == 1 else ours
-        works = [allreduce(comm, async_op=True, **(mine if i == 2 else {})) for i in range(5)]
+        works = []
+        with contextlib.suppress(AbortedError):  # the group may have failed before the last call
+            for i in range(5):
+                works.append(allreduce(comm, async_op=True, **(mine if i == 2 else {})))
         for work in works:
             work.wait()
         comm.barrier()
