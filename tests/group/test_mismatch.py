@@ -66,8 +66,9 @@ def test_disagreements_in_the_background_are_the_same_error(what, lanes, layout,
         mine = theirs if comm.rank == 1 else ours
         works = []
         with contextlib.suppress(AbortedError):  # the group may have failed before the last call
-            for i in range(5):
-                works.append(allreduce(comm, async_op=True, **(mine if i == 2 else {})))
+            works.extend(
+                allreduce(comm, async_op=True, **(mine if i == 2 else {})) for i in range(5)
+            )
         for work in works:
             work.wait()
         comm.barrier()
