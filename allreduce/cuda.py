@@ -34,6 +34,7 @@ def _load() -> ModuleType | str:
     """The compiled module, or the reason why there is none."""
     name = "allreduce._cuda"
     try:
+        importlib.import_module("allreduce._C")  # its symbols are used by the other
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name == name:

@@ -76,6 +76,7 @@ def pytest_terminal_summary(
     name = config.getoption("--save-report")
     if name:
         path = RESULTS / f"{name}_{date.today().isoformat()}.md"
+        RESULTS.mkdir(exist_ok=True)
         path.write_text("# " + name + "\n\n```\n" + "\n".join(lines) + "\n```\n")
 
 
@@ -88,5 +89,5 @@ def _torch_version() -> str:
 
 
 def _commit() -> str:
-    git = ["git", "-C", str(RESULTS), "describe", "--always", "--dirty"]
+    git = ["git", "-C", str(RESULTS.parent), "describe", "--always", "--dirty"]
     return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
