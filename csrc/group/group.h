@@ -138,6 +138,10 @@ class Group {
   Plan make_plan(const Call& call, RunHeader& header);
   Plan flat_plan(const Call& call, const std::string& algorithm);
   std::vector<std::byte*> symmetric_places(const Call& call, uint32_t& place_hash);
+  // The cached program for `what`, or a new one; `bounds` and `root` tell its kind apart.
+  std::shared_ptr<const Program> lowered(const std::string& what, size_t element_bytes,
+                                         const std::vector<size_t>& bounds, int root,
+                                         const std::function<Program(size_t segment)>& lower);
   std::shared_ptr<const Program> flat_program(const Call& call, const std::string& algorithm);
   std::shared_ptr<const Program> rail_program(const std::string& algorithm, size_t count,
                                               size_t element_bytes);

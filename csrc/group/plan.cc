@@ -216,39 +216,39 @@ void Group::add_schedule(const std::string& name, Collective collective, Schedul
   schedules_.insert_or_assign({collective, name, world_size, 0}, std::move(schedule));
 }
 
-std::shared_ptr<const Program> Group::flat_program(const Call& call, const std::string& algorithm) {
-  const Schedule& s = schedule(call.collective, algorithm, topology_.world_size, call.root);
-  const auto bounds = has_parts(call.collective) ? parts_of(call, topology_.world_size)
-                                                 : even_bounds(call.count, s.num_chunks);
-  const size_t segment = std::max<size_t>(1, config_.segment_bytes / size_of(call.dtype));
-  const auto key = std::tuple(
-      std::string(name_of(call.collective)) + ":" + algorithm + ":" + std::to_string(segment),
-      bounds, call.root);
+std::shared_ptr<const Program> Group::lowered(const std::string& what, size_t element_bytes,
+                                              const std::vector<size_t>& bounds, int root,
+                                              const std::function<Program(size_t segment)>& lower) {
+  const size_t segment = std::max<size_t>(1, config_.segment_bytes / element_bytes);
+  const auto key = std::tuple(what + ":" + std::to_string(segment), bounds, root);
   const std::lock_guard lock(mutex_);
   const auto known = programs_.find(key);
   if (known != programs_.end()) return known->second;
   if (programs_.size() >= kMaxPrograms) programs_.clear();
-  auto program = std::make_shared<const Program>(lower(s, topology_.rank, bounds, segment));
-  return programs_.emplace(key, std::move(program)).first->second;
+  return programs_.emplace(key, std::make_shared<const Program>(lower(segment))).first->second;
+}
+
+std::shared_ptr<const Program> Group::flat_program(const Call& call, const std::string& algorithm) {
+  const Schedule& s = schedule(call.collective, algorithm, topology_.world_size, call.root);
+  const auto bounds = has_parts(call.collective) ? parts_of(call, topology_.world_size)
+                                                 : even_bounds(call.count, s.num_chunks);
+  const std::string what = std::string(name_of(call.collective)) + ":" + algorithm;
+  return lowered(what, size_of(call.dtype), bounds, call.root,
+                 [&](size_t segment) { return lower(s, topology_.rank, bounds, segment); });
 }
 
 std::shared_ptr<const Program> Group::rail_program(const std::string& algorithm, size_t count,
                                                    size_t element_bytes) {
   const Schedule& s = schedule(Collective::allreduce, algorithm, topology_.num_nodes, 0);
-  const size_t segment = std::max<size_t>(1, config_.segment_bytes / element_bytes);
-  const auto key = std::tuple("rail:" + algorithm + ":" + std::to_string(segment),
-                              std::vector<size_t>{count}, 0);
-  const std::lock_guard lock(mutex_);
-  const auto known = programs_.find(key);
-  if (known != programs_.end()) return known->second;
-  if (programs_.size() >= kMaxPrograms) programs_.clear();
-  Program program = lower(s, topology_.node, even_bounds(count, s.num_chunks), segment);
-  const std::vector<int> ranks = topology_.rail(topology_.local_rank);
-  for (size_t i = 0; i < program.num_steps(); ++i) {
-    program.steps[i].peer = ranks[program.steps[i].peer];
-  }
-  for (Queue& queue : program.queues) queue.peer = ranks[queue.peer];
-  return programs_.emplace(key, std::make_shared<const Program>(std::move(program))).first->second;
+  return lowered("rail:" + algorithm, element_bytes, {count}, 0, [&](size_t segment) {
+    Program program = lower(s, topology_.node, even_bounds(count, s.num_chunks), segment);
+    const std::vector<int> ranks = topology_.rail(topology_.local_rank);
+    for (size_t i = 0; i < program.num_steps(); ++i) {
+      program.steps[i].peer = ranks[program.steps[i].peer];
+    }
+    for (Queue& queue : program.queues) queue.peer = ranks[queue.peer];
+    return program;
+  });
 }
 
 }  // namespace hier

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
+from arithmetic import STORAGE
 from channels import KINDS, mesh, testing
-from oracle import STORAGE, expected
+from oracle import expected
 from schedule_cases import ALL, ROOTED
 
 from allreduce import _C

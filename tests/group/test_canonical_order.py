@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+from arithmetic import combine
 from group_cases import LAYOUTS, allreduce_as, nodes, random_floats, size
-from oracle import combine_arrays
 from worlds import run_threads
 
 from allreduce.schedules import algorithms
@@ -32,7 +32,7 @@ def tree(dtype: str, rows: list[np.ndarray]) -> np.ndarray:
     if len(rows) == 1:
         return rows[0]
     half = 1 << ((len(rows) - 1).bit_length() - 1)
-    return combine_arrays(dtype, "sum", tree(dtype, rows[:half]), tree(dtype, rows[half:]))
+    return combine(dtype, "sum", tree(dtype, rows[:half]), tree(dtype, rows[half:]))
 
 
 def canonical(dtype: str, p: int, counts=COUNTS, seed=0) -> list[bytes]:

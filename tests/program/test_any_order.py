@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from oracle import STORAGE, combine_arrays, expected
+from arithmetic import STORAGE, combine
+from oracle import expected
 from schedule_cases import ALL, IDS, hierarchical
 
 from allreduce import _C
@@ -67,7 +68,7 @@ class Ranks:
             self.wires[rank, peer].append(own.copy())
         else:
             data = self.wires[peer, rank].popleft()
-            own[:] = combine_arrays(self.dtype, self.op, own, data) if kind == 2 else data
+            own[:] = combine(self.dtype, self.op, own, data) if kind == 2 else data
         first, successors = self.next[rank]
         for successor in successors[first[step] : first[step + 1]]:
             self.waits[rank][successor] -= 1
