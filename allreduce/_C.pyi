@@ -14,6 +14,8 @@ class Collective:
     reduce: ClassVar[Collective]
     gather: ClassVar[Collective]
     barrier: ClassVar[Collective]
+    scatter: ClassVar[Collective]
+    alltoall: ClassVar[Collective]
     __members__: ClassVar[dict[str, Collective]]
     def __init__(self, value: int) -> None: ...
     def __int__(self) -> int: ...
@@ -124,6 +126,10 @@ def instruction_sets() -> list[str]: ...
 class Work:
     def wait(self, timeout: float = -1.0) -> bool: ...
     def done(self) -> bool: ...
+    @property
+    def source(self) -> int: ...
+    @property
+    def tag(self) -> int: ...
 
 class SharedMapping:
     @property
@@ -160,6 +166,9 @@ class Group:
         timeout: float = -1.0,
         name_hash: int = 0,
         bounds: Sequence[int] = (),
+        input: int = 0,
+        input_count: int = 0,
+        input_bounds: Sequence[int] = (),
     ) -> None: ...
     def start(
         self,
@@ -173,6 +182,21 @@ class Group:
         timeout: float = -1.0,
         name_hash: int = 0,
         bounds: Sequence[int] = (),
+        input: int = 0,
+        input_count: int = 0,
+        input_bounds: Sequence[int] = (),
+    ) -> Work: ...
+    def transfer(
+        self,
+        *,
+        send: bool,
+        peer: int,
+        tag: int,
+        address: int,
+        count: int,
+        dtype: str,
+        timeout: float,
+        wait: bool,
     ) -> Work: ...
     def choose(self, collective: Collective, nbytes: int) -> str: ...
     def set_choices(self, choices: Sequence[tuple[Collective, int, str]]) -> None: ...

@@ -205,6 +205,6 @@ def _describe(
     if len(local_ranks) > 1:
         text += f"; {len(local_ranks) - 1} peers by shared memory"
     if data:
-        lanes = len(next(iter(data.values())))
+        lanes = len(next(iter(data.values()))) - 1
         text += f"; {len(data)} peers by TCP, {lanes} lanes each, congestion control {congestion}"
     return text

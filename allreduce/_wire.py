@@ -43,7 +43,8 @@ def links_of(rank: int, node_of_rank: Sequence[int], lanes: int) -> list[Link]:
         low, high = sorted((rank, peer))
         links.append(Link(Kind.CONTROL, 0, high, low))
         if node != node_of_rank[rank]:
-            links += [Link(Kind.DATA, lane, high, low) for lane in range(lanes)]
+            # One for each lane of collectives, and the last for messages.
+            links += [Link(Kind.DATA, lane, high, low) for lane in range(lanes + 1)]
         elif low == node_of_rank.index(node):
             links.append(Link(Kind.FDS, 0, high, low))
     return links

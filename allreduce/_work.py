@@ -10,7 +10,7 @@ from allreduce.errors import UsageError
 
 
 class Work:
-    """A collective under way. Its array must not be touched before `wait` returns."""
+    """A collective or message under way. Its array must not be touched before `wait` returns."""
 
     def __init__(self, work: _C.Work, result: Any) -> None:
         self._work = work
@@ -29,6 +29,16 @@ class Work:
     def done(self) -> bool:
         """Return whether the collective has ended, in success or error."""
         return self._work.done()
+
+    @property
+    def source(self) -> int:
+        """Of a receive that has ended: the rank that sent the message."""
+        return self._work.source
+
+    @property
+    def tag(self) -> int:
+        """Of a receive that has ended: the message's tag."""
+        return self._work.tag
 
 
 def make_group(wiring: Wiring, options: dict[str, Any]) -> _C.Group:

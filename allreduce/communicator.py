@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-import zlib
 from collections import deque
 from collections.abc import Sequence
 from types import TracebackType
@@ -13,9 +12,12 @@ from typing import Any
 import numpy as np
 
 from allreduce import _C, _lifetime, _measure, cost
-from allreduce._arrays import Memory, copy_of, itemsize, memory_of
+from allreduce._arrays import copy_of, itemsize, memory_of
+from allreduce._calls import Array
 from allreduce._mesh import Wiring, connect
+from allreduce._messages import PointToPoint
 from allreduce._nodes import NodesOption
+from allreduce._parts import PartCollectives
 from allreduce._store import PrefixStore, Store
 from allreduce._symmetric import symmetric_empty
 from allreduce._work import Work, make_group
@@ -24,12 +26,11 @@ from allreduce.errors import UsageError
 __all__ = ["Communicator"]
 
 log = logging.getLogger("allreduce")
-Array = Any  # numpy.ndarray, torch.Tensor on the CPU, or an object with __dlpack__
 
 _LOCAL_FORMS = ("rs_ag", "reduce_bcast", "none")
 
 
-class Communicator:
+class Communicator(PartCollectives, PointToPoint):
     """A group of ranks and its collectives. Every rank makes the same calls in the same order.
 
     Arrays are contiguous, in host memory, of dtype float64, float32, float16, bfloat16 (torch),
@@ -49,7 +50,7 @@ class Communicator:
         self._splits = 0
         self.hierarchical: bool = options["local"] != "none"
         self.link: cost.Link | None = None
-        self._in_flight: deque[Work] = deque()  # keeps arrays alive that the core works on
+        self._in_flight: deque[Work] = deque()
         self._group = make_group(wiring, options)
         self.rank = wiring.rank
         self.world_size = wiring.world_size
@@ -148,62 +149,21 @@ class Communicator:
             `x`, or a `Work` whose `wait` returns it.
         """
         memory = memory_of(x, "x", self.rank)
-        call = self._call(_C.Collective.allreduce, memory, op, 0, algo, timeout, name)
+        call = self._call(
+            _C.Collective.allreduce, memory, op=op, algo=algo, timeout=timeout, name=name
+        )
         if async_op:
             return self._keep(Work(self._group.start(**call), x))
         self._group.run(**call)
         return x
-
-    def reduce_scatter(
-        self, x: Array, op: str = "sum", algo: str = "auto", *, timeout: float | None = None
-    ) -> Array:
-        """Reduce `x` over all ranks and return this rank's part of the result.
-
-        Args:
-            x: shape (world_size * n, ...); it is not changed.
-
-        Returns:
-            A new array of shape (n, ...), rows rank * n to (rank + 1) * n: a tensor for a tensor,
-            else NumPy's.
-        """
-        whole = copy_of(x, "x", self.rank)  # the reduction happens in this copy
-        if whole.ndim == 0 or whole.shape[0] % self.world_size:
-            raise UsageError(
-                f"x on rank {self.rank}: shape {whole.shape} does not split over "
-                f"{self.world_size} ranks along its first dimension; pad it"
-            )
-        memory = memory_of(whole, "x", self.rank)
-        call = self._call(_C.Collective.reduce_scatter, memory, op, 0, algo, timeout, "")
-        self._group.run(**call)
-        rows = whole.shape[0] // self.world_size
-        return copy_of(whole[self.rank * rows : (self.rank + 1) * rows], "x", self.rank)
-
-    def allgather(self, x: Array, algo: str = "auto", *, timeout: float | None = None) -> Array:
-        """Return the arrays of all ranks, joined along the first dimension in rank order.
-
-        Args:
-            x: shape (n, ...), or a scalar; the same shape on all ranks.
-
-        Returns:
-            A new array of shape (world_size * n, ...): a tensor for a tensor, else NumPy's.
-        """
-        return self._joined(_C.Collective.allgather, x, 0, algo, timeout)
-
-    def gather(
-        self, x: Array, root: int = 0, algo: str = "auto", *, timeout: float | None = None
-    ) -> Array | None:
-        """Return the arrays of all ranks, joined as by `allgather`, on `root`; None elsewhere."""
-        joined = self._joined(_C.Collective.gather, x, root, algo, timeout)
-        return joined if self.rank == root else None
 
     def broadcast(
         self, x: Array, root: int = 0, algo: str = "auto", *, timeout: float | None = None
     ) -> Array:
         """Overwrite `x` on all ranks with that of `root`, in place; return it."""
         memory = memory_of(x, "x", self.rank)
-        self._group.run(
-            **self._call(_C.Collective.broadcast, memory, "sum", root, algo, timeout, "")
-        )
+        call = self._call(_C.Collective.broadcast, memory, root=root, algo=algo, timeout=timeout)
+        self._group.run(**call)
         return x
 
     def reduce(
@@ -218,13 +178,16 @@ class Communicator:
         """Reduce `x` over all ranks into that of `root`; elsewhere it keeps its value."""
         # The ranks on the way to the root hold partial results.
         memory = memory_of(x if self.rank == root else copy_of(x, "x", self.rank), "x", self.rank)
-        self._group.run(**self._call(_C.Collective.reduce, memory, op, root, algo, timeout, ""))
+        call = self._call(
+            _C.Collective.reduce, memory, op=op, root=root, algo=algo, timeout=timeout
+        )
+        self._group.run(**call)
         return x
 
     def barrier(self, *, timeout: float | None = None) -> None:
         """Return once every rank has entered the barrier."""
         memory = memory_of(np.zeros(1, np.uint8), "barrier", self.rank)
-        self._group.run(**self._call(_C.Collective.barrier, memory, "max", 0, "auto", timeout, ""))
+        self._group.run(**self._call(_C.Collective.barrier, memory, op="max", timeout=timeout))
 
     def split(self, color: int | None, key: int = 0) -> Communicator | None:
         """Make one new communicator for each color, its ranks ordered by (key, rank).
@@ -317,51 +280,6 @@ class Communicator:
             f"<Communicator rank {self.rank} of {self.world_size}, node {self.node} of "
             f"{self.num_nodes}>"
         )
-
-    def _call(
-        self,
-        collective: Any,
-        memory: Memory,
-        op: str,
-        root: int,
-        algo: str,
-        timeout: float | None,
-        name: str,
-    ) -> dict[str, Any]:
-        if timeout is not None and not timeout > 0:
-            raise UsageError(f"timeout={timeout}: must be a positive number of seconds")
-        return {
-            "collective": collective,
-            "address": memory.address,
-            "count": memory.count,
-            "dtype": memory.dtype,
-            "op": op,
-            "root": root,
-            "algorithm": algo,
-            "timeout": -1.0 if timeout is None else timeout,
-            "name_hash": zlib.crc32(name.encode()),
-        }
-
-    def _joined(
-        self, collective: Any, x: Array, root: int, algo: str, timeout: float | None
-    ) -> Array:
-        part = copy_of(x, "x", self.rank)
-        part = part.reshape(1) if part.ndim == 0 else part
-        rows = part.shape[0]
-        shape = (self.world_size * rows, *part.shape[1:])
-        whole = (
-            np.empty(shape, part.dtype) if isinstance(part, np.ndarray) else part.new_empty(shape)
-        )
-        whole[self.rank * rows : (self.rank + 1) * rows] = part
-        memory = memory_of(whole, "x", self.rank)
-        self._group.run(**self._call(collective, memory, "sum", root, algo, timeout, ""))
-        return whole
-
-    def _keep(self, work: Work) -> Work:
-        while self._in_flight and self._in_flight[0].done():
-            self._in_flight.popleft()
-        self._in_flight.append(work)
-        return work
 
     def _ranks_of_schedules(self) -> int:
         return self.num_nodes if self.hierarchical else self.world_size

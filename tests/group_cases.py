@@ -98,5 +98,5 @@ def allreduce_as(
 ) -> np.ndarray:
     """Allreduce an array that stores another dtype, as uint16 stores bfloat16."""
     memory = Memory(x.ctypes.data, x.size, dtype, x)
-    comm._group.run(**comm._call(_C.Collective.allreduce, memory, op, 0, algo, None, ""))
+    comm._group.run(**comm._call(_C.Collective.allreduce, memory, op=op, algo=algo))
     return x

@@ -16,10 +16,23 @@ const Step& head(const Queue& queue, const Program& program, uint32_t next) {
   return program.steps[program.order[queue.first + next]];
 }
 
-size_t padding_of(const Program& program, const Queue& queue, size_t element_bytes) {
-  size_t bytes = 0;
-  for (uint32_t i = 0; i < queue.count; ++i) bytes += head(queue, program, i).count * element_bytes;
-  return -bytes & 7;
+size_t elements_of(const Program& program, const Queue& queue) {
+  size_t count = 0;
+  for (uint32_t i = 0; i < queue.count; ++i) count += head(queue, program, i).count;
+  return count;
+}
+
+// A send's bytes.
+const std::byte* source_of(const Job& job, const Step& step) {
+  return (job.input ? job.input : job.data) + step.offset * job.element_bytes;
+}
+
+// What a queue's header says, and must say at the other end.
+RunHeader header_of(const Job& job, const Queue& queue) {
+  RunHeader header = *job.header;
+  // Each pair of ranks may exchange another amount.
+  if (header.collective == Collective::alltoall) header.count = elements_of(*job.program, queue);
+  return header;
 }
 
 constexpr std::array<std::byte, 8> kZeros{};
@@ -62,13 +75,19 @@ Engine::Ticket Engine::submit(Job job) {
   for (const Queue& queue : program.queues) {
     const size_t index = 2 * static_cast<size_t>(queue.peer) + (queue.send ? 1 : 0);
     if (fifos_[index].empty()) active_.push_back(static_cast<uint32_t>(index));
-    Cursor cursor{.task = task.get(), .queue = &queue, .received = {}};
-    cursor.opened = !task->job.opens;
-    cursor.padding_left = padding_of(program, queue, task->job.element_bytes);
-    fifos_[index].cursors.push_back(cursor);
+    fifos_[index].cursors.push_back(open(task.get(), queue));
   }
   tasks_.push_back(std::move(task));
   return last_ticket_;
+}
+
+Engine::Cursor Engine::open(Task* task, const Queue& queue) const {
+  const Job& job = task->job;
+  Cursor cursor{.task = task, .queue = &queue, .header = {}};
+  cursor.opened = !job.opens;
+  cursor.padding_left = -(elements_of(*job.program, queue) * job.element_bytes) & 7;
+  if (job.opens && queue.send) cursor.header = header_of(job, queue);
+  return cursor;
 }
 
 bool Engine::finished(Ticket ticket) const {
@@ -142,11 +161,11 @@ void Engine::spill_head(Fifo& fifo, Cursor& cursor) {
     fifo.spill.insert(fifo.spill.end(), rest.begin(), rest.end());
   };
   if (!cursor.opened) {
-    append(std::as_bytes(std::span(job.header, 1)).subspan(cursor.header_done));
+    append(std::as_bytes(std::span(&cursor.header, 1)).subspan(cursor.header_done));
     cursor.opened = true;
   }
   const size_t bytes = step.count * job.element_bytes;
-  append({job.data + step.offset * job.element_bytes + cursor.done, bytes - cursor.done});
+  append({source_of(job, step) + cursor.done, bytes - cursor.done});
   finish_step(cursor, id);
 }
 
@@ -216,7 +235,7 @@ bool Engine::send_some(Channel& channel, Cursor& cursor, size_t& budget) {
   size_t header_left = 0, payload_left = 0;
   if (!cursor.opened) {
     header_left = sizeof(RunHeader) - cursor.header_done;
-    parts[0] = std::as_bytes(std::span(job.header, 1)).subspan(cursor.header_done);
+    parts[0] = std::as_bytes(std::span(&cursor.header, 1)).subspan(cursor.header_done);
   }
   uint32_t id = 0;
   size_t step_left = 0;
@@ -227,7 +246,7 @@ bool Engine::send_some(Channel& channel, Cursor& cursor, size_t& budget) {
     if (cursor.task->waits[id] == 0) {
       step_left = step.count * job.element_bytes - cursor.done;
       payload_left = std::min(step_left, budget);
-      parts[1] = {job.data + step.offset * job.element_bytes + cursor.done, payload_left};
+      parts[1] = {source_of(job, step) + cursor.done, payload_left};
     } else {
       return false;  // the header waits for its payload: one packet, not two
     }
@@ -250,12 +269,13 @@ bool Engine::send_some(Channel& channel, Cursor& cursor, size_t& budget) {
 }
 
 bool Engine::receive_header(Channel& channel, Cursor& cursor) {
-  const auto whole = std::as_writable_bytes(std::span(&cursor.received, 1));
+  const auto whole = std::as_writable_bytes(std::span(&cursor.header, 1));
   const size_t n = channel.try_read(whole.subspan(cursor.header_done));
   cursor.header_done += n;
   if (cursor.header_done == sizeof(RunHeader)) {
     cursor.opened = true;
-    if (auto wrong = disagreement(*cursor.task->job.header, cursor.received)) {
+    const RunHeader expected = header_of(cursor.task->job, *cursor.queue);
+    if (auto wrong = disagreement(expected, cursor.header)) {
       throw MismatchError(*wrong);
     }
   }

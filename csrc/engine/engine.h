@@ -31,6 +31,7 @@ struct Job {
   ReduceFn reduce = nullptr;
   const RunHeader* header = nullptr;  // of the run, for errors; outlives the job
   bool opens = false;                 // sends the header, and compares the peers', first
+  const std::byte* input = nullptr;   // where sends read; null: in `data`
 };
 
 class Engine {
@@ -69,7 +70,7 @@ class Engine {
     size_t header_done = 0;   // bytes of the run header
     size_t padding_left = 0;  // bytes after the last step: jobs start at multiples of 8
     bool opened = false;      // the header has passed
-    RunHeader received;       // incoming queues only
+    RunHeader header;         // as it is sent, or received
   };
   struct Fifo {
     int peer = 0;
@@ -86,6 +87,7 @@ class Engine {
   bool has_data(const Fifo& fifo) const;
   bool spill_before(const Task* task, uint32_t receive);
   void spill_head(Fifo& fifo, Cursor& cursor);
+  Cursor open(Task* task, const Queue& queue) const;
   bool send_some(Channel& channel, Cursor& cursor, size_t& budget);
   bool receive_some(Channel& channel, Cursor& cursor, size_t& budget);
   bool receive_header(Channel& channel, Cursor& cursor);

@@ -27,13 +27,8 @@ uint64_t RunHeader::hash(uint64_t seed) const {
 std::string describe(const RunHeader& h) {
   std::string text = name_of(h.collective);
   text += std::string("(") + name_of(h.dtype) + "[" + std::to_string(h.count) + "]";
-  const bool reduces = h.collective == Collective::allreduce ||
-                       h.collective == Collective::reduce ||
-                       h.collective == Collective::reduce_scatter;
-  if (reduces) text += std::string(", ") + name_of(h.op);
-  const bool rooted = h.collective == Collective::broadcast || h.collective == Collective::reduce ||
-                      h.collective == Collective::gather;
-  if (rooted) text += ", root " + std::to_string(h.root);
+  if (reduces(h.collective)) text += std::string(", ") + name_of(h.op);
+  if (has_root(h.collective)) text += ", root " + std::to_string(h.root);
   if (h.algorithm[0]) text += ", " + std::string(h.algorithm, strnlen(h.algorithm, 24));
   return text + ") #" + std::to_string(h.run);
 }

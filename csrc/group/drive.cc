@@ -62,14 +62,17 @@ ControlFrame frame_from(const std::exception_ptr& error, int rank) {
 
 }  // namespace
 
-// Drives until `ended`. On an error poisons the group, ends every run in flight with it, and
-// throws.
+// Drives until `ended`, and leaves what is still in flight to the worker. On an error poisons the
+// group, ends everything in flight with it, and throws.
 void Group::drive(const std::function<bool()>& ended, bool in_caller) {
+  const auto stop = [this](void*) { stop_driving(); };
+  const std::unique_ptr<void, decltype(stop)> at_the_end(this, stop);
   Patience patience(config_.ranks_on_host);
   in_caller_ = in_caller;
   try {
     while (!ended()) {
       if (failed_.load(std::memory_order_acquire)) throw_failure();
+      if (num_pending_.load(std::memory_order_acquire) > 0) accept_pending();
       if (turn()) {
         patience.reset();
         if (++turns_ % kLookEvery == 0 && Clock::now() - looked_ >= kLookInterval) look_around();
@@ -98,6 +101,7 @@ bool Group::turn() {
   for (Lane& lane : lanes_) {
     if (!lane.runs.empty()) moved |= advance(lane);
   }
+  if (!messages_->idle()) moved |= messages_->progress();
   return moved;
 }
 
@@ -117,11 +121,7 @@ bool Group::advance(Lane& lane) {
   // A finished run may have bytes on the engine still: a spill, or the padding of a send.
   if (!run.execution->finished() || !lane.engine->idle()) return moved;
   shared_bytes_.fetch_add(run.execution->shared_bytes(), std::memory_order_relaxed);
-  for (const auto& channel : lane.channels) {
-    if (!channel) continue;
-    auto& counter = channel->over_network() ? network_bytes_ : shared_bytes_;
-    counter.fetch_add(std::exchange(channel->bytes_sent, 0), std::memory_order_relaxed);
-  }
+  count_traffic(lane.channels);
   const auto work = run.work;
   history_[run.header.run % history_.size()] = run.header;
   {
@@ -133,13 +133,27 @@ bool Group::advance(Lane& lane) {
   return true;
 }
 
-void Group::accept_pending() {
-  const std::lock_guard lock(mutex_);
-  for (; !pending_.empty(); pending_.pop_front()) {
-    Lane& lane = lanes_[pending_.front()->header.run % lanes_.size()];
-    lane.runs.push_back(std::move(pending_.front()));
+void Group::count_traffic(Channels& channels) {
+  for (const auto& channel : channels) {
+    if (!channel || channel->bytes_sent == 0) continue;
+    auto& counter = channel->over_network() ? network_bytes_ : shared_bytes_;
+    counter.fetch_add(std::exchange(channel->bytes_sent, 0), std::memory_order_relaxed);
   }
-  num_pending_.store(0, std::memory_order_release);
+}
+
+void Group::accept_pending() {
+  std::deque<std::shared_ptr<Transfer>> transfers;
+  {
+    const std::lock_guard lock(mutex_);
+    for (; !pending_.empty(); pending_.pop_front()) {
+      Lane& lane = lanes_[pending_.front()->header.run % lanes_.size()];
+      lane.runs.push_back(std::move(pending_.front()));
+    }
+    transfers.swap(pending_transfers_);
+    num_pending_.store(0, std::memory_order_release);
+  }
+  // Not under the lock: posting may end a transfer.
+  messages_->post(std::move(transfers));
 }
 
 // Sleeps until a descriptor or the doorbell says that there may be something to do.
@@ -153,6 +167,7 @@ void Group::sleep() {
   poll_fds_.push_back({wake_.get(), POLLIN, 0});
   if (bells_.fd() >= 0) poll_fds_.push_back({bells_.fd(), POLLIN, 0});
   for (const Lane& lane : lanes_) lane.engine->blocked_on(poll_fds_);
+  messages_->blocked_on(poll_fds_);
   const auto first_control = static_cast<std::ptrdiff_t>(poll_fds_.size());
   control_.poll_fds(poll_fds_);
   const int limit = control_.anybody_gone() ? 1 : kSleepMs;
@@ -176,8 +191,8 @@ void Group::look_around() {
   looked_ = Clock::now();
   if (in_caller_) check_interrupts();
   control_.receive([this](int rank, const ControlFrame& frame) { handle(rank, frame); });
+  check_deadlines();
   for (Lane& lane : lanes_) {
-    for (const auto& run : lane.runs) check_deadline(*run);
     if (!lane.runs.empty()) tell_status(*lane.runs.front());
   }
   // All that a gone peer has written is readable by now: what still waits, waits in vain.
@@ -185,6 +200,7 @@ void Group::look_around() {
     for (const Lane& lane : lanes_) {
       if (!lane.runs.empty() && lane.runs.front()->execution) check_presence(lane);
     }
+    check_messages();
   }
 }
 
@@ -220,11 +236,19 @@ void Group::tell_status(Run& run) {
   }
 }
 
-void Group::check_deadline(Run& run) {
-  if (Clock::now() >= run.deadline) time_out(run);
+void Group::check_deadlines() const {
+  const auto now = Clock::now();
+  for (const Lane& lane : lanes_) {
+    for (const auto& run : lane.runs) {
+      if (now >= run->deadline) time_out(*run);
+    }
+  }
+  for (const auto& transfer : messages_->unfinished()) {
+    if (now >= transfer->deadline) time_out(*transfer);
+  }
 }
 
-void Group::time_out(const Run& run) {
+void Group::time_out(const Run& run) const {
   std::string absent;
   for (int rank = 0; rank < topology_.world_size; ++rank) {
     const auto status = statuses_.find(rank);
@@ -249,6 +273,19 @@ void Group::time_out(const Run& run) {
                 "timeout");
 }
 
+void Group::time_out(const Transfer& transfer) const {
+  std::string text = describe(transfer) + " timed out after " +
+                     seconds_text(Seconds(transfer.deadline - transfer.begun).count()) +
+                     " s on rank " + std::to_string(topology_.rank);
+  const std::string others = messages_->others_from(transfer);
+  if (transfer.send) {
+    text += ": nobody has received it";
+  } else {
+    text += ": no such message has come" + (others.empty() ? "" : ", but " + others);
+  }
+  throw Timeout(text + ". Look for a missing call, another tag, or a rank that needs longer");
+}
+
 // A neighbour that left or died is an error only if a run still needs it: it may have ended its
 // part. (A peer on another node shows by the end of its data stream, behind all that it sent.)
 void Group::check_presence(const Lane& lane) const {
@@ -266,6 +303,29 @@ void Group::check_presence(const Lane& lane) const {
                               " while rank " + std::to_string(topology_.rank) + " needs it for " +
                               describe(run.header));
   }
+}
+
+// Likewise for messages: what has arrived before its sender left can still be received.
+void Group::check_messages() const {
+  const Transfer* needed = nullptr;
+  int gone = -1, present = 0;
+  for (int rank = 0; rank < topology_.world_size && !needed; ++rank) {
+    if (rank == topology_.rank) continue;
+    if (control_.presence(rank) == ControlLinks::Presence::present) {
+      ++present;
+    } else {
+      needed = messages_->waits_for(gone = rank);
+    }
+  }
+  if (!needed && present == 0) {  // a receive from any rank has nobody left
+    for (const auto& transfer : messages_->unfinished()) needed = transfer.get();
+  }
+  if (!needed) return;
+  const bool left = control_.presence(gone) == ControlLinks::Presence::left;
+  throw PeerError(gone, "rank " + std::to_string(gone) +
+                            (left ? " left the group (it closed or destroyed it)" : " has died") +
+                            " while rank " + std::to_string(topology_.rank) + " needs it for " +
+                            describe(*needed));
 }
 
 // A broken stream is often the echo of an error elsewhere: its reason comes over the control links.
@@ -291,22 +351,27 @@ void Group::fail(std::exception_ptr error) {
 }
 
 void Group::end_all(std::exception_ptr error) {
-  fail(error);
-  accept_pending();
+  fail(error);  // from here on nothing more is admitted
   std::vector<std::shared_ptr<Work>> works;
   for (Lane& lane : lanes_) {
     for (const auto& run : lane.runs) works.push_back(run->work);
     lane.runs.clear();
   }
+  auto transfers = messages_->take_unfinished();
   {
     const std::lock_guard lock(mutex_);
+    for (const auto& run : pending_) works.push_back(run->work);
+    transfers.insert(transfers.end(), pending_transfers_.begin(), pending_transfers_.end());
+    pending_.clear();
+    pending_transfers_.clear();
+    num_pending_.store(0, std::memory_order_release);
     in_flight_ = 0;
   }
   for (const auto& work : works) work->finish(error);
+  for (const auto& transfer : transfers) transfer->ended(error);
 }
 
 void Group::throw_failure() const {
-  const std::lock_guard lock(mutex_);
   throw AbortedError("this group has failed and cannot be used any more (make a new one): " +
                      error_text_);
 }

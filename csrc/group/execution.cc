@@ -148,6 +148,7 @@ bool Execution::start_inter(uint64_t k) {
   Job job;
   job.program = plan_.program(own.count);
   job.data = local_ ? shared(local_->local_rank(), k, own.begin) : at(own.begin);
+  job.input = plan_.input;
   job.element_bytes = element_bytes_;
   job.reduce = reduce_;
   job.header = header_;

@@ -19,7 +19,8 @@ namespace hier {
 
 struct Plan {
   std::byte* data = nullptr;
-  size_t count = 0;  // elements
+  const std::byte* input = nullptr;  // of an alltoall: where sends read
+  size_t count = 0;                  // elements
   DType dtype{};
   ReduceOp op{};
   int divisor = 1;                      // avg: by what the finished elements are divided

@@ -1,13 +1,35 @@
-// Life of a group: opening lanes, submitting runs, the worker thread, closing.
+// Life of a group: opening its channels, what it knows, closing.
 #include "group/group.h"
 
 #include <sys/eventfd.h>
+
+#include <array>
 
 #include "base/error.h"
 #include "transport/shm.h"
 #include "transport/tcp.h"
 
 namespace hier {
+
+namespace {
+
+std::vector<Channel*> pointers(const std::vector<std::unique_ptr<Channel>>& channels) {
+  std::vector<Channel*> result;
+  for (const auto& channel : channels) result.push_back(channel.get());
+  return result;
+}
+
+// Closing a socket with unread bytes would destroy what it has still to send.
+void drain(Channel& channel) {
+  std::array<std::byte, 4096> scrap;
+  try {
+    while (channel.try_read(scrap) > 0) continue;
+  } catch (const ChannelBroken&) {
+    return;
+  }
+}
+
+}  // namespace
 
 Group::Group(GroupConfig config, Wiring wiring)
     : config_(std::move(config)),
@@ -23,11 +45,20 @@ Group::Group(GroupConfig config, Wiring wiring)
     arena_ = std::make_shared<Arena>(wiring.arena.get(), layout);
     bells_ = Doorbells(arena_->sleep_words(), std::move(wiring.doorbells), topology_.local_rank);
   }
-  for (int i = 0; i < config_.lanes; ++i) open_lane(lanes_[i], i, wiring);
+  for (int i = 0; i < config_.lanes; ++i) {
+    Lane& lane = lanes_[i];
+    lane.channels = open_channels(i, wiring);
+    lane.engine = std::make_unique<Engine>(pointers(lane.channels));
+    if (!arena_) continue;
+    lane.local = std::make_unique<LocalStage>(arena_, i, topology_.local_rank, &bells_);
+  }
+  message_channels_ = open_channels(config_.lanes, wiring);
+  messages_ = std::make_unique<Messages>(config_.rank, config_.group_id, config_.generation,
+                                         pointers(message_channels_));
 }
 
-void Group::open_lane(Lane& lane, int index, Wiring& wiring) {
-  lane.channels.resize(topology_.node_of_rank.size());
+Group::Channels Group::open_channels(int index, Wiring& wiring) {
+  Channels channels(topology_.node_of_rank.size());
   const auto& neighbours = topology_.neighbours();
   for (int local = 0; local < topology_.local_size; ++local) {
     if (local == topology_.local_rank) continue;
@@ -37,19 +68,14 @@ void Group::open_lane(Lane& lane, int index, Wiring& wiring) {
       return ShmRingView{ring, arena_->raw(layout.ring_data_at(index, from, to)),
                          layout.ring_bytes};
     };
-    lane.channels[neighbours[local]] = std::make_unique<ShmChannel>(
+    channels[neighbours[local]] = std::make_unique<ShmChannel>(
         view(topology_.local_rank, local), view(local, topology_.local_rank), &bells_, local);
   }
-  for (size_t rank = 0; rank < lane.channels.size(); ++rank) {
+  for (size_t rank = 0; rank < channels.size(); ++rank) {
     Fd& socket = wiring.data[index][rank];
-    if (socket) lane.channels[rank] = std::make_unique<TcpChannel>(std::move(socket));
+    if (socket) channels[rank] = std::make_unique<TcpChannel>(std::move(socket));
   }
-  std::vector<Channel*> channels;
-  for (const auto& channel : lane.channels) channels.push_back(channel.get());
-  lane.engine = std::make_unique<Engine>(std::move(channels));
-  if (arena_) {
-    lane.local = std::make_unique<LocalStage>(arena_, index, topology_.local_rank, &bells_);
-  }
+  return channels;
 }
 
 Group::~Group() {
@@ -80,101 +106,6 @@ void Group::check_usable() const {
   if (closed_ || closing_) throw AbortedError("the group is closed: make a new one");
 }
 
-std::unique_ptr<Group::Run> Group::prepare(Call call) {
-  check_usable();
-  auto run = std::make_unique<Run>();
-  run->plan = make_plan(call, run->header);
-  run->begun = Clock::now();
-  run->deadline = after(call.timeout < 0 ? timeout() : call.timeout);
-  run->call = std::move(call);
-  return run;
-}
-
-void Group::number(Run& run) {  // mutex_ is held: numbers follow the order of the calls
-  if (closing_) throw AbortedError("the group is closed: make a new one");
-  run.header.run = next_run_++;
-  run.header.history = static_cast<uint32_t>(history_hash_);
-  history_hash_ = run.header.hash(history_hash_);
-  ++in_flight_;
-}
-
-void Group::enqueue(std::unique_ptr<Run> run) {  // mutex_ is held
-  pending_.push_back(std::move(run));
-  num_pending_.store(pending_.size(), std::memory_order_release);
-  if (!worker_.joinable()) worker_ = std::thread([this] { worker_main(); });
-  pending_cv_.notify_one();
-  wake();
-}
-
-void Group::run(Call call) {
-  auto prepared = prepare(std::move(call));
-  if (topology_.world_size == 1) return;
-  std::unique_lock lock(mutex_);
-  number(*prepared);
-  std::unique_lock driving(drive_mutex_, std::defer_lock);
-  // In flight before this one: nothing, so this thread may drive it itself, without a hand-off.
-  if (in_flight_ == 1 && driving.try_lock()) {
-    lock.unlock();
-    const auto work = prepared->work;
-    Lane& lane = lanes_[prepared->header.run % lanes_.size()];
-    lane.runs.push_back(std::move(prepared));
-    drive([&] { return lane.runs.empty(); }, /*in_caller=*/true);
-    if (const auto error = work->error()) std::rethrow_exception(error);
-    return;
-  }
-  const auto work = prepared->work;
-  enqueue(std::move(prepared));
-  lock.unlock();
-  try {
-    work->wait();
-  } catch (const Error&) {
-    throw;
-  } catch (...) {  // a signal's exception: the other ranks must not wait for us
-    abort("rank " + std::to_string(topology_.rank) + " was interrupted");
-    throw;
-  }
-}
-
-std::shared_ptr<Work> Group::start(Call call) {
-  auto prepared = prepare(std::move(call));
-  auto work = prepared->work;
-  if (topology_.world_size == 1) {
-    work->finish(nullptr);
-    return work;
-  }
-  const std::lock_guard lock(mutex_);
-  number(*prepared);
-  enqueue(std::move(prepared));
-  return work;
-}
-
-void Group::worker_main() noexcept {
-  for (;;) {
-    {
-      std::unique_lock lock(mutex_);
-      pending_cv_.wait(lock, [&] { return !pending_.empty() || closing_; });
-      if (closing_ && pending_.empty()) return;
-    }
-    const std::lock_guard driving(drive_mutex_);
-    try {
-      drive(
-          [this] {
-            if (num_pending_.load(std::memory_order_acquire) > 0) {
-              accept_pending();
-              return false;
-            }
-            for (const Lane& lane : lanes_) {
-              if (!lane.runs.empty()) return false;
-            }
-            return true;
-          },
-          /*in_caller=*/false);
-    } catch (...) {
-      // drive() has handed the error to every work in flight and poisoned the group.
-    }
-  }
-}
-
 std::shared_ptr<SharedMapping> Group::add_symmetric(int fd, size_t bytes) {
   auto mapping = SharedMapping::open(fd, bytes * static_cast<size_t>(topology_.local_size));
   const std::lock_guard lock(mutex_);
@@ -196,11 +127,16 @@ void Group::abort(const std::string& reason) {
   wake();
 }
 
+std::exception_ptr Group::error() const {
+  const std::lock_guard lock(mutex_);
+  return error_;
+}
+
 void Group::close() {
   if (fork_depth_ != fork_depth()) return;
   {
     const std::lock_guard lock(mutex_);
-    if (closed_) return;
+    if (closing_) return;
     if (in_flight_ > 0 && !error_) {
       const std::string count = std::to_string(in_flight_);
       error_text_ = "the group was closed with " + count + " collectives in flight";
@@ -208,17 +144,26 @@ void Group::close() {
       failed_.store(true, std::memory_order_release);
     }
     closing_ = true;
-    pending_cv_.notify_all();
+    driving_cv_.notify_all();
   }
   wake();
   if (worker_.joinable()) worker_.join();
-  const std::lock_guard driving(drive_mutex_);
+  {
+    std::unique_lock lock(mutex_);
+    driving_cv_.wait(lock, [this] { return !driven_; });
+    driven_ = true;  // nobody else will any more
+  }
   ControlFrame goodbye;
   goodbye.type = ControlFrame::Type::goodbye;
   control_.receive([](int, const ControlFrame&) {});  // unread frames would reset the connection
   control_.broadcast(goodbye);
   control_.close();
   lanes_.clear();
+  messages_.reset();
+  for (const auto& channel : message_channels_) {
+    if (channel) drain(*channel);
+  }
+  message_channels_.clear();
   const std::lock_guard lock(mutex_);
   closed_ = true;
 }

@@ -1,5 +1,6 @@
-// A group of ranks: what users hold. Collectives run in the caller's thread when nothing else is in
-// flight, else on the group's one worker thread, several at once on separate lanes.
+// A group of ranks: what users hold. One thread at a time drives all that is in flight: a blocking
+// caller, if nobody drives when it comes, else the group's one worker. Collectives share lanes,
+// several at once; messages between two ranks have connections of their own.
 //
 // The first error wins: it poisons the group, reaches every rank over the control links, and ends
 // everything in flight. No exception leaves a thread.
@@ -17,6 +18,7 @@
 
 #include "base/clock.h"
 #include "engine/engine.h"
+#include "engine/messages.h"
 #include "group/execution.h"
 #include "group/topology.h"
 #include "group/work.h"
@@ -44,7 +46,7 @@ struct GroupConfig {
 // Connected descriptors, indexed by rank (doorbells: by local rank). See allreduce/_mesh.py.
 struct Wiring {
   std::vector<Fd> control;
-  std::vector<std::vector<Fd>> data;  // per lane; empty for ranks of this node
+  std::vector<std::vector<Fd>> data;  // per lane, and one for messages; empty for this node's ranks
   Fd arena;
   std::vector<Fd> doorbells;
 };
@@ -55,12 +57,26 @@ struct Call {
   size_t count = 0;                 // its elements
   std::vector<size_t> bounds = {};  // of the ranks' parts, where a collective has parts and they
                                     // are uneven: world_size + 1 offsets
+  const void* input = nullptr;      // of an alltoall, whose `data` is its output alone
+  size_t input_count = 0;
+  std::vector<size_t> input_bounds = {};
   DType dtype = DType::f32;
   ReduceOp op = ReduceOp::sum;
   int root = 0;
   std::string algorithm = "auto";
   double timeout = -1;  // seconds; negative: the group's
   uint32_t name_hash = 0;
+};
+
+// A message to or from one rank.
+struct Message {
+  bool send = false;
+  int peer = 0;  // to receive: or kAnySource
+  int tag = 0;   // 0 or more; to receive: or kAnyTag
+  void* data = nullptr;
+  size_t count = 0;
+  DType dtype = DType::f32;
+  double timeout = -1;  // seconds; negative: the group's
 };
 
 // From which size on which algorithm serves a collective; the first that fits is taken.
@@ -90,8 +106,12 @@ class Group {
   // A schedule of the user's under a name of his; all ranks must register the same.
   void add_schedule(const std::string& name, Collective collective, Schedule schedule);
 
-  void run(Call call);                     // blocks; throws
-  std::shared_ptr<Work> start(Call call);  // returns at once; throws UsageError only
+  void run(Call call);                                // blocks; throws
+  std::shared_ptr<Work> start(Call call);             // returns at once; throws UsageError only
+  std::shared_ptr<Work> run(const Message& message);  // likewise; the work tells the sender
+  std::shared_ptr<Work> start(const Message& message);
+  // As work.wait, and drives meanwhile if nobody does: that spares a hand-off.
+  bool wait(Work& work, double seconds = -1);
 
   // Makes `bytes` per local rank of a shared file known as symmetric memory: local rank i's part
   // starts at i * bytes. A call whose data lies there copies nothing. Returns this rank's part.
@@ -101,6 +121,7 @@ class Group {
   Traffic traffic() const;
   void abort(const std::string& reason);  // poisons the group on every rank; from any thread
   void close();                           // says goodbye; idempotent
+  std::exception_ptr error() const;       // what has poisoned the group, if anything
 
  private:
   struct Run {
@@ -112,8 +133,9 @@ class Group {
     std::optional<Execution> execution;
     std::shared_ptr<Work> work = std::make_shared<Work>();
   };
+  using Channels = std::vector<std::unique_ptr<Channel>>;  // by rank
   struct Lane {
-    std::vector<std::unique_ptr<Channel>> channels;  // by rank
+    Channels channels;
     std::unique_ptr<Engine> engine;
     std::unique_ptr<LocalStage> local;
     std::deque<std::unique_ptr<Run>> runs;
@@ -124,25 +146,39 @@ class Group {
     size_t bytes;  // per local rank
   };
 
-  // group.cc: life, submission, worker
-  void open_lane(Lane& lane, int index, Wiring& wiring);
+  // group.cc: life
+  Channels open_channels(int index, Wiring& wiring);
   void check_usable() const;
+
+  // submit.cc: what users submit, and who drives it
   std::unique_ptr<Run> prepare(Call call);
+  std::shared_ptr<Transfer> prepare(const Message& message, const std::shared_ptr<Work>& work);
+  bool submit(std::unique_ptr<Run> run);
+  bool submit(std::shared_ptr<Transfer> transfer);
   void number(Run& run);
-  void enqueue(std::unique_ptr<Run> run);
+  bool admit();
+  void finish(Work& work, bool driving);
+  bool take_over();
+  void stop_driving();
   void worker_main() noexcept;
 
   // plan.cc: from a call to a plan
   void check_call(const Call& call) const;
   uint32_t options_hash() const;
+  void fill_header(RunHeader& header, const Call& call, const std::string& algorithm) const;
   Plan make_plan(const Call& call, RunHeader& header);
   Plan flat_plan(const Call& call, const std::string& algorithm);
+  Plan alltoall_plan(const Call& call, const std::string& algorithm);
   std::vector<std::byte*> symmetric_places(const Call& call, uint32_t& place_hash);
   // The cached program for `what`, or a new one; `bounds` and `root` tell its kind apart.
   std::shared_ptr<const Program> lowered(const std::string& what, size_t element_bytes,
                                          const std::vector<size_t>& bounds, int root,
                                          const std::function<Program(size_t segment)>& lower);
   std::shared_ptr<const Program> flat_program(const Call& call, const std::string& algorithm);
+  std::shared_ptr<const Program> alltoall_program(const std::string& algorithm,
+                                                  size_t element_bytes,
+                                                  const std::vector<size_t>& in,
+                                                  const std::vector<size_t>& out);
   std::shared_ptr<const Program> rail_program(const std::string& algorithm, size_t count,
                                               size_t element_bytes);
   const Schedule& schedule(Collective collective, const std::string& algorithm, int world_size,
@@ -156,10 +192,13 @@ class Group {
   void sleep();
   void look_around();
   void handle(int rank, const ControlFrame& frame);
-  void check_deadline(Run& run);
+  void check_deadlines() const;
   void check_presence(const Lane& lane) const;
+  void check_messages() const;
   void tell_status(Run& run);
-  [[noreturn]] void time_out(const Run& run);
+  [[noreturn]] void time_out(const Run& run) const;
+  [[noreturn]] void time_out(const Transfer& transfer) const;
+  void count_traffic(Channels& channels);
   void listen_for_cause();
   void fail(std::exception_ptr error);
   void end_all(std::exception_ptr error);
@@ -172,8 +211,10 @@ class Group {
   ControlLinks control_;  // owned by the driving thread, but for broadcast in fail()
   std::shared_ptr<Arena> arena_;
   Doorbells bells_;
-  Fd wake_;                            // an eventfd: rouses the driving thread
-  std::vector<Lane> lanes_;            // owned by the driving thread
+  Fd wake_;                    // an eventfd: rouses the driving thread
+  std::vector<Lane> lanes_;    // owned by the driving thread
+  Channels message_channels_;  // likewise, and the next
+  std::unique_ptr<Messages> messages_;
   std::map<int, RunHeader> statuses_;  // last status of each rank; owned by the driving thread
   std::vector<pollfd> poll_fds_;       // likewise
   // The last headers of this rank, to be compared with those of ranks that are behind it.
@@ -182,13 +223,16 @@ class Group {
   Clock::time_point looked_{};  // when it last looked around
   bool in_caller_ = false;      // the driving thread is a caller's: signals are its business
 
-  std::mutex drive_mutex_;    // held by the thread that drives
   mutable std::mutex mutex_;  // guards the members below
-  std::condition_variable pending_cv_;
+  // A thread drives, or the worker is about to: so whenever anything is in flight.
+  bool driven_ = false;
+  bool handed_over_ = false;            // the worker is to drive
+  std::condition_variable driving_cv_;  // either has changed
   std::deque<std::unique_ptr<Run>> pending_;
+  std::deque<std::shared_ptr<Transfer>> pending_transfers_;
   uint32_t next_run_ = 0;
   uint64_t history_hash_ = 0;  // of all headers so far
-  size_t in_flight_ = 0;       // runs that have a number and have not ended
+  size_t in_flight_ = 0;       // runs and transfers that were submitted and have not ended
   bool closing_ = false, closed_ = false;
   std::exception_ptr error_;
   std::string error_text_;
@@ -200,8 +244,8 @@ class Group {
   std::thread worker_;
 
   std::atomic<double> timeout_;         // seconds; stands alone
-  std::atomic<bool> failed_{false};     // set once, after error_; read by the driving thread
-  std::atomic<size_t> num_pending_{0};  // mirrors pending_.size() for a look without the lock
+  std::atomic<bool> failed_{false};     // set once, after error_ and its text, which stay then
+  std::atomic<size_t> num_pending_{0};  // of runs and transfers, for a look without the lock
   std::atomic<uint64_t> shared_bytes_{0};
   std::atomic<uint64_t> network_bytes_{0};
 };

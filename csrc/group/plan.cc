@@ -1,5 +1,6 @@
 // From a call to a plan: checks, algorithm, symmetric memory, lowered programs.
 #include <algorithm>
+#include <cstring>
 
 #include "base/error.h"
 #include "group/group.h"
@@ -19,19 +20,12 @@ uint32_t mix(uint32_t hash, uint64_t value) {  // FNV-1a over the bytes of value
   return hash;
 }
 
-bool has_parts(Collective c) {
-  return c == Collective::allgather || c == Collective::reduce_scatter || c == Collective::gather;
-}
-
-bool reduces(Collective c) {
-  return c == Collective::allreduce || c == Collective::reduce || c == Collective::reduce_scatter;
-}
-
-std::vector<size_t> parts_of(const Call& call, int world_size) {
-  if (!call.bounds.empty()) return call.bounds;
-  std::vector<size_t> bounds;
-  for (int r = 0; r <= world_size; ++r) bounds.push_back(call.count / world_size * r);
-  return bounds;
+// The bounds as they are, or even ones where there are none.
+std::vector<size_t> parts_of(const std::vector<size_t>& bounds, size_t count, int world_size) {
+  if (!bounds.empty()) return bounds;
+  std::vector<size_t> even;
+  for (int r = 0; r <= world_size; ++r) even.push_back(count / world_size * r);
+  return even;
 }
 
 }  // namespace
@@ -44,17 +38,19 @@ void Group::check_call(const Call& call) const {
                      std::to_string(p) + " ranks");
   }
   if (reduces(call.collective)) check_supported(call.dtype, call.op);
-  if (!has_parts(call.collective)) return;
-  if (call.bounds.empty() && call.count % p != 0) {
-    throw UsageError(what + ": " + std::to_string(call.count) +
-                     " elements do not split evenly over " + std::to_string(p) +
-                     " ranks; pass the split sizes");
-  }
-  const bool fits =
-      call.bounds.empty() ||
-      (call.bounds.size() == static_cast<size_t>(p) + 1 && call.bounds.front() == 0 &&
-       call.bounds.back() == call.count && std::is_sorted(call.bounds.begin(), call.bounds.end()));
-  if (!fits) throw UsageError(what + ": the split sizes do not add up to the buffer");
+  const auto check_parts = [&](const std::vector<size_t>& bounds, size_t count) {
+    if (bounds.empty() && count % p != 0) {
+      throw UsageError(what + ": " + std::to_string(count) + " elements do not split evenly over " +
+                       std::to_string(p) + " ranks; pass the split sizes");
+    }
+    const bool fits =
+        bounds.empty() || (bounds.size() == static_cast<size_t>(p) + 1 && bounds.front() == 0 &&
+                           bounds.back() == count && std::is_sorted(bounds.begin(), bounds.end()));
+    if (!fits) throw UsageError(what + ": the split sizes do not add up to the buffer");
+  };
+  const bool exchange = call.collective == Collective::alltoall;
+  if (has_parts(call.collective) || exchange) check_parts(call.bounds, call.count);
+  if (exchange) check_parts(call.input_bounds, call.input_count);
 }
 
 std::string Group::choose(Collective collective, size_t bytes) const {
@@ -75,7 +71,10 @@ std::string Group::choose(Collective collective, size_t bytes) const {
     case Collective::reduce:
       return "binomial";
     case Collective::gather:
+    case Collective::scatter:
       return "binomial";
+    case Collective::alltoall:
+      return "pairwise";
     case Collective::barrier:
       break;
   }
@@ -94,6 +93,22 @@ uint32_t Group::options_hash() const {
   return hash;
 }
 
+void Group::fill_header(RunHeader& header, const Call& call, const std::string& algorithm) const {
+  header.collective = call.collective;
+  header.op = call.op;
+  header.dtype = call.dtype;
+  header.root = call.root;
+  header.extra = mix(options_hash(), call.name_hash);
+  if (call.collective != Collective::alltoall) {  // where each rank has its own amounts
+    header.count = call.count;
+    for (size_t bound : call.bounds) header.extra = mix(header.extra, bound);
+  }
+  header.set_algorithm(algorithm);
+  header.group_id = config_.group_id;
+  header.generation = config_.generation;
+  header.source = static_cast<uint16_t>(topology_.rank);
+}
+
 Plan Group::make_plan(const Call& call, RunHeader& header) {
   check_call(call);
   const size_t element = size_of(call.dtype), bytes = call.count * element;
@@ -107,18 +122,8 @@ Plan Group::make_plan(const Call& call, RunHeader& header) {
   std::string algorithm = automatic ? choose(as, bytes) : call.algorithm;
   if (algorithm == "bucket") algorithm = "ring";  // the paper's word
 
-  header.collective = call.collective;
-  header.op = call.op;
-  header.dtype = call.dtype;
-  header.root = call.root;
-  header.count = call.count;
-  header.extra = mix(options_hash(), call.name_hash);
-  for (size_t bound : call.bounds) header.extra = mix(header.extra, bound);
-  header.set_algorithm(algorithm);
-  header.group_id = config_.group_id;
-  header.generation = config_.generation;
-  header.source = static_cast<uint16_t>(topology_.rank);
-
+  fill_header(header, call, algorithm);
+  if (call.collective == Collective::alltoall) return alltoall_plan(call, algorithm);
   if (!staged) return flat_plan(call, algorithm);
 
   Plan plan;
@@ -163,7 +168,7 @@ Plan Group::flat_plan(const Call& call, const std::string& algorithm) {
   plan.piece = std::max<size_t>(1, call.count);
   plan.divisor = reduces(call.collective) && call.op == ReduceOp::avg ? topology_.world_size : 1;
   if (call.collective == Collective::reduce_scatter) {
-    const auto parts = parts_of(call, topology_.world_size);
+    const auto parts = parts_of(call.bounds, call.count, topology_.world_size);
     plan.divide_lo = parts[topology_.rank], plan.divide_hi = parts[topology_.rank + 1];
   } else if (call.collective != Collective::reduce || call.root == topology_.rank) {
     plan.divide_hi = call.count;
@@ -230,11 +235,66 @@ std::shared_ptr<const Program> Group::lowered(const std::string& what, size_t el
 
 std::shared_ptr<const Program> Group::flat_program(const Call& call, const std::string& algorithm) {
   const Schedule& s = schedule(call.collective, algorithm, topology_.world_size, call.root);
-  const auto bounds = has_parts(call.collective) ? parts_of(call, topology_.world_size)
-                                                 : even_bounds(call.count, s.num_chunks);
+  const auto bounds = has_parts(call.collective)
+                          ? parts_of(call.bounds, call.count, topology_.world_size)
+                          : even_bounds(call.count, s.num_chunks);
   const std::string what = std::string(name_of(call.collective)) + ":" + algorithm;
   return lowered(what, size_of(call.dtype), bounds, call.root,
                  [&](size_t segment) { return lower(s, topology_.rank, bounds, segment); });
+}
+
+// Sends read the input, receives write the output, and what a rank keeps is copied at once.
+Plan Group::alltoall_plan(const Call& call, const std::string& algorithm) {
+  const int p = topology_.world_size, me = topology_.rank;
+  const auto in = parts_of(call.input_bounds, call.input_count, p);
+  const auto out = parts_of(call.bounds, call.count, p);
+  const size_t element = size_of(call.dtype), kept = in[me + 1] - in[me];
+  if (kept != out[me + 1] - out[me]) {
+    throw UsageError("alltoall: rank " + std::to_string(me) + " sends itself " +
+                     std::to_string(kept) + " elements, and expects " +
+                     std::to_string(out[me + 1] - out[me]) + " from itself");
+  }
+  Plan plan;
+  plan.data = static_cast<std::byte*>(call.data);
+  plan.input = static_cast<const std::byte*>(call.input);
+  plan.count = plan.piece = 1;  // not cut into pieces
+  plan.dtype = call.dtype;
+  plan.op = call.op;
+  if (kept > 0) {
+    std::memcpy(plan.data + out[me] * element, plan.input + in[me] * element, kept * element);
+  }
+  auto program = alltoall_program(algorithm, element, in, out);
+  plan.program = [program](size_t) { return program; };
+  return plan;
+}
+
+std::shared_ptr<const Program> Group::alltoall_program(const std::string& algorithm,
+                                                       size_t element_bytes,
+                                                       const std::vector<size_t>& in,
+                                                       const std::vector<size_t>& out) {
+  const int p = topology_.world_size, me = topology_.rank;
+  const Schedule& s = schedule(Collective::alltoall, algorithm, p, 0);
+  auto sizes = in;
+  sizes.insert(sizes.end(), out.begin(), out.end());
+  return lowered("alltoall:" + algorithm, element_bytes, sizes, 0, [&](size_t segment) {
+    // A rank knows the sizes of the chunks that it sends or receives; the others are not for it.
+    std::vector<size_t> bounds{0};
+    for (int src = 0; src < p; ++src) {
+      for (int dst = 0; dst < p; ++dst) {
+        const size_t size = src == me   ? in[dst + 1] - in[dst]
+                            : dst == me ? out[src + 1] - out[src]
+                                        : 0;
+        bounds.push_back(bounds.back() + size);
+      }
+    }
+    Program program = lower(s, me, bounds, segment);
+    for (size_t i = 0; i < program.num_steps(); ++i) {
+      Step& step = program.steps[i];
+      const size_t place = step.kind == StepKind::send ? in[step.peer] : out[step.peer];
+      step.offset = place + step.offset - bounds[step.chunk];
+    }
+    return program;
+  });
 }
 
 std::shared_ptr<const Program> Group::rail_program(const std::string& algorithm, size_t count,

@@ -37,14 +37,24 @@ bool Work::wait(double seconds) {
   return true;
 }
 
-bool Work::done() const {
-  const std::lock_guard lock(mutex_);
-  return done_;
-}
-
 std::exception_ptr Work::error() const {
   const std::lock_guard lock(mutex_);
   return error_;
+}
+
+int Work::source() const {
+  const std::lock_guard lock(mutex_);
+  return source_;
+}
+
+int Work::tag() const {
+  const std::lock_guard lock(mutex_);
+  return tag_;
+}
+
+void Work::set_matched(int source, int tag) {
+  const std::lock_guard lock(mutex_);
+  source_ = source, tag_ = tag;
 }
 
 void Work::on_done(std::function<void()> callback) {
@@ -63,9 +73,9 @@ void Work::finish(std::exception_ptr error) {
   {
     const std::lock_guard lock(mutex_);
     if (done_) return;
-    done_ = true;
     error_ = std::move(error);
     callbacks.swap(callbacks_);
+    done_.store(true, std::memory_order_release);
   }
   ended_.notify_all();
   for (const auto& callback : callbacks) callback();

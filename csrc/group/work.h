@@ -1,6 +1,7 @@
 // The handle of a collective that runs in the background.
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <exception>
 #include <functional>
@@ -19,18 +20,24 @@ class Work {
   // Waits until the collective has ended and rethrows its error. False if `seconds` passed first;
   // a negative value waits without limit of its own (the collective has a deadline).
   bool wait(double seconds = -1);
-  bool done() const;
+  bool done() const { return done_.load(std::memory_order_acquire); }
   std::exception_ptr error() const;
   // Calls back once, from the thread that ends the work, or at once if it has ended.
   void on_done(std::function<void()> callback);
 
   void finish(std::exception_ptr error);  // by the group
 
+  // Of a receive that has ended: whose message it was, and its tag.
+  int source() const;
+  int tag() const;
+  void set_matched(int source, int tag);  // by the group, before finish
+
  private:
   mutable std::mutex mutex_;  // guards everything below
   std::condition_variable ended_;
-  bool done_ = false;
+  std::atomic<bool> done_{false};  // set under the mutex; the rest is constant then
   std::exception_ptr error_;
+  int source_ = -1, tag_ = 0;
   std::vector<std::function<void()>> callbacks_;
 };
 

@@ -17,7 +17,7 @@ size_t to_size(int n) { return static_cast<size_t>(n); }
 }  // namespace
 
 ArenaLayout ArenaLayout::plan(int local_size, int lanes) {
-  const size_t rings = std::max<size_t>(1, to_size(local_size * (local_size - 1) * lanes));
+  const size_t rings = std::max<size_t>(1, to_size(local_size * (local_size - 1) * (lanes + 1)));
   const size_t share = std::bit_floor((size_t{8} << 20) / rings);
   return {local_size, lanes, kSlotBytes, kNumSlots,
           std::clamp<size_t>(share, size_t{32} << 10, size_t{256} << 10)};
@@ -35,12 +35,12 @@ size_t ArenaLayout::ring_at(int lane, int from, int to) const {
 size_t ArenaLayout::ring_data_at(int lane, int from, int to) const {
   // A rank has no ring to itself: `to` counts the others only.
   const size_t other = to_size(to > from ? to - 1 : to);
-  return pages(ring_at(lanes, 0, 0)) +
+  return pages(ring_at(lanes + 1, 0, 0)) +
          (lane_index(lane, from) * to_size(local_size - 1) + other) * ring_bytes;
 }
 
 size_t ArenaLayout::slot_at(int lane, int rank, uint64_t piece) const {
-  return pages(ring_data_at(lanes, 0, 0)) +
+  return pages(ring_data_at(lanes + 1, 0, 0)) +
          (lane_index(lane, rank) * to_size(num_slots) + piece % to_size(num_slots)) * slot_bytes;
 }
 

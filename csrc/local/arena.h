@@ -32,7 +32,8 @@ struct ArenaLayout {
 
   static constexpr size_t kSlotBytes = 256 << 10;
   static constexpr int kNumSlots = 4;
-  // The layout that all ranks of a node agree on. Rings share 8 MiB, 32 to 256 KiB each.
+  // The layout that all ranks of a node agree on: rings for each lane, and for messages. Rings
+  // share 8 MiB, 32 to 256 KiB each.
   static ArenaLayout plan(int local_size, int lanes);
 
   size_t bytes() const;

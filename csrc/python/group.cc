@@ -22,7 +22,7 @@ Wiring take(const GroupConfig& config, const Descriptors& control, const LaneDes
   const size_t world_size = config.node_of_rank.size();
   Wiring wiring;
   wiring.control.resize(world_size);
-  wiring.data.resize(static_cast<size_t>(config.lanes));
+  wiring.data.resize(static_cast<size_t>(config.lanes) + 1);  // the last for messages
   for (auto& lane : wiring.data) lane.resize(world_size);
   for (const auto& [rank, fd] : control) wiring.control.at(rank) = Fd(fd);
   for (const auto& [rank, fds] : data) {
@@ -37,7 +37,8 @@ Wiring take(const GroupConfig& config, const Descriptors& control, const LaneDes
 
 Call make_call(Collective collective, uintptr_t address, size_t count, const std::string& dtype,
                const std::string& op, int root, const std::string& algorithm, double timeout,
-               uint32_t name_hash, std::vector<size_t> bounds) {
+               uint32_t name_hash, std::vector<size_t> bounds, uintptr_t input, size_t input_count,
+               std::vector<size_t> input_bounds) {
   Call call;
   call.collective = collective;
   call.data = reinterpret_cast<void*>(address);
@@ -49,13 +50,18 @@ Call make_call(Collective collective, uintptr_t address, size_t count, const std
   call.timeout = timeout;
   call.name_hash = name_hash;
   call.bounds = std::move(bounds);
+  call.input = reinterpret_cast<const void*>(input);
+  call.input_count = input_count;
+  call.input_bounds = std::move(input_bounds);
   return call;
 }
 
 void register_work(py::module_& m) {
   py::class_<Work, std::shared_ptr<Work>>(m, "Work")
       .def("wait", &Work::wait, py::arg("timeout") = -1.0, py::call_guard<py::gil_scoped_release>())
-      .def("done", &Work::done);
+      .def("done", &Work::done)
+      .def_property_readonly("source", &Work::source)
+      .def_property_readonly("tag", &Work::tag);
 }
 
 void register_symmetric(py::module_& m) {
@@ -68,11 +74,20 @@ using GroupClass = py::class_<Group, std::shared_ptr<Group>>;
 template <auto Method>
 auto call(Group& self, Collective collective, uintptr_t address, size_t count,
           const std::string& dtype, const std::string& op, int root, const std::string& algorithm,
-          double timeout, uint32_t name_hash, std::vector<size_t> bounds) {
+          double timeout, uint32_t name_hash, std::vector<size_t> bounds, uintptr_t input,
+          size_t input_count, std::vector<size_t> input_bounds) {
   Call made = make_call(collective, address, count, dtype, op, root, algorithm, timeout, name_hash,
-                        std::move(bounds));
+                        std::move(bounds), input, input_count, std::move(input_bounds));
   const py::gil_scoped_release nogil;
-  return (self.*Method)(std::move(made));
+  return Method(self, std::move(made));
+}
+
+std::shared_ptr<Work> transfer(Group& self, bool send, int peer, int tag, uintptr_t address,
+                               size_t count, const std::string& dtype, double timeout, bool wait) {
+  const Message message{
+      send, peer, tag, reinterpret_cast<void*>(address), count, parse_dtype(dtype), timeout};
+  const py::gil_scoped_release nogil;
+  return wait ? self.run(message) : self.start(message);
 }
 
 void define_calls(GroupClass& group) {
@@ -80,10 +95,14 @@ void define_calls(GroupClass& group) {
     group.def(name, method, py::arg("collective"), py::arg("address"), py::arg("count"),
               py::arg("dtype"), py::arg("op") = "sum", py::arg("root") = 0,
               py::arg("algorithm") = "auto", py::arg("timeout") = -1.0, py::arg("name_hash") = 0,
-              py::arg("bounds") = std::vector<size_t>());
+              py::arg("bounds") = std::vector<size_t>(), py::arg("input") = 0,
+              py::arg("input_count") = 0, py::arg("input_bounds") = std::vector<size_t>());
   };
-  define("run", &call<&Group::run>);
-  define("start", &call<&Group::start>);
+  define("run", &call<[](Group& self, Call call) { self.run(std::move(call)); }>);
+  define("start", &call<[](Group& self, Call call) { return self.start(std::move(call)); }>);
+  group.def("transfer", &transfer, py::kw_only(), py::arg("send"), py::arg("peer"), py::arg("tag"),
+            py::arg("address"), py::arg("count"), py::arg("dtype"), py::arg("timeout"),
+            py::arg("wait"));
 }
 
 void define_init(GroupClass& group) {

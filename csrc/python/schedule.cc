@@ -110,7 +110,9 @@ void register_schedule(py::module_& m) {
       .value("broadcast", Collective::broadcast)
       .value("reduce", Collective::reduce)
       .value("gather", Collective::gather)
-      .value("barrier", Collective::barrier);
+      .value("barrier", Collective::barrier)
+      .value("scatter", Collective::scatter)
+      .value("alltoall", Collective::alltoall);
   register_class(m);
   m.def("build", build, py::arg("collective"), py::arg("algorithm"), py::arg("world_size"),
         py::arg("root") = 0, "The schedule that an algorithm uses for a collective.");

@@ -46,6 +46,7 @@ Schedule tree_reduce(int world_size, int root);
 Schedule tree_gather(int world_size, int root);
 Schedule direct_gather(int world_size, int root);
 Schedule dissemination(int world_size);
+Schedule pairwise_exchange(int world_size);
 
 // "" if every move names ranks and chunks that exist and no round breaks law 2.
 std::string malformed(const Schedule& schedule);

@@ -44,10 +44,9 @@ class Holdings {
         words_((static_cast<size_t>(world_size_) + 63) / 64),
         bits_(static_cast<size_t>(world_size_) * static_cast<size_t>(num_chunks_) * words_, 0),
         overlap_(collective == Collective::barrier) {
-    const bool gathers = collective == Collective::allgather || collective == Collective::gather;
     for (int r = 0; r < world_size_; ++r)
       for (int c = 0; c < num_chunks_; ++c)
-        if (gathers ? c == r : collective != Collective::broadcast || r == root)
+        if (starts_with(collective, root, r, c))
           cell(r, c)[static_cast<size_t>(r) / 64] |= uint64_t{1} << (r % 64);
   }
 
@@ -78,6 +77,20 @@ class Holdings {
   }
 
  private:
+  bool starts_with(Collective collective, int root, int rank, int chunk) const {
+    switch (collective) {
+      case Collective::allgather:
+      case Collective::gather:
+        return chunk == rank;
+      case Collective::broadcast:
+      case Collective::scatter:
+        return rank == root;
+      case Collective::alltoall:
+        return chunk / world_size_ == rank;
+      default:
+        return true;
+    }
+  }
   size_t offset(int rank, int chunk) const {
     return (static_cast<size_t>(rank) * static_cast<size_t>(num_chunks_) +
             static_cast<size_t>(chunk)) *
@@ -110,12 +123,15 @@ class Holdings {
 // Which cells a collective promises, and what is in them.
 struct Promise {
   Collective collective;
-  int root;
+  int root, world_size;
 
   bool covers(int rank, int chunk) const {
     switch (collective) {
       case Collective::reduce_scatter:
+      case Collective::scatter:
         return rank == chunk;
+      case Collective::alltoall:
+        return rank == chunk % world_size;
       case Collective::reduce:
       case Collective::gather:
         return rank == root;
@@ -130,14 +146,13 @@ struct Promise {
       case Collective::gather:
         return chunk;
       case Collective::broadcast:
+      case Collective::scatter:
         return root;
+      case Collective::alltoall:
+        return chunk / world_size;
       default:
         return -1;
     }
-  }
-  bool one_chunk_per_rank() const {
-    return collective == Collective::reduce_scatter || collective == Collective::allgather ||
-           collective == Collective::gather;
   }
 };
 
@@ -178,10 +193,13 @@ std::string malformed(const Schedule& schedule) {
 
 std::string check(const Schedule& schedule, Collective collective, int root) {
   if (std::string wrong = malformed(schedule); !wrong.empty()) return wrong;
-  const Promise promise{collective, root};
+  const Promise promise{collective, root, schedule.world_size};
   if (root < 0 || root >= schedule.world_size) return "the root is not a rank";
-  if (promise.one_chunk_per_rank() && schedule.num_chunks != schedule.world_size)
+  if (has_parts(collective) && schedule.num_chunks != schedule.world_size)
     return std::string(name_of(collective)) + " needs one chunk per rank";
+  if (collective == Collective::alltoall &&
+      schedule.num_chunks != schedule.world_size * schedule.world_size)
+    return "alltoall needs one chunk for each pair of ranks";
 
   Holdings holdings(schedule, collective, root);
   for (size_t t = 0; t < schedule.rounds.size(); ++t)

@@ -21,8 +21,26 @@ const char* name_of(Collective collective) {
       return "gather";
     case Collective::barrier:
       return "barrier";
+    case Collective::scatter:
+      return "scatter";
+    case Collective::alltoall:
+      return "alltoall";
   }
   return "unknown collective";
+}
+
+bool has_root(Collective c) {
+  return c == Collective::broadcast || c == Collective::reduce || c == Collective::gather ||
+         c == Collective::scatter;
+}
+
+bool reduces(Collective c) {
+  return c == Collective::allreduce || c == Collective::reduce || c == Collective::reduce_scatter;
+}
+
+bool has_parts(Collective c) {
+  return c == Collective::allgather || c == Collective::reduce_scatter || c == Collective::gather ||
+         c == Collective::scatter;
 }
 
 std::string describe(const Move& move) {

@@ -60,6 +60,11 @@ constexpr Entry kEntries[] = {
      [](int p, int root) { return then(tree_reduce_scatter(p, p), tree_gather(p, root)); }},
     {Collective::gather, "binomial", tree_gather},
     {Collective::gather, "direct", direct_gather},
+    {Collective::scatter, "binomial",
+     [](int p, int root) { return reversed(tree_gather(p, root)); }},
+    {Collective::scatter, "direct",
+     [](int p, int root) { return reversed(direct_gather(p, root)); }},
+    {Collective::alltoall, "pairwise", [](int p, int) { return pairwise_exchange(p); }},
     {Collective::barrier, "dissemination", [](int p, int) { return dissemination(p); }},
 };
 

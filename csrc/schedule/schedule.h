@@ -39,10 +39,15 @@ enum class Collective : uint8_t {
   allgather,       // rank r starts with chunk r, all end with all; world_size chunks
   broadcast,
   reduce,
-  gather,   // rank r starts with chunk r, root ends with all; world_size chunks
-  barrier,  // nobody leaves before everybody has entered; reductions may overlap
+  gather,    // rank r starts with chunk r, root ends with all; world_size chunks
+  barrier,   // nobody leaves before everybody has entered; reductions may overlap
+  scatter,   // root starts with all chunks, rank r ends with chunk r; world_size chunks
+  alltoall,  // rank r starts with chunks r * world_size + i, rank i ends with them; all i
 };
 const char* name_of(Collective collective);
+bool has_root(Collective collective);
+bool reduces(Collective collective);
+bool has_parts(Collective collective);  // a chunk for each rank
 
 // Composition.
 Schedule then(Schedule first, const Schedule& second);  // first, then second

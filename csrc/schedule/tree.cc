@@ -1,4 +1,5 @@
-// Trees: reduce, gather, their reversals, and the reduce-scatter that adds in canonical order.
+// Trees: reduce, gather, their reversals, and the reduce-scatter that adds in canonical order; and
+// what needs no tree: direct exchanges.
 #include <algorithm>
 #include <bit>
 #include <tuple>
@@ -86,6 +87,20 @@ Schedule direct_gather(int world_size, int root) {
   Round& round = result.rounds.emplace_back();
   for (int r = 0; r < world_size; ++r)
     if (r != root) round.push_back({r, root, r, r + 1, false});
+  return result;
+}
+
+// Round d: everyone sends to the rank d further on. Staggered, so that each receives from one at a
+// time.
+Schedule pairwise_exchange(int world_size) {
+  Schedule result{world_size, world_size * world_size, {}};
+  for (int d = 1; d < world_size; ++d) {
+    Round& round = result.rounds.emplace_back();
+    for (int r = 0; r < world_size; ++r) {
+      const int to = (r + d) % world_size, chunk = r * world_size + to;
+      round.push_back({r, to, chunk, chunk + 1, false});
+    }
+  }
   return result;
 }
 

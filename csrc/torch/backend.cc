@@ -7,7 +7,9 @@
 #include <torch/version.h>
 #include <torch/csrc/distributed/c10d/Backend.hpp>
 
-#include "torch/maker.h"
+#include "torch/monitored_barrier.h"
+#include "torch/parts.h"
+#include "torch/sparse.h"
 
 #ifndef TORCH_BUILT_FOR
 #define TORCH_BUILT_FOR TORCH_VERSION
@@ -19,15 +21,16 @@
 namespace hier::torch_backend {
 namespace {
 
-using WorkPtr = c10::intrusive_ptr<c10d::Work>;
-
 constexpr const char* kName = "hier";
 
 class Backend final : public c10d::Backend {
  public:
-  Backend(std::shared_ptr<Group> group, int rank, int size, Milliseconds timeout)
+  using StorePtr = c10::intrusive_ptr<c10d::Store>;
+
+  Backend(std::shared_ptr<Group> group, StorePtr store, int rank, int size, Milliseconds timeout)
       : c10d::Backend(rank, size),
         group_(std::move(group)),
+        monitored_barrier_(std::move(store), rank, size),
         options_(c10::make_intrusive<Options>(kName, timeout)) {
     init();
   }
@@ -63,35 +66,72 @@ class Backend final : public c10d::Backend {
     if (communicator_) communicator_.attr("close")();
   }
 
+  c10d::ErrorType getError() override {
+    try {
+      if (const auto error = group_->error()) std::rethrow_exception(error);
+    } catch (const Timeout&) {
+      return c10d::ErrorType::TIMEOUT;
+    } catch (const PeerError&) {
+      return c10d::ErrorType::REMOTE_ERROR;
+    } catch (...) {
+      return c10d::ErrorType::COMM_ERROR;
+    }
+    return c10d::ErrorType::SUCCESS;
+  }
+
   py::object communicator() const { return communicator_ ? communicator_ : py::none(); }
   void set_communicator(py::object communicator) { communicator_ = std::move(communicator); }
 
+  // A subgroup, of the members in `ranks`, whose store it has to itself.
+  bool supportsSplitting() const override { return true; }
+  c10::intrusive_ptr<c10d::Backend> split(const StorePtr& store, const std::vector<int>& ranks,
+                                          const c10::intrusive_ptr<Options>& options) override {
+    const py::gil_scoped_acquire gil;
+    const py::object made = python("split")(communicator_, store, ranks, options->timeout,
+                                            options->group_name, options->global_ranks_in_group);
+    if (made.is_none()) return nullptr;
+    return made.cast<c10::intrusive_ptr<Backend>>();
+  }
+
+  // In memory that the ranks of a node share. Every rank must call it, with the same arguments.
+  bool supportsTensorAlloc(c10::DeviceIndex) override { return true; }
+  at::Tensor allocateTensor(long size, at::TensorOptions options) override {
+    const py::gil_scoped_acquire gil;
+    const at::Tensor like = at::empty({0}, options);
+    return python("allocate")(communicator_, size, like).cast<at::Tensor>();
+  }
+
   WorkPtr allreduce(Tensors& tensors, const c10d::AllreduceOptions& options) override {
-    Maker maker(getRank(), OpType::ALLREDUCE, "hier:all_reduce", tensors, tensors);
+    if (tensors.size() == 1 && tensors[0].is_sparse()) return allreduce_sparse(tensors, options);
+    Maker maker(*this, OpType::ALLREDUCE, "hier:all_reduce", tensors, tensors);
     maker.require(tensors.size() == 1, "takes one tensor");
     maker.add_in_place(Collective::allreduce, tensors[0], &options.reduceOp);
-    return maker.go(*group_, ++sequence_, options);
+    return maker.go(group_, ++sequence_, options);
+  }
+
+  WorkPtr allreduce_sparse(Tensors& tensors, const c10d::AllreduceOptions& options) override {
+    return sparse_allreduce(*this, group_, ++sequence_, tensors.at(0), options);
   }
 
   WorkPtr allreduce_coalesced(Tensors& tensors,
                               const c10d::AllreduceCoalescedOptions& options) override {
-    Maker maker(getRank(), OpType::ALLREDUCE_COALESCED, "hier:all_reduce", tensors, tensors);
+    Maker maker(*this, OpType::ALLREDUCE_COALESCED, "hier:all_reduce", tensors, tensors);
     for (const auto& tensor : tensors) {
       maker.add_in_place(Collective::allreduce, tensor, &options.reduceOp);
     }
-    return maker.go(*group_, ++sequence_, options);
+    return maker.go(group_, ++sequence_, options);
   }
 
   WorkPtr broadcast(Tensors& tensors, const c10d::BroadcastOptions& options) override {
-    Maker maker(getRank(), OpType::BROADCAST, "hier:broadcast", tensors, tensors);
+    Maker maker(*this, OpType::BROADCAST, "hier:broadcast", tensors, tensors);
     maker.require(tensors.size() == 1, "takes one tensor");
     maker.add_in_place(Collective::broadcast, tensors[0], nullptr, options.rootRank);
-    return maker.go(*group_, ++sequence_, options);
+    return maker.go(group_, ++sequence_, options);
   }
 
   // Only the root's tensor changes; on the way to it others hold partial results.
   WorkPtr reduce(Tensors& tensors, const c10d::ReduceOptions& options) override {
-    Maker maker(getRank(), OpType::REDUCE, "hier:reduce", tensors, tensors);
+    Maker maker(*this, OpType::REDUCE, "hier:reduce", tensors, tensors);
     maker.require(tensors.size() == 1, "takes one tensor");
     if (options.rootRank == getRank()) {
       maker.add_in_place(Collective::reduce, tensors[0], &options.reduceOp, options.rootRank);
@@ -99,153 +139,166 @@ class Backend final : public c10d::Backend {
       const auto scratch = tensors[0].clone(at::MemoryFormat::Contiguous);
       maker.add(Collective::reduce, plain(scratch), &options.reduceOp, options.rootRank);
     }
-    return maker.go(*group_, ++sequence_, options);
+    return maker.go(group_, ++sequence_, options);
   }
 
   WorkPtr allgather(std::vector<Tensors>& outputs, Tensors& inputs,
                     const c10d::AllgatherOptions& options) override {
-    const Quiet quiet;
     const Tensors all = outputs.empty() ? Tensors{} : outputs[0];
-    Maker maker(getRank(), OpType::ALLGATHER, "hier:all_gather", inputs, all);
+    Maker maker(*this, OpType::ALLGATHER, "hier:all_gather", inputs, all);
     maker.require(inputs.size() == 1 && outputs.size() == 1 && all.size() == size(),
                   "takes one input tensor and a list of one output tensor per rank");
-    gather_into(maker, Collective::allgather, inputs[0], all, all);
-    return maker.go(*group_, ++sequence_, options);
+    add_gather(maker, Collective::allgather, inputs[0], all, all);
+    return maker.go(group_, ++sequence_, options);
+  }
+
+  // outputs[r][i] is rank r's inputs[i].
+  WorkPtr allgather_coalesced(std::vector<Tensors>& outputs, Tensors& inputs,
+                              const c10d::AllgatherOptions& options) override {
+    Maker maker(*this, OpType::ALLGATHER_COALESCED, "hier:all_gather", inputs, {});
+    maker.require(outputs.size() == size(), "takes a list of output tensors per rank");
+    for (const Tensors& of_rank : outputs) {
+      maker.require(of_rank.size() == inputs.size(), "takes as many outputs per rank as inputs");
+    }
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      Tensors all;
+      for (const Tensors& of_rank : outputs) all.push_back(of_rank[i]);
+      add_gather(maker, Collective::allgather, inputs[i], all, all);
+    }
+    return maker.go(group_, ++sequence_, options);
   }
 
   WorkPtr gather(std::vector<Tensors>& outputs, Tensors& inputs,
                  const c10d::GatherOptions& options) override {
-    const Quiet quiet;
     const bool root = options.rootRank == getRank();
     const Tensors all = outputs.empty() ? Tensors{} : outputs[0];
-    Maker maker(getRank(), OpType::GATHER, "hier:gather", inputs, all);
+    Maker maker(*this, OpType::GATHER, "hier:gather", inputs, all);
     maker.require(inputs.size() == 1, "takes one input tensor");
     maker.require(all.size() == (root ? size() : 0),
                   "takes a list of one output tensor per rank on the destination, none elsewhere");
     const Tensors parts = root ? all : Tensors(size(), inputs[0]);
-    gather_into(maker, Collective::gather, inputs[0], parts, all, options.rootRank);
-    return maker.go(*group_, ++sequence_, options);
+    add_gather(maker, Collective::gather, inputs[0], parts, all, options.rootRank);
+    return maker.go(group_, ++sequence_, options);
+  }
+
+  WorkPtr scatter(Tensors& outputs, std::vector<Tensors>& inputs,
+                  const c10d::ScatterOptions& options) override {
+    const bool root = options.rootRank == getRank();
+    const Tensors all = inputs.empty() ? Tensors{} : inputs[0];
+    Maker maker(*this, OpType::SCATTER, "hier:scatter", all, outputs);
+    maker.require(outputs.size() == 1, "takes one output tensor");
+    maker.require(all.size() == (root ? size() : 0),
+                  "takes a list of one input tensor per rank on the source, none elsewhere");
+    add_scatter(maker, outputs[0], all, options.rootRank);
+    return maker.go(group_, ++sequence_, options);
   }
 
   WorkPtr _allgather_base(at::Tensor& output, at::Tensor& input,
                           const c10d::AllgatherOptions& options) override {
-    Maker maker(getRank(), OpType::_ALLGATHER_BASE, "hier:_all_gather_base", {input}, {output});
+    Maker maker(*this, OpType::_ALLGATHER_BASE, "hier:_all_gather_base", {input}, {output});
     add_allgather(maker, output, input);
-    return maker.go(*group_, ++sequence_, options);
+    return maker.go(group_, ++sequence_, options);
   }
 
   WorkPtr allgather_into_tensor_coalesced(Tensors& outputs, Tensors& inputs,
                                           const c10d::AllgatherOptions& options) override {
-    Maker maker(getRank(), OpType::_ALLGATHER_BASE, "hier:_all_gather_base", inputs, outputs);
+    Maker maker(*this, OpType::_ALLGATHER_BASE, "hier:_all_gather_base", inputs, outputs);
     maker.require(inputs.size() == outputs.size(), "takes as many outputs as inputs");
-    for (size_t i = 0; i < inputs.size(); ++i) add_allgather(maker, outputs[i], inputs[i]);
-    return maker.go(*group_, ++sequence_, options);
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      add_allgather(maker, outputs[i], inputs[i]);
+    }
+    return maker.go(group_, ++sequence_, options);
   }
 
   WorkPtr reduce_scatter(Tensors& outputs, std::vector<Tensors>& inputs,
                          const c10d::ReduceScatterOptions& options) override {
-    const Quiet quiet;
     const Tensors all = inputs.empty() ? Tensors{} : inputs[0];
-    Maker maker(getRank(), OpType::REDUCE_SCATTER, "hier:reduce_scatter", all, outputs);
+    Maker maker(*this, OpType::REDUCE_SCATTER, "hier:reduce_scatter", all, outputs);
     maker.require(inputs.size() == 1 && outputs.size() == 1 && all.size() == size(),
                   "takes one output tensor and a list of one input tensor per rank");
-    const auto mine = static_cast<size_t>(getRank());
-    maker.require(all[mine].numel() == outputs[0].numel(),
-                  "the output has not the size of this rank's input");
-    Parts parts = parts_like(all, maker.elements().per_element);
-    for (size_t i = 0; i < all.size(); ++i) parts.views[i].copy_(all[i]);
-    maker.add(Collective::reduce_scatter, parts.flat, &options.reduceOp, 0,
-              std::move(parts.bounds));
-    maker.copy_back(parts.views[mine].view(outputs[0].sizes()), outputs[0]);
-    return maker.go(*group_, ++sequence_, options);
+    add_reduce_scatter(maker, outputs[0], all, options.reduceOp);
+    return maker.go(group_, ++sequence_, options);
   }
 
   WorkPtr _reduce_scatter_base(at::Tensor& output, at::Tensor& input,
                                const c10d::ReduceScatterOptions& options) override {
-    Maker maker(getRank(), OpType::_REDUCE_SCATTER_BASE, "hier:_reduce_scatter_base", {input},
+    Maker maker(*this, OpType::_REDUCE_SCATTER_BASE, "hier:_reduce_scatter_base", {input},
                 {output});
     add_reduce_scatter(maker, output, input, options.reduceOp);
-    return maker.go(*group_, ++sequence_, options);
+    return maker.go(group_, ++sequence_, options);
   }
 
   WorkPtr reduce_scatter_tensor_coalesced(Tensors& outputs, Tensors& inputs,
                                           const c10d::ReduceScatterOptions& options) override {
-    Maker maker(getRank(), OpType::_REDUCE_SCATTER_BASE, "hier:_reduce_scatter_base", inputs,
-                outputs);
+    Maker maker(*this, OpType::_REDUCE_SCATTER_BASE, "hier:_reduce_scatter_base", inputs, outputs);
     maker.require(inputs.size() == outputs.size(), "takes as many outputs as inputs");
     for (size_t i = 0; i < inputs.size(); ++i) {
       add_reduce_scatter(maker, outputs[i], inputs[i], options.reduceOp);
     }
-    return maker.go(*group_, ++sequence_, options);
+    return maker.go(group_, ++sequence_, options);
+  }
+
+  WorkPtr alltoall(Tensors& outputs, Tensors& inputs,
+                   const c10d::AllToAllOptions& options) override {
+    Maker maker(*this, OpType::ALLTOALL, "hier:all_to_all", inputs, outputs);
+    maker.require(inputs.size() == size() && outputs.size() == size(),
+                  "takes a list of one input and one of one output tensor per rank");
+    add_alltoall(maker, outputs, inputs);
+    return maker.go(group_, ++sequence_, options);
+  }
+
+  WorkPtr alltoall_base(at::Tensor& output, at::Tensor& input, std::vector<int64_t>& output_splits,
+                        std::vector<int64_t>& input_splits,
+                        const c10d::AllToAllOptions& options) override {
+    Maker maker(*this, OpType::ALLTOALL_BASE, "hier:all_to_all", {input}, {output});
+    add_alltoall(maker, output, input, output_splits, input_splits);
+    return maker.go(group_, ++sequence_, options);
+  }
+
+  WorkPtr send(Tensors& tensors, int destination, int tag) override {
+    Maker maker(*this, OpType::SEND, "hier:send", tensors, {});
+    return message(maker, true, tensors, destination, tag);
+  }
+
+  WorkPtr recv(Tensors& tensors, int source, int tag) override {
+    Maker maker(*this, OpType::RECV, "hier:recv", tensors, tensors);
+    return message(maker, false, tensors, source, tag);
+  }
+
+  WorkPtr recvAnysource(Tensors& tensors, int tag) override {
+    Maker maker(*this, OpType::RECVANYSOURCE, "hier:recvAnySource", tensors, tensors);
+    return message(maker, false, tensors, kAnySource, tag);
   }
 
   WorkPtr barrier(const c10d::BarrierOptions& options) override {
     const at::Tensor token = at::zeros({1}, at::kByte);
-    Maker maker(getRank(), OpType::BARRIER, "hier:barrier", {token}, {});
+    Maker maker(*this, OpType::BARRIER, "hier:barrier", {token}, {});
     const c10d::ReduceOp op = c10d::ReduceOp::MAX;
     maker.add(Collective::barrier, token, &op);
-    return maker.go(*group_, ++sequence_, options);
+    return maker.go(group_, ++sequence_, options);
   }
 
-  WorkPtr scatter(Tensors&, std::vector<Tensors>&, const c10d::ScatterOptions&) override {
-    refuse("scatter");
+  void monitoredBarrier(const c10d::BarrierOptions& options, bool wait_all_ranks) override {
+    const WithoutGil nogil;
+    const bool unset = options.timeout < kNoTimeout;
+    monitored_barrier_.run(unset ? options_->timeout : options.timeout, wait_all_ranks);
   }
-  WorkPtr alltoall(Tensors&, Tensors&, const c10d::AllToAllOptions&) override {
-    refuse("all_to_all");
-  }
-  WorkPtr alltoall_base(at::Tensor&, at::Tensor&, std::vector<int64_t>&, std::vector<int64_t>&,
-                        const c10d::AllToAllOptions&) override {
-    refuse("all_to_all_single");
-  }
-  WorkPtr send(Tensors&, int, int) override { refuse("send"); }
-  WorkPtr recv(Tensors&, int, int) override { refuse("recv"); }
-  WorkPtr recvAnysource(Tensors&, int) override { refuse("recv"); }
 
  private:
   size_t size() const { return static_cast<size_t>(getSize()); }
 
-  [[noreturn]] void refuse(const char* what) const {
-    C10_THROW_ERROR(NotImplementedError,
-                    std::string(what) +
-                        " is not supported yet by hier; use a gloo group for it: "
-                        "dist.new_group(backend=\"gloo\")");
+  static py::object python(const char* name) {
+    return py::module_::import("allreduce.torch._group").attr(name);
   }
 
-  // `parts` give the shapes of all ranks' parts, `outputs` is where they go, if anywhere.
-  void gather_into(Maker& maker, Collective collective, const at::Tensor& input,
-                   const Tensors& parts, const Tensors& outputs, int64_t root = 0) {
-    const auto mine = static_cast<size_t>(getRank());
-    maker.require(parts[mine].numel() == input.numel(),
-                  "this rank's output has not the size of its input");
-    Parts joined = parts_like(parts, maker.elements().per_element);
-    joined.views[mine].copy_(input.reshape(joined.views[mine].sizes()));
-    maker.add(collective, joined.flat, nullptr, root, std::move(joined.bounds));
-    for (size_t i = 0; i < outputs.size(); ++i) maker.copy_back(joined.views[i], outputs[i]);
-  }
-
-  void add_allgather(Maker& maker, const at::Tensor& output, const at::Tensor& input) {
-    const Quiet quiet;
-    maker.require(output.numel() == input.numel() * getSize(),
-                  "the output must have world_size times the elements of the input");
-    const at::Tensor buffer = plain(output);
-    const at::Tensor mine = buffer.view(-1).narrow(0, getRank() * input.numel(), input.numel());
-    if (mine.data_ptr() != input.data_ptr()) mine.copy_(input.reshape(-1));
-    maker.add(Collective::allgather, buffer);
-    if (!buffer.is_same(output)) maker.copy_back(buffer, output);
-  }
-
-  void add_reduce_scatter(Maker& maker, const at::Tensor& output, const at::Tensor& input,
-                          const c10d::ReduceOp& op) {
-    const Quiet quiet;
-    maker.require(input.numel() == output.numel() * getSize(),
-                  "the input must have world_size times the elements of the output");
-    const at::Tensor scratch = plain(input.clone(at::MemoryFormat::Contiguous)).view(-1);
-    maker.add(Collective::reduce_scatter, scratch, &op);
-    const at::Tensor mine = scratch.narrow(0, getRank() * output.numel(), output.numel());
-    maker.copy_back(mine.view(output.sizes()), output);
+  WorkPtr message(Maker& maker, bool send, const Tensors& tensors, int peer, int tag) {
+    maker.require(tensors.size() == 1, "takes one tensor");
+    maker.add_message(send, tensors[0], peer, tag);
+    return maker.start(group_);
   }
 
   const std::shared_ptr<Group> group_;
+  MonitoredBarrier monitored_barrier_;
   const c10::intrusive_ptr<Options> options_;
   std::atomic<uint64_t> sequence_{0};  // collectives so far; stands alone
   py::object communicator_;            // allreduce.Communicator of the group; touched with the GIL
@@ -269,12 +322,12 @@ PYBIND11_MODULE(_backend, m) {
   py::module_::import("torch.distributed");  // binds the base class
   py::register_exception_translator(&hier::translate_error);
   py::class_<Backend, c10d::Backend, c10::intrusive_ptr<Backend>>(m, "Backend")
-      .def(py::init(
-               [](const py::capsule& group, int rank, int size, std::chrono::milliseconds timeout) {
-                 return c10::make_intrusive<Backend>(hier::torch_backend::group_of(group), rank,
-                                                     size, timeout);
-               }),
-           py::arg("group"), py::arg("rank"), py::arg("size"), py::arg("timeout"))
+      .def(py::init([](const py::capsule& group, Backend::StorePtr store, int rank, int size,
+                       std::chrono::milliseconds timeout) {
+             return c10::make_intrusive<Backend>(hier::torch_backend::group_of(group),
+                                                 std::move(store), rank, size, timeout);
+           }),
+           py::arg("group"), py::arg("store"), py::arg("rank"), py::arg("size"), py::arg("timeout"))
       .def_property_readonly("options", &Backend::getBackendOptions)
       .def_property("communicator", &Backend::communicator, &Backend::set_communicator);
   // Callbacks of futures take the GIL: none may run when the interpreter goes.

@@ -6,8 +6,8 @@
 #include <exception>
 #include <functional>
 #include <memory>
-#include <string>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "base/clock.h"
@@ -18,24 +18,36 @@ namespace hier {
 
 class Batch {
  public:
-  void add(Call call) { calls_.push_back(std::move(call)); }
+  template <class T>
+  void add(T call) {
+    calls_.emplace_back(std::in_place_type<T>, std::move(call));
+  }
 
   // Blocks, in the caller's thread; throws the first error.
   void run(Group& group, double timeout) {
-    for (Call& call : calls_) {
-      call.timeout = timeout;
-      group.run(call);
+    for (auto& call : calls_) {
+      std::visit(
+          [&](auto& one) {
+            one.timeout = timeout;
+            group.run(one);
+          },
+          call);
     }
   }
 
   // Returns at once. `ended` is called exactly once, by whichever thread ends the last call, unless
   // nothing could be started; then this throws. It may throw after some have started, too.
-  void start(Group& group, double timeout, std::function<void()> ended) {
+  void start(const std::shared_ptr<Group>& group, double timeout, std::function<void()> ended) {
+    group_ = group;
     std::exception_ptr error;
     try {
-      for (Call& call : calls_) {
-        call.timeout = timeout;
-        works_.push_back(group.start(call));
+      for (auto& call : calls_) {
+        works_.push_back(std::visit(
+            [&](auto& one) {
+              one.timeout = timeout;
+              return group->start(one);
+            },
+            call));
       }
     } catch (...) {
       if (works_.empty()) throw;
@@ -52,10 +64,11 @@ class Batch {
   // handler throws: the calls' own errors are told by error().
   bool wait(double seconds) {
     const auto until = after(seconds);
+    const auto group = group_.lock();  // null: it has ended, and every work with it
     for (const auto& work : works_) {
-      const double left = seconds < 0 ? -1 : Seconds(until - Clock::now()).count();
+      const double left = seconds < 0 ? -1 : std::max(0.0, Seconds(until - Clock::now()).count());
       try {
-        if (!work->wait(seconds < 0 ? -1 : std::max(0.0, left))) return false;
+        if (!(group ? group->wait(*work, left) : work->wait(left))) return false;
       } catch (...) {
         if (!work->done()) throw;
       }
@@ -75,6 +88,9 @@ class Batch {
     return nullptr;
   }
 
+  // Whose message the first call has received, once it is done.
+  int source() const { return works_.empty() ? -1 : works_.front()->source(); }
+
  private:
   void one_ended() {
     // acq_rel: whoever is last sees what all the others have written into the buffers. It may
@@ -82,7 +98,8 @@ class Batch {
     if (running_.fetch_sub(1, std::memory_order_acq_rel) == 1) std::exchange(ended_, nullptr)();
   }
 
-  std::vector<Call> calls_;
+  std::vector<std::variant<Call, Message>> calls_;
+  std::weak_ptr<Group> group_;                // weak: a work may outlive its group
   std::vector<std::shared_ptr<Work>> works_;  // set by start, then constant
   std::atomic<size_t> running_{0};
   std::function<void()> ended_;

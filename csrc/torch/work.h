@@ -69,16 +69,20 @@ struct Operation {
 
   const OpType type;
   const char* const title;  // the profiler's name for it: "hier:all_reduce"
-  const Tensors inputs, outputs;
+  const Tensors inputs;
+  Tensors outputs;
   Batch batch;
   Tensors buffers;                                        // what the calls point into
   std::vector<std::pair<at::Tensor, at::Tensor>> copies;  // from, to: after the end
+  std::function<void()> afterwards;                       // behind them
+  Tensors sums_to_divide;                                 // before them, by the number of ranks
 };
 
 class TorchWork final : public c10d::Work {
  public:
-  TorchWork(int rank, std::unique_ptr<Operation> operation, uint64_t sequence)
+  TorchWork(int rank, int size, std::unique_ptr<Operation> operation, uint64_t sequence)
       : Work(rank, operation->type, operation->title, operation->inputs),
+        size_(size),
         operation_(std::move(operation)),
         sequence_(sequence) {}
 
@@ -96,7 +100,7 @@ class TorchWork final : public c10d::Work {
     if (error) std::rethrow_exception(error);
   }
 
-  void start(Group& group, double timeout) {
+  void start(const std::shared_ptr<Group>& group, double timeout) {
     const WithoutGil nogil;
     state_.emplace();
     auto self = c10::intrusive_ptr<TorchWork>::unsafe_reclaim_from_nonowning(this);
@@ -126,6 +130,7 @@ class TorchWork final : public c10d::Work {
 
   Tensors result() override { return operation_->outputs; }
   uint64_t getSequencenumber() const override { return sequence_; }
+  int sourceRank() const override { return operation_->batch.source(); }
 
   c10::intrusive_ptr<Future> getFuture() override {
     const std::lock_guard lock(future_mutex_);
@@ -139,7 +144,9 @@ class TorchWork final : public c10d::Work {
  private:
   void copy_back() {
     const Quiet quiet;
+    for (const auto& sum : operation_->sums_to_divide) sum.div_(size_, "trunc");
     for (const auto& [from, to] : operation_->copies) to.copy_(from);
+    if (operation_->afterwards) operation_->afterwards();
   }
 
   // Copies results back and records the outcome. Whoever comes first does it, the others wait.
@@ -183,6 +190,7 @@ class TorchWork final : public c10d::Work {
     future.markCompleted(c10::IValue(operation_->outputs));
   }
 
+  const int size_;
   std::unique_ptr<Operation> operation_;  // keeps inputs, outputs and buffers alive
   const uint64_t sequence_;
   std::optional<at::ThreadLocalState> state_;  // the caller's, for callbacks

@@ -1,0 +1,59 @@
+"""What every collective of a communicator passes to the core."""
+
+from __future__ import annotations
+
+import zlib
+from collections import deque
+from typing import Any
+
+from allreduce import _C
+from allreduce._arrays import Memory
+from allreduce._work import Work
+from allreduce.errors import UsageError
+
+Array = Any  # numpy.ndarray, torch.Tensor on the CPU, or an object with __dlpack__
+
+
+class Calls:
+    """The part of a communicator that its collectives and messages stand on."""
+
+    rank: int
+    world_size: int
+    _group: _C.Group
+    _in_flight: deque[Work]  # keeps arrays alive that the core works on
+
+    def _call(
+        self,
+        collective: _C.Collective,
+        memory: Memory,
+        *,
+        op: str = "sum",
+        root: int = 0,
+        algo: str = "auto",
+        timeout: float | None = None,
+        name: str = "",
+    ) -> dict[str, Any]:
+        return {
+            "collective": collective,
+            "address": memory.address,
+            "count": memory.count,
+            "dtype": memory.dtype,
+            "op": op,
+            "root": root,
+            "algorithm": algo,
+            "timeout": seconds(timeout),
+            "name_hash": zlib.crc32(name.encode()),
+        }
+
+    def _keep(self, work: Work) -> Work:
+        while self._in_flight and self._in_flight[0].done():
+            self._in_flight.popleft()
+        self._in_flight.append(work)
+        return work
+
+
+def seconds(timeout: float | None) -> float:
+    """Return a timeout as the core takes it, where a negative one is the group's."""
+    if timeout is not None and not timeout > 0:
+        raise UsageError(f"timeout={timeout}: must be a positive number of seconds")
+    return -1.0 if timeout is None else timeout

@@ -1,0 +1,92 @@
+"""Makes the backend of a process group, and what the backend itself asks of Python."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from allreduce.communicator import Communicator
+from allreduce.torch import communicator
+from allreduce.torch._load import load
+
+__all__ = ["allocate", "connect", "split"]
+
+
+def connect(
+    store: Any,
+    rank: int,
+    world_size: int,
+    *,
+    timeout: timedelta,
+    name: str,
+    global_ranks: Sequence[int],
+) -> Any:
+    """Connects this rank with the others of a group over their store; returns a `_backend.Backend`.
+
+    Raises what `Communicator.from_store` raises.
+    """
+    module = load()
+    comm = Communicator.from_store(
+        store,
+        rank,
+        world_size,
+        timeout=timeout.total_seconds(),
+        generation=_generation(store, rank),
+        nodes=_nodes_of(global_ranks),
+    )
+    backend = module.Backend(comm._group.capsule(), store, rank, world_size, timeout)
+    backend.communicator = comm
+    backend.options.global_ranks_in_group = list(global_ranks)
+    backend.options.group_name = name
+    return backend
+
+
+def split(
+    parent: Communicator,
+    store: Any,
+    ranks: Sequence[int],
+    timeout: timedelta,
+    name: str,
+    global_ranks: Sequence[int],
+) -> Any:
+    """The backend of a subgroup: `ranks` are ranks of the parent. None if this rank is not in it."""
+    if parent.rank not in ranks:
+        return None
+    everyone = list(global_ranks) or list(ranks)
+    rank = list(ranks).index(parent.rank)
+    return connect(store, rank, len(ranks), timeout=timeout, name=name, global_ranks=everyone)
+
+
+def allocate(comm: Communicator, count: int, like: Tensor) -> Tensor:
+    """A flat tensor of `count` elements in symmetric memory, of the dtype of `like`.
+
+    Every rank of the group must call it, with the same arguments.
+    """
+    nbytes = count * like.element_size()
+    array: np.ndarray[Any, Any] = comm.symmetric_empty(nbytes, "uint8")
+    return torch.from_numpy(array).view(like.dtype)
+
+
+def _generation(store: Any, rank: int) -> int:
+    """Counts how often this rank has made this group, so that no key of an earlier one is read."""
+    return (int(store.add(f"hier/made_by/{rank}", 1)) - 1) % (1 << 16)
+
+
+def _nodes_of(global_ranks: Sequence[int]) -> list[str] | None:
+    """The nodes of a subgroup's ranks, as the default group knows them; None for that group itself.
+
+    A subgroup must not ask the environment: ALLREDUCE_NODES describes the whole job.
+    """
+    if not dist.is_initialized() or not global_ranks:
+        return None
+    try:
+        whole = communicator()
+    except ValueError:  # the default group uses another backend
+        return None
+    return [str(whole.node_of_rank[rank]) for rank in global_ranks]

@@ -1,0 +1,336 @@
+// Matching of point-to-point messages, and their way over the channels.
+#include "engine/messages.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <utility>
+
+#include "base/error.h"
+
+namespace hier {
+
+namespace {
+
+using Type = MessageHeader::Type;
+
+constexpr size_t kQuantum = 64 << 10;  // bytes that one call to a channel moves
+constexpr int kCallsPerTurn = 16;      // to one channel and direction
+constexpr unsigned kListenEvery =
+    16;  // turns between two looks at peers of which nothing is wanted
+
+bool has_payload(Type type) { return type == Type::eager || type == Type::data; }
+
+// What a message counts for in the window: empty ones take memory too.
+uint64_t weight(uint64_t bytes) { return std::max<uint64_t>(bytes, 64); }
+
+bool matches(const Transfer& receive, int source, int tag) {
+  return (receive.peer == kAnySource || receive.peer == source) &&
+         (receive.tag == kAnyTag || receive.tag == tag);
+}
+
+std::string amount(DType dtype, size_t bytes) {
+  return std::string(name_of(dtype)) + "[" + std::to_string(bytes / size_of(dtype)) + "]";
+}
+
+}  // namespace
+
+std::string describe(const Transfer& t) {
+  const std::string peer = t.peer == kAnySource ? "any rank" : "rank " + std::to_string(t.peer);
+  const std::string tag = t.tag == kAnyTag ? "any tag" : "tag " + std::to_string(t.tag);
+  return std::string(t.send ? "send(" : "recv(") + amount(t.dtype, t.bytes) +
+         (t.send ? ") to " : ") from ") + peer + ", " + tag;
+}
+
+Messages::Messages(int rank, uint32_t group_id, uint16_t generation, std::vector<Channel*> channels)
+    : rank_(rank), group_id_(group_id), generation_(generation), peers_(channels.size()) {
+  for (size_t i = 0; i < channels.size(); ++i) peers_[i].channel = channels[i];
+}
+
+MessageHeader Messages::header_of(Type type, const Peer& peer) const {
+  MessageHeader header;
+  header.type = type;
+  header.generation = generation_;
+  header.group_id = group_id_;
+  header.consumed = peer.consumed;
+  return header;
+}
+
+void Messages::post(const std::deque<std::shared_ptr<Transfer>>& transfers) {
+  unfinished_.insert(unfinished_.end(), transfers.begin(), transfers.end());  // even if one throws
+  for (const auto& transfer : transfers) {
+    if (transfer->send) {
+      post_send(transfer);
+    } else {
+      post_receive(transfer);
+    }
+  }
+}
+
+void Messages::post_send(const std::shared_ptr<Transfer>& transfer) {
+  Peer& peer = peers_[transfer->peer];
+  const uint64_t set_aside = peer.eager_sent - peer.eager_taken + weight(transfer->bytes);
+  const bool eager = transfer->bytes <= kEagerBytes && set_aside <= kEagerWindow;
+  MessageHeader header = header_of(eager ? Type::eager : Type::announce, peer);
+  header.dtype = transfer->dtype;
+  header.tag = transfer->tag;
+  header.bytes = transfer->bytes;
+  if (eager) {
+    peer.eager_sent += weight(transfer->bytes);
+    peer.outgoing.push_back({header, transfer});
+  } else {
+    header.id = next_id_++;
+    peer.announced.emplace(header.id, transfer);
+    peer.outgoing.push_back({header, nullptr});
+  }
+}
+
+void Messages::post_receive(const std::shared_ptr<Transfer>& transfer) {
+  const auto early = std::find_if(early_.begin(), early_.end(), [&](const Early& e) {
+    return !e.claimed && matches(*transfer, e.source, e.header.tag);
+  });
+  if (early == early_.end()) {
+    posted_.push_back(transfer);
+  } else {
+    take_early(early, transfer);
+  }
+}
+
+void Messages::take_early(std::list<Early>::iterator early,
+                          const std::shared_ptr<Transfer>& transfer) {
+  if (!early->claimed) match(early->source, early->header, *transfer);
+  if (early->header.type == Type::announce) {
+    grant(early->source, early->header.id, transfer);
+  } else if (!early->whole) {
+    early->claimed = transfer;
+    return;
+  } else {
+    if (transfer->bytes > 0) std::memcpy(transfer->data, early->payload.data(), transfer->bytes);
+    peers_[early->source].consumed += weight(transfer->bytes);
+    finish(transfer);
+  }
+  early_.erase(early);
+}
+
+void Messages::grant(int source, uint64_t id, const std::shared_ptr<Transfer>& transfer) {
+  Peer& peer = peers_[source];
+  MessageHeader header = header_of(Type::grant, peer);
+  header.id = id;
+  peer.granted.emplace(id, transfer);
+  peer.outgoing.push_back({header, nullptr});
+}
+
+// The receive becomes one from `source`, whose message must be what it expects.
+void Messages::match(int source, const MessageHeader& header, Transfer& receive) const {
+  receive.peer = source;
+  receive.tag = header.tag;
+  if (header.bytes == receive.bytes && header.dtype == receive.dtype) return;
+  throw MismatchError("ranks disagree: rank " + std::to_string(source) + " sends " +
+                      amount(header.dtype, header.bytes) + " with tag " +
+                      std::to_string(header.tag) + ", and rank " + std::to_string(rank_) +
+                      " receives it as " + amount(receive.dtype, receive.bytes) +
+                      ". Both must give one dtype and number of elements");
+}
+
+void Messages::finish(const std::shared_ptr<Transfer>& transfer) {
+  unfinished_.remove(transfer);
+  transfer->ended(nullptr);
+}
+
+std::list<std::shared_ptr<Transfer>> Messages::take_unfinished() {
+  posted_.clear();
+  early_.clear();
+  for (Peer& peer : peers_) {
+    Channel* channel = peer.channel;
+    peer = {};
+    peer.channel = channel;
+  }
+  return std::exchange(unfinished_, {});
+}
+
+bool Messages::progress() {
+  // A peer of which nothing is wanted may yet wait for us to take what it sends.
+  const bool listen = ++turns_ % kListenEvery == 0;
+  bool moved = false;
+  for (size_t i = 0; i < peers_.size() && !unfinished_.empty(); ++i) {
+    Peer& peer = peers_[i];
+    const auto rank = static_cast<int>(i);
+    if (!peer.channel || (peer.ended && peer.outgoing.empty())) continue;
+    const bool free = !peer.channel->over_network();  // to look into a ring costs no system call
+    if (listen || free || wanted(rank, peer)) moved |= advance(rank, peer);
+  }
+  return moved;
+}
+
+bool Messages::wanted(int rank, const Peer& peer) const {
+  return !peer.outgoing.empty() || !peer.announced.empty() || !peer.granted.empty() ||
+         peer.header_done > 0 ||
+         std::any_of(posted_.begin(), posted_.end(), [&](const auto& receive) {
+           return receive->peer == kAnySource || receive->peer == rank;
+         });
+}
+
+bool Messages::advance(int rank, Peer& peer) {
+  bool moved = false;
+  try {
+    for (int i = 0; i < kCallsPerTurn && receive_some(rank, peer); ++i) moved = true;
+  } catch (const ChannelBroken& why) {
+    peer.ended = true;
+    if (waits_for(rank)) broken(rank, why.what());
+  }
+  try {
+    for (int i = 0; i < kCallsPerTurn && send_some(peer); ++i) moved = true;
+  } catch (const ChannelBroken& why) {
+    broken(rank, why.what());
+  }
+  return moved;
+}
+
+// Header and payload leave in one call, so that a small message costs one system call.
+bool Messages::send_some(Peer& peer) {
+  if (peer.outgoing.empty()) return false;
+  Outgoing& out = peer.outgoing.front();
+  constexpr size_t kHead = sizeof(MessageHeader);
+  const size_t payload = out.transfer ? out.transfer->bytes : 0;
+  const size_t done = out.sent - std::min(out.sent, kHead);
+  std::array<Bytes, 2> parts;
+  if (out.sent < kHead) parts[0] = std::as_bytes(std::span(&out.header, 1)).subspan(out.sent);
+  if (done < payload) parts[1] = {out.transfer->data + done, std::min(payload - done, kQuantum)};
+  const size_t sent = peer.channel->try_write(parts);
+  out.sent += sent;
+  if (out.sent < kHead + payload) return sent > 0;
+  const auto transfer = std::move(out.transfer);
+  peer.outgoing.pop_front();
+  if (transfer) finish(transfer);
+  return true;
+}
+
+bool Messages::receive_some(int rank, Peer& peer) {
+  if (peer.ended) return false;
+  if (peer.header_done < sizeof(MessageHeader)) {
+    const auto whole = std::as_writable_bytes(std::span(&peer.header, 1));
+    const size_t n = peer.channel->try_read(whole.subspan(peer.header_done));
+    peer.header_done += n;
+    if (peer.header_done < sizeof(MessageHeader)) return n > 0;
+    opened(rank, peer);
+    if (!has_payload(peer.header.type) || peer.header.bytes == 0) arrived(rank, peer);
+    return true;
+  }
+  std::byte* to = peer.receiver ? peer.receiver->data : peer.early->payload.data();
+  const size_t left = peer.header.bytes - peer.payload_done;
+  const size_t n = peer.channel->try_read({to + peer.payload_done, std::min(left, kQuantum)});
+  peer.payload_done += n;
+  if (n == left) arrived(rank, peer);
+  return n > 0;
+}
+
+// A header has come: finds where the payload goes.
+void Messages::opened(int rank, Peer& peer) {
+  const MessageHeader& header = peer.header;
+  if (header.magic != MessageHeader::kMagic || header.group_id != group_id_ ||
+      header.generation != generation_) {
+    corrupt(rank, "what comes is no message of this group");
+  }
+  peer.eager_taken = std::max(peer.eager_taken, std::min(header.consumed, peer.eager_sent));
+  if (header.type == Type::data) {
+    const auto granted = peer.granted.find(header.id);
+    if (granted == peer.granted.end() || granted->second->bytes != header.bytes) {
+      corrupt(rank, "data come for which nobody has asked");
+    }
+    peer.receiver = granted->second;
+    peer.granted.erase(granted);
+    return;
+  }
+  if (header.type == Type::grant) return;
+  if (header.type != Type::eager && header.type != Type::announce) corrupt(rank, "unknown type");
+  if (header.type == Type::eager && header.bytes > kEagerBytes) corrupt(rank, "unlikely size");
+  const auto receive = std::find_if(posted_.begin(), posted_.end(), [&](const auto& posted) {
+    return matches(*posted, rank, header.tag);
+  });
+  if (receive != posted_.end()) {
+    match(rank, header, **receive);
+    peer.receiver = *receive;
+    posted_.erase(receive);
+    return;
+  }
+  peer.early = &early_.emplace_back(Early{rank, header, {}, false, nullptr});
+  if (header.type == Type::eager) peer.early->payload.resize(header.bytes);
+}
+
+// A message is there, with its payload if it has one.
+void Messages::arrived(int rank, Peer& peer) {
+  const MessageHeader header = peer.header;
+  const auto receiver = std::exchange(peer.receiver, nullptr);
+  Early* const early = std::exchange(peer.early, nullptr);
+  peer.header_done = peer.payload_done = 0;
+  if (header.type == Type::grant) {
+    const auto announced = peer.announced.find(header.id);
+    if (announced == peer.announced.end()) corrupt(rank, "a grant for no message");
+    MessageHeader data = header_of(Type::data, peer);
+    data.dtype = announced->second->dtype;
+    data.tag = announced->second->tag;
+    data.bytes = announced->second->bytes;
+    data.id = header.id;
+    peer.outgoing.push_back({data, std::move(announced->second)});
+    peer.announced.erase(announced);
+  } else if (receiver && header.type == Type::announce) {
+    grant(rank, header.id, receiver);
+  } else if (receiver) {
+    if (header.type == Type::eager) peer.consumed += weight(header.bytes);
+    finish(receiver);
+  } else {
+    early->whole = true;
+    if (!early->claimed) return;
+    const auto it =
+        std::find_if(early_.begin(), early_.end(), [&](const Early& e) { return &e == early; });
+    take_early(it, early->claimed);
+  }
+}
+
+void Messages::blocked_on(std::vector<pollfd>& fds) const {
+  if (unfinished_.empty()) return;
+  for (const Peer& peer : peers_) {
+    if (!peer.channel || peer.channel->fd() < 0 || (peer.ended && peer.outgoing.empty())) continue;
+    const int events = (peer.ended ? 0 : POLLIN) | (peer.outgoing.empty() ? 0 : POLLOUT);
+    fds.push_back({peer.channel->fd(), static_cast<short>(events), 0});
+  }
+}
+
+const Transfer* Messages::waits_for(int rank) const {
+  const Peer& peer = peers_[rank];
+  if (!peer.announced.empty()) return peer.announced.begin()->second.get();
+  if (!peer.granted.empty()) return peer.granted.begin()->second.get();
+  if (peer.receiver) return peer.receiver.get();
+  if (peer.early && peer.early->claimed) return peer.early->claimed.get();
+  for (const Outgoing& out : peer.outgoing) {
+    if (out.transfer) return out.transfer.get();
+  }
+  for (const auto& receive : posted_) {
+    if (receive->peer == rank) return receive.get();
+  }
+  return nullptr;
+}
+
+std::string Messages::others_from(const Transfer& transfer) const {
+  std::string text;
+  for (const Early& early : early_) {
+    if (transfer.peer != kAnySource && transfer.peer != early.source) continue;
+    text += (text.empty() ? "" : ", ") + std::string("tag ") + std::to_string(early.header.tag) +
+            " from rank " + std::to_string(early.source);
+  }
+  return text;
+}
+
+void Messages::broken(int rank, const char* why) const {
+  const Transfer* transfer = waits_for(rank);
+  throw PeerError(
+      rank, (transfer ? describe(*transfer) : "message to rank " + std::to_string(rank)) + ": " +
+                why + "; rank " + std::to_string(rank) + " has probably died");
+}
+
+void Messages::corrupt(int rank, const char* what) const {
+  throw MismatchError("the messages of rank " + std::to_string(rank) + " make no sense (" + what +
+                      "): another version of hier-allreduce, or corrupted data");
+}
+
+}  // namespace hier

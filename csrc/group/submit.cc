@@ -1,0 +1,191 @@
+// Submitting collectives and messages, and who drives them: a caller that blocks, or the worker.
+#include <algorithm>
+#include <utility>
+
+#include "base/error.h"
+#include "group/group.h"
+
+namespace hier {
+
+std::unique_ptr<Group::Run> Group::prepare(Call call) {
+  check_usable();
+  auto run = std::make_unique<Run>();
+  run->plan = make_plan(call, run->header);
+  run->begun = Clock::now();
+  run->deadline = after(call.timeout < 0 ? timeout() : call.timeout);
+  run->call = std::move(call);
+  return run;
+}
+
+std::shared_ptr<Transfer> Group::prepare(const Message& m, const std::shared_ptr<Work>& work) {
+  check_usable();
+  const std::string what = m.send ? "send: " : "recv: ";
+  const bool any = !m.send && m.peer == kAnySource;
+  if (!any && (m.peer < 0 || m.peer >= topology_.world_size)) {
+    throw UsageError(what + "rank " + std::to_string(m.peer) + " is outside this group of " +
+                     std::to_string(topology_.world_size) + " ranks");
+  }
+  if (m.peer == topology_.rank || topology_.world_size == 1) {
+    throw UsageError(what + "rank " + std::to_string(topology_.rank) +
+                     " cannot exchange messages with itself; copy the array");
+  }
+  if (m.tag < 0 && (m.send || m.tag != kAnyTag)) {
+    throw UsageError(what + "tag " + std::to_string(m.tag) + " is negative");
+  }
+  auto transfer = std::make_shared<Transfer>();
+  transfer->send = m.send;
+  transfer->peer = m.peer;
+  transfer->tag = m.tag;
+  transfer->data = static_cast<std::byte*>(m.data);
+  transfer->bytes = m.count * size_of(m.dtype);
+  transfer->dtype = m.dtype;
+  transfer->begun = Clock::now();
+  transfer->deadline = after(m.timeout < 0 ? timeout() : m.timeout);
+  transfer->ended = [this, work, self = transfer.get()](std::exception_ptr error) {
+    if (!error) {
+      work->set_matched(self->peer, self->tag);
+      count_traffic(message_channels_);
+      const std::lock_guard lock(mutex_);
+      --in_flight_;
+    }
+    work->finish(std::move(error));
+  };
+  return transfer;
+}
+
+// mutex_ is held. True if the caller is to drive, for nobody does.
+bool Group::admit() {
+  if (error_) throw_failure();
+  if (closing_) throw AbortedError("the group is closed: make a new one");
+  ++in_flight_;
+  num_pending_.fetch_add(1, std::memory_order_release);
+  return !std::exchange(driven_, true);
+}
+
+// mutex_ is held: numbers follow the order of the calls.
+void Group::number(Run& run) {
+  run.header.run = next_run_++;
+  run.header.history = static_cast<uint32_t>(history_hash_);
+  history_hash_ = run.header.hash(history_hash_);
+}
+
+bool Group::submit(std::unique_ptr<Run> run) {
+  const std::lock_guard lock(mutex_);
+  const bool driving = admit();
+  number(*run);
+  pending_.push_back(std::move(run));
+  return driving;
+}
+
+bool Group::submit(std::shared_ptr<Transfer> transfer) {
+  const std::lock_guard lock(mutex_);
+  const bool driving = admit();
+  pending_transfers_.push_back(std::move(transfer));
+  return driving;
+}
+
+// Blocks until the work has ended, and throws its error.
+void Group::finish(Work& work, bool driving) {
+  if (driving) {
+    drive([&] { return work.done(); }, /*in_caller=*/true);
+    if (const auto error = work.error()) std::rethrow_exception(error);
+    return;
+  }
+  wake();
+  try {
+    work.wait();
+  } catch (const Error&) {
+    throw;
+  } catch (...) {  // a signal's exception: the other ranks must not wait for us
+    abort("rank " + std::to_string(topology_.rank) + " was interrupted");
+    throw;
+  }
+}
+
+void Group::run(Call call) {
+  auto run = prepare(std::move(call));
+  if (topology_.world_size == 1) return;
+  const auto work = run->work;
+  finish(*work, submit(std::move(run)));
+}
+
+std::shared_ptr<Work> Group::start(Call call) {
+  auto run = prepare(std::move(call));
+  const auto work = run->work;
+  if (topology_.world_size == 1) {
+    work->finish(nullptr);
+  } else if (submit(std::move(run))) {
+    stop_driving();
+  } else {
+    wake();
+  }
+  return work;
+}
+
+std::shared_ptr<Work> Group::run(const Message& message) {
+  auto work = std::make_shared<Work>();
+  finish(*work, submit(prepare(message, work)));
+  return work;
+}
+
+// What can be moved at once is, in the caller's thread: a small message needs no hand-off.
+std::shared_ptr<Work> Group::start(const Message& message) {
+  auto work = std::make_shared<Work>();
+  if (!submit(prepare(message, work))) {
+    wake();
+    return work;
+  }
+  try {
+    drive([turns = 0]() mutable { return turns++ > 0; }, /*in_caller=*/true);
+  } catch (const Error&) {
+    // The work has it.
+  }
+  return work;
+}
+
+// True if the worker has been told to drive and has not begun: then this thread does in its place.
+bool Group::take_over() {
+  const std::lock_guard lock(mutex_);
+  return std::exchange(handed_over_, false);
+}
+
+bool Group::wait(Work& work, double seconds) {
+  if (work.done() || !take_over()) return work.wait(seconds);
+  const auto until = after(seconds < 0 ? 1e9 : seconds);
+  try {
+    drive([&] { return work.done() || Clock::now() >= until; }, /*in_caller=*/true);
+  } catch (const Error&) {
+    // The work has it.
+  }
+  return work.wait(0);
+}
+
+// Leaves what is in flight to the worker.
+void Group::stop_driving() {
+  const std::lock_guard lock(mutex_);
+  driven_ = handed_over_ = in_flight_ > 0;
+  if (handed_over_ && !worker_.joinable()) worker_ = std::thread([this] { worker_main(); });
+  if (handed_over_ || closing_) driving_cv_.notify_all();
+}
+
+void Group::worker_main() noexcept {
+  for (;;) {
+    {
+      std::unique_lock lock(mutex_);
+      driving_cv_.wait(lock, [&] { return handed_over_ || closing_; });
+      if (!std::exchange(handed_over_, false)) return;
+    }
+    const auto idle = [this] {
+      return num_pending_.load(std::memory_order_acquire) == 0 && messages_->idle() &&
+             std::all_of(lanes_.begin(), lanes_.end(),
+                         [](const Lane& lane) { return lane.runs.empty(); });
+    };
+    try {
+      drive(idle, /*in_caller=*/false);
+    } catch (...) {
+      // drive() has handed the error to every work in flight and poisoned the group.
+    }
+  }
+}
+
+}  // namespace hier

@@ -1,0 +1,138 @@
+// Collectives in which each rank has a part: lists of tensors, or one tensor that is cut.
+#pragma once
+
+#include <torch/csrc/distributed/c10d/Utils.hpp>
+
+#include <utility>
+#include <vector>
+
+#include "torch/maker.h"
+
+namespace hier::torch_backend {
+
+// A new flat buffer with a part for each rank: views of it and, if the parts are uneven, bounds.
+struct Parts {
+  at::Tensor flat;
+  Tensors views;
+  std::vector<size_t> bounds;
+};
+
+inline Parts parts_like(const Tensors& tensors, size_t per_element) {
+  Parts parts;
+  int64_t total = 0;
+  for (const auto& tensor : tensors) total += tensor.numel();
+  parts.flat = at::empty({total}, tensors.front().options());
+  int64_t begin = 0;
+  bool even = true;
+  for (const auto& tensor : tensors) {
+    parts.bounds.push_back(static_cast<size_t>(begin) * per_element);
+    parts.views.push_back(parts.flat.narrow(0, begin, tensor.numel()).view(tensor.sizes()));
+    begin += tensor.numel();
+    even = even && tensor.numel() == tensors.front().numel();
+  }
+  parts.bounds.push_back(static_cast<size_t>(total) * per_element);
+  if (even) parts.bounds.clear();
+  return parts;
+}
+
+inline void copy_into(const Parts& parts, const Tensors& tensors) {
+  for (size_t i = 0; i < tensors.size(); ++i) parts.views[i].copy_(tensors[i]);
+}
+
+// `parts` give the shapes of all ranks' parts, `outputs` is where they go, if anywhere.
+inline void add_gather(Maker& maker, Collective collective, const at::Tensor& input,
+                       const Tensors& parts, const Tensors& outputs, int64_t root = 0) {
+  const Quiet quiet;
+  const auto mine = static_cast<size_t>(maker.rank());
+  maker.require(parts[mine].numel() == input.numel(),
+                "this rank's output has not the size of its input");
+  Parts joined = parts_like(parts, maker.elements().per_element);
+  joined.views[mine].copy_(input.reshape(joined.views[mine].sizes()));
+  maker.add(collective, joined.flat, nullptr, root, std::move(joined.bounds));
+  for (size_t i = 0; i < outputs.size(); ++i) maker.copy_back(joined.views[i], outputs[i]);
+}
+
+inline void add_allgather(Maker& maker, const at::Tensor& output, const at::Tensor& input) {
+  const Quiet quiet;
+  maker.require(output.numel() == input.numel() * maker.size(),
+                "the output must have world_size times the elements of the input");
+  const at::Tensor buffer = plain(output);
+  const at::Tensor mine = buffer.view(-1).narrow(0, maker.rank() * input.numel(), input.numel());
+  if (mine.data_ptr() != input.data_ptr()) mine.copy_(input.reshape(-1));
+  maker.add(Collective::allgather, buffer);
+  if (!buffer.is_same(output)) maker.copy_back(buffer, output);
+}
+
+inline void add_reduce_scatter(Maker& maker, const at::Tensor& output, const Tensors& inputs,
+                               const c10d::ReduceOp& op) {
+  const Quiet quiet;
+  const auto mine = static_cast<size_t>(maker.rank());
+  maker.require(inputs[mine].numel() == output.numel(),
+                "the output has not the size of this rank's input");
+  Parts parts = parts_like(inputs, maker.elements().per_element);
+  copy_into(parts, inputs);
+  maker.add(Collective::reduce_scatter, parts.flat, &op, 0, std::move(parts.bounds));
+  maker.copy_back(parts.views[mine].view(output.sizes()), output);
+}
+
+inline void add_reduce_scatter(Maker& maker, const at::Tensor& output, const at::Tensor& input,
+                               const c10d::ReduceOp& op) {
+  const Quiet quiet;
+  maker.require(input.numel() == output.numel() * maker.size(),
+                "the input must have world_size times the elements of the output");
+  const at::Tensor scratch = plain(input.clone(at::MemoryFormat::Contiguous)).view(-1);
+  maker.add(Collective::reduce_scatter, scratch, &op);
+  const at::Tensor mine = scratch.narrow(0, maker.rank() * output.numel(), output.numel());
+  maker.copy_back(mine.view(output.sizes()), output);
+}
+
+// `inputs` are the root's parts; empty elsewhere.
+inline void add_scatter(Maker& maker, const at::Tensor& output, const Tensors& inputs,
+                        int64_t root) {
+  const Quiet quiet;
+  const auto mine = static_cast<size_t>(maker.rank());
+  const Tensors shapes = inputs.empty() ? Tensors(maker.size(), output) : inputs;
+  for (const auto& part : shapes) {
+    maker.require(part.numel() == output.numel(), "all parts must have the size of the output");
+  }
+  Parts parts = parts_like(shapes, maker.elements().per_element);
+  copy_into(parts, inputs);
+  maker.add(Collective::scatter, parts.flat, nullptr, root);
+  maker.copy_back(parts.views[mine].view(output.sizes()), output);
+}
+
+inline void add_alltoall(Maker& maker, const Tensors& outputs, const Tensors& inputs) {
+  const Quiet quiet;
+  Parts from = parts_like(inputs, maker.elements().per_element);
+  Parts to = parts_like(outputs, maker.elements().per_element);
+  copy_into(from, inputs);
+  maker.add_alltoall(to.flat, std::move(to.bounds), from.flat, std::move(from.bounds));
+  for (size_t i = 0; i < outputs.size(); ++i) maker.copy_back(to.views[i], outputs[i]);
+}
+
+// Where the parts of `tensor` begin, in the core's elements, if `splits` rows of it are a part.
+inline std::vector<size_t> bounds_of(const Maker& maker, const at::Tensor& tensor,
+                                     const std::vector<int64_t>& splits) {
+  c10d::checkSplitSizes(splits, tensor, maker.size());  // throws torch's own errors
+  if (splits.empty()) return {};
+  const int64_t rows = tensor.size(0);
+  const int64_t row = rows == 0 ? 0 : tensor.numel() / rows;
+  std::vector<size_t> bounds{0};
+  for (const int64_t split : splits) {
+    bounds.push_back(bounds.back() +
+                     static_cast<size_t>(split * row) * maker.elements().per_element);
+  }
+  return bounds;
+}
+
+inline void add_alltoall(Maker& maker, const at::Tensor& output, const at::Tensor& input,
+                         const std::vector<int64_t>& output_splits,
+                         const std::vector<int64_t>& input_splits) {
+  const Quiet quiet;
+  const at::Tensor to = plain(output);
+  maker.add_alltoall(to, bounds_of(maker, output, output_splits), plain(input),
+                     bounds_of(maker, input, input_splits));
+  if (!to.is_same(output)) maker.copy_back(to, output);
+}
+
+}  // namespace hier::torch_backend
