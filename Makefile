@@ -13,10 +13,10 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/python
 CPP := $(shell find csrc -name '*.h' -o -name '*.cuh' -o -name '*.cc' -o -name '*.cu')
 # Absent folders are left out, so that a tool does not stop at a part that is not there yet.
-PYTHON_CODE := $(wildcard setup.py allreduce trainer benchmarks tests)
+PYTHON_CODE := $(wildcard setup.py allreduce trainer benchmarks tests examples)
 
 .DEFAULT_GOAL := help
-.PHONY: help train test build dev bench smoke fmt lint types docs docs-check asan tsan cuda clean
+.PHONY: help train test build dev conformance bench smoke fmt lint types docs docs-check asan tsan cuda clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,6 +30,9 @@ test: build ## the tests; `make test ARGS="-m full"` runs the full products
 
 build: $(VENV)/.dev ## the environment and the native code, as far as they have changed
 	$(call compile)
+
+conformance: build ## torch's own suite on hier, beside Gloo, at 3 and 4 ranks
+	$(RUN) -m pytest tests/conformance -m full -rA $(ARGS)
 
 bench: build ## the benchmarks, against peers on this machine
 	$(RUN) -m pytest benchmarks $(ARGS)
@@ -80,6 +83,6 @@ $(VENV)/.trainer: pyproject.toml .ci/setup
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml .ci/setup
-	.ci/setup dev,trainer
+	.ci/setup dev,trainer,clients
 	@touch $@
 	@touch $(VENV)/.trainer

@@ -25,7 +25,7 @@ DTYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """A contiguous, writable array as the core sees it."""
+    """A contiguous array as the core sees it."""
 
     address: int
     count: int
@@ -45,29 +45,56 @@ def itemsize(dtype: str) -> int:
     return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
 
 
-def memory_of(array: Any, argument: str, rank: int) -> Memory:
-    """Return the memory of a NumPy array, a torch CPU tensor, or a DLPack object on the CPU.
+class _Exposed:
+    """Memory of a DLPack capsule without version, in which it cannot be marked as read-only.
+
+    NumPy takes it as read-only to be on the safe side; but an exporter of read-only memory must
+    refuse to make such a capsule.
+    """
+
+    def __init__(self, array: Any) -> None:
+        self._array = array
+        self._view = np.from_dlpack(self)
+        self.__array_interface__ = {
+            **self._view.__array_interface__,
+            "data": (self._view.ctypes.data, False),
+        }
+
+    def __dlpack__(self, **_options: object) -> Any:
+        return self._array.__dlpack__()
+
+    def __dlpack_device__(self) -> Any:
+        return self._array.__dlpack_device__()
+
+
+def memory_of(array: Any, argument: str, rank: int, *, writable: bool = True) -> Memory:
+    """Return the memory of an array in host memory.
+
+    array: a NumPy array, a torch CPU tensor, or an object with `__array_interface__` or DLPack.
+    writable: the core will write to it.
 
     Raises:
         UsageError: the array is not contiguous, read-only, on a GPU, or of another dtype.
     """
     where = f"{argument} on rank {rank}"
     if isinstance(array, np.ndarray):
-        return _of_numpy(array, where)
+        return _of_numpy(array, where, writable)
     if type(array).__module__.partition(".")[0] == "torch" and hasattr(array, "data_ptr"):
         return _of_torch(array, where)
     if hasattr(array, "__cuda_array_interface__"):
         raise UsageError(
             f"{where}: is on a GPU, this group has CPU ranks only; copy it to the host first"
         )
+    if hasattr(array, "__array_interface__"):
+        return _of_numpy(np.asarray(array), where, writable)
     if hasattr(array, "__dlpack__"):
         try:
-            return _of_numpy(np.from_dlpack(array), where)
+            return _of_numpy(np.asarray(_Exposed(array)), where, writable)
         except (BufferError, TypeError, RuntimeError) as error:
             raise UsageError(f"{where}: {error}; pass a writable array in host memory") from error
     raise UsageError(
         f"{where}: a {type(array).__name__} is no array; pass a NumPy array, a torch tensor, or an "
-        "object with __dlpack__"
+        "object with __array_interface__ or __dlpack__"
     )
 
 
@@ -77,18 +104,18 @@ def copy_of(array: Any, argument: str, rank: int) -> Any:
     Raises:
         UsageError: as `memory_of`.
     """
-    owner = memory_of(array, argument, rank).owner
+    owner = memory_of(array, argument, rank, writable=False).owner
     return owner.copy() if isinstance(owner, np.ndarray) else owner.detach().clone()
 
 
-def _of_numpy(array: np.ndarray[Any, Any], where: str) -> Memory:
+def _of_numpy(array: np.ndarray[Any, Any], where: str, writable: bool) -> Memory:
     name = array.dtype.name
     itemsize(name) if array.dtype.isnative else _refuse(where, "has foreign byte order")
     if not array.flags.aligned:
         _refuse(where, "is not aligned to its element size; pass a copy")
     if not array.flags.c_contiguous:
         _refuse(where, "is not contiguous; pass np.ascontiguousarray(x)")
-    if not array.flags.writeable:
+    if writable and not array.flags.writeable:
         _refuse(where, "is read-only; pass a copy")
     return Memory(array.ctypes.data, array.size, name, array)
 

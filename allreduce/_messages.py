@@ -67,7 +67,7 @@ class PointToPoint(Calls):
         *,
         wait: bool,
     ) -> Work:
-        memory = memory_of(x, "x", self.rank)
+        memory = memory_of(x, "x", self.rank, writable=not send)
         work = self._group.transfer(
             send=send,
             peer=_ANY if peer is None else peer,

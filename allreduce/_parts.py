@@ -100,7 +100,7 @@ class PartCollectives(Calls):
         if self.rank == root:
             if x is None:
                 raise UsageError(f"x on rank {root}: the root of a scatter gives the whole array")
-            source = memory_of(x, "x", self.rank)
+            source = memory_of(x, "x", self.rank, writable=False)
             if source.dtype != target.dtype or tuple(source.owner.shape) != tuple(whole.shape):
                 raise UsageError(
                     f"x on rank {root}: is {source.dtype} of shape {tuple(source.owner.shape)}, "
@@ -131,7 +131,7 @@ class PartCollectives(Calls):
         Returns:
             A new array of shape (sum of the received rows, ...).
         """
-        source = memory_of(x, "x", self.rank)
+        source = memory_of(x, "x", self.rank, writable=False)
         whole = source.owner
         sent = self._parts(whole, send_rows, "send_rows")
         if send_rows is not None and recv_rows is None:
@@ -159,7 +159,7 @@ class PartCollectives(Calls):
         rows: Sequence[int] | None,
         timeout: float | None,
     ) -> Array:
-        part = memory_of(x, "x", self.rank).owner
+        part = memory_of(x, "x", self.rank, writable=False).owner
         part = part if part.ndim else part.reshape(1)
         parts = [0, *accumulate(self._rows_of_all(part, rows))]
         whole = _empty(part, (parts[-1], *part.shape[1:]))

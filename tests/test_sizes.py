@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FILE_LINES_MAX = 400
 FUNCTION_LINES_MAX = 60
-FOLDERS = ("csrc", "allreduce", "trainer", "benchmarks", "tests", "docs", ".ci")
+FOLDERS = ("csrc", "allreduce", "trainer", "benchmarks", "tests", "docs", "examples", ".ci")
 CPP = {".h", ".cuh", ".inc", ".cc", ".cu"}
 CODE = {".py", ".pyi"} | CPP
 TEXT = CODE | {".md", ".toml", ".yaml", ".supp", ".txt", ""}

@@ -55,7 +55,7 @@ def split(
     name: str,
     global_ranks: Sequence[int],
 ) -> Any:
-    """The backend of a subgroup: `ranks` are ranks of the parent. None if this rank is not in it."""
+    """The backend of a subgroup of the ranks `ranks` of the parent; None on any other rank."""
     if parent.rank not in ranks:
         return None
     everyone = list(global_ranks) or list(ranks)

@@ -56,6 +56,52 @@ def test_an_object_with_dlpack_is_reduced_in_place():
     assert run_threads(2, body) == [300.0] * 2
 
 
+class OldExporter(Exporter):
+    """As DLPack was before it had versions."""
+
+    def __dlpack__(self):
+        return self.array.__dlpack__()
+
+
+def test_an_object_with_dlpack_without_versions_is_reduced_in_place():
+    def body(comm):
+        x = OldExporter(np.full((2, 50), comm.rank + 1.0, np.float32))
+        assert comm.allreduce(x) is x
+        return float(x.array.sum())
+
+    assert run_threads(2, body) == [300.0] * 2
+
+
+class Interface:
+    def __init__(self, array):
+        self.array = array
+        self.__array_interface__ = array.__array_interface__
+
+
+def test_an_object_with_array_interface_is_reduced_in_place():
+    def body(comm):
+        x = Interface(np.full(100, comm.rank + 1.0, np.float32))
+        assert comm.allreduce(x) is x
+        return float(x.array.sum())
+
+    assert run_threads(2, body) == [300.0] * 2
+
+
+def test_what_is_only_read_may_be_read_only():
+    def body(comm):
+        x = np.full(4, comm.rank)
+        x.flags.writeable = False
+        assert comm.allgather(x).tolist() == [0] * 4 + [1] * 4
+        assert comm.reduce_scatter(x).tolist() == [1, 1]
+        assert comm.alltoall(x).tolist() == [0, 0, 1, 1]
+        if comm.rank == 0:
+            comm.send(x, 1)
+        else:
+            assert comm.recv(np.empty_like(x), 0) == (0, 0)
+
+    run_threads(2, body)
+
+
 def test_a_read_only_object_with_dlpack_is_refused():
     def body(comm):
         array = np.ones(5)
