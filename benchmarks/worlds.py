@@ -6,18 +6,22 @@ by turn, on the same machine in the same state.
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
 import torch
 import torch.distributed as dist
 
-import allreduce.torch  # noqa: F401  (registers hier where the package is not installed)
+import allreduce.torch  # registers hier where the package is not installed
+from allreduce import _C
+from allreduce._arrays import memory_of
 
 BACKENDS = ("hier", "gloo")
 _TIMEOUT = 120  # seconds
@@ -41,7 +45,10 @@ class World:
         self._ranks = Ranks(str(store), 0, size)
 
     def time(self, backend: str, count: int, dtype: str, calls: int) -> float:
-        """Return seconds per allreduce of `count` elements, the mean of `calls` calls in a row."""
+        """Return seconds per allreduce of `count` elements, the mean of `calls` calls in a row.
+
+        backend: "hier" or "gloo" through torch.distributed, or "core": hier's own, without it.
+        """
         for peer in self._peers:
             assert peer.stdin is not None
             peer.stdin.write(f"{backend} {count} {dtype} {calls}\n".encode())
@@ -80,13 +87,21 @@ class Ranks:
 
     def run(self, backend: str, count: int, dtype: str, calls: int) -> float:
         """Return seconds per call."""
-        group = self._groups[backend]
         tensor = torch.zeros(count, dtype=getattr(torch, dtype))
-        dist.all_reduce(tensor, group=group)  # warms up, and brings the ranks together
+        call = self._call(backend, tensor)
+        call()  # warms up, and brings the ranks together
         begin = time.perf_counter()
         for _ in range(calls):
-            dist.all_reduce(tensor, group=group)
+            call()
         return (time.perf_counter() - begin) / calls
+
+    def _call(self, backend: str, tensor: torch.Tensor) -> Callable[[], object]:
+        if backend != "core":
+            return functools.partial(dist.all_reduce, tensor, group=self._groups[backend])
+        comm = allreduce.torch.communicator(self._groups["hier"])
+        memory = memory_of(tensor, "tensor", comm.rank)
+        call = comm._call(_C.Collective.allreduce, memory)
+        return functools.partial(comm._group.run, **call)
 
     def close(self) -> None:
         """Leave both groups."""
