@@ -32,7 +32,7 @@ build: $(VENV)/.dev ## the environment and the native code, as far as they have 
 	$(call compile)
 
 conformance: build ## torch's own suite on hier, beside Gloo, at 3 and 4 ranks
-	$(RUN) -m pytest tests/conformance -m full -rA $(ARGS)
+	$(RUN) -m pytest tests/conformance -m full $(ARGS)
 
 bench: build ## the benchmarks, against peers on this machine
 	$(RUN) -m pytest benchmarks $(ARGS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections import deque
 from collections.abc import Sequence
 from types import TracebackType
@@ -49,7 +48,7 @@ class Communicator(PartCollectives, PointToPoint):
         self._options = options
         self._splits = 0
         self.hierarchical: bool = options["local"] != "none"
-        self.link: cost.Link | None = None
+        self.link: cost.Link | None = options["link"]
         self._in_flight: deque[Work] = deque()
         self._group = make_group(wiring, options)
         self.rank = wiring.rank
@@ -61,8 +60,11 @@ class Communicator(PartCollectives, PointToPoint):
         self.local_size = len(wiring.local_ranks)
         self.congestion = wiring.congestion
         _lifetime.add(self)
-        if options["measure"] and self._ranks_of_schedules() > 1:
-            self._measure()
+        if self.link is None and options["measure"] and self._ranks_of_schedules() > 1:
+            self.link = _measure.measure(self)
+        if self.link is not None:
+            rows = cost.crossovers(self._ranks_of_schedules(), self.link)
+            self._group.set_choices([(_C.Collective.allreduce, size, name) for size, name in rows])
 
     @classmethod
     def from_store(
@@ -79,6 +81,7 @@ class Communicator(PartCollectives, PointToPoint):
         lanes: int = 2,
         segment_bytes: int = 256 << 10,
         measure: bool = True,
+        link: cost.Link | None = None,
     ) -> Communicator:
         """Connect this rank with all others over a store (torch's work as they are).
 
@@ -93,18 +96,12 @@ class Communicator(PartCollectives, PointToPoint):
             lanes: independent connections to each peer; as many collectives may be in flight.
             segment_bytes: most bytes that one step of a schedule carries.
             measure: measure the links now, so that `algo="auto"` chooses by them.
+            link: what was measured before, say in a larger group of the same machines.
 
         Raises:
             Timeout, PeerError, UsageError: ranks are missing, died, or disagree.
         """
-        if local not in _LOCAL_FORMS:
-            raise UsageError(f"local={local!r}: must be one of {', '.join(_LOCAL_FORMS)}")
-        if not timeout > 0:
-            raise UsageError(f"timeout={timeout}: must be a positive number of seconds")
-        if rails < 0 or segment_bytes < 64:
-            raise UsageError("rails must be 0 or more, segment_bytes 64 or more")
-        if not 0 <= generation < 1 << 16:
-            raise UsageError(f"generation={generation}: must be in 0..65535")
+        _check_options(timeout, local, rails, segment_bytes, generation)
         wiring = connect(
             store,
             rank,
@@ -122,6 +119,7 @@ class Communicator(PartCollectives, PointToPoint):
             "lanes": lanes,
             "segment_bytes": segment_bytes,
             "measure": measure,
+            "link": link,
         }
         return cls(wiring, store, options)
 
@@ -210,7 +208,7 @@ class Communicator(PartCollectives, PointToPoint):
             members.index(self.rank),
             len(members),
             nodes=[f"{self.node_of_rank[r]}" for r in members],
-            **self._options,
+            **{**self._options, "link": self.link},
         )
 
     def symmetric_empty(
@@ -284,10 +282,15 @@ class Communicator(PartCollectives, PointToPoint):
     def _ranks_of_schedules(self) -> int:
         return self.num_nodes if self.hierarchical else self.world_size
 
-    def _measure(self) -> None:
-        begin = time.perf_counter()
-        self.link = _measure.measure(self)
-        rows = cost.crossovers(self._ranks_of_schedules(), self.link)
-        self._group.set_choices([(_C.Collective.allreduce, size, name) for size, name in rows])
-        seconds = time.perf_counter() - begin
-        log.debug("links measured in %.0f ms: %s; %s", seconds * 1e3, self.link, rows)
+
+def _check_options(
+    timeout: float, local: str, rails: int, segment_bytes: int, generation: int
+) -> None:
+    if local not in _LOCAL_FORMS:
+        raise UsageError(f"local={local!r}: must be one of {', '.join(_LOCAL_FORMS)}")
+    if not timeout > 0:
+        raise UsageError(f"timeout={timeout}: must be a positive number of seconds")
+    if rails < 0 or segment_bytes < 64:
+        raise UsageError("rails must be 0 or more, segment_bytes 64 or more")
+    if not 0 <= generation < 1 << 16:
+        raise UsageError(f"generation={generation}: must be in 0..65535")

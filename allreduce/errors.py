@@ -1,4 +1,7 @@
-"""The errors of the library: each is also the builtin error that users expect."""
+"""The errors of the library: each is also the builtin error that users expect.
+
+All are RuntimeErrors as well, since that is what users of torch.distributed catch.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ __all__ = [
 ]
 
 
-class Error(Exception):
+class Error(RuntimeError):
     """Base class of every error that the library raises on purpose."""
 
 
@@ -22,7 +25,7 @@ class UsageError(Error, ValueError):
     """An argument cannot work. The message names it and the remedy."""
 
 
-class PeerError(Error, ConnectionError):
+class PeerError(ConnectionError, Error):
     """A peer died, left the group, or the connection to it broke."""
 
     def __init__(self, message: str, rank: int = -1) -> None:
@@ -30,21 +33,21 @@ class PeerError(Error, ConnectionError):
         self.rank = rank
 
 
-class Timeout(Error, TimeoutError):
+class Timeout(TimeoutError, Error):
     """A deadline passed. The message names the ranks that were waited for."""
 
 
-class MismatchError(Error, RuntimeError):
+class MismatchError(Error):
     """Ranks called different collectives, or one with different arguments."""
 
 
-class SystemCallError(Error, OSError):
+class SystemCallError(OSError, Error):
     """The operating system refused a call; `errno` says why."""
 
 
-class CudaError(Error, RuntimeError):
+class CudaError(Error):
     """The CUDA driver or runtime reported an error."""
 
 
-class AbortedError(Error, RuntimeError):
+class AbortedError(Error):
     """The group was aborted, has failed, or is closed: make a new one."""

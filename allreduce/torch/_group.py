@@ -32,13 +32,16 @@ def connect(
     Raises what `Communicator.from_store` raises.
     """
     module = load()
+    whole = _default_communicator() if global_ranks else None
     comm = Communicator.from_store(
         store,
         rank,
         world_size,
         timeout=timeout.total_seconds(),
         generation=_generation(store, rank),
-        nodes=_nodes_of(global_ranks),
+        # A subgroup must not ask the environment: ALLREDUCE_NODES describes the whole job.
+        nodes=[str(whole.node_of_rank[r]) for r in global_ranks] if whole else None,
+        link=whole.link if whole else None,
     )
     backend = module.Backend(comm._group.capsule(), store, rank, world_size, timeout)
     backend.communicator = comm
@@ -78,15 +81,11 @@ def _generation(store: Any, rank: int) -> int:
     return (int(store.add(f"hier/made_by/{rank}", 1)) - 1) % (1 << 16)
 
 
-def _nodes_of(global_ranks: Sequence[int]) -> list[str] | None:
-    """The nodes of a subgroup's ranks, as the default group knows them; None for that group itself.
-
-    A subgroup must not ask the environment: ALLREDUCE_NODES describes the whole job.
-    """
-    if not dist.is_initialized() or not global_ranks:
+def _default_communicator() -> Communicator | None:
+    """The communicator of the default group, if there is one already and it uses hier."""
+    if not dist.is_initialized():
         return None
     try:
-        whole = communicator()
-    except ValueError:  # the default group uses another backend
+        return communicator()
+    except ValueError:
         return None
-    return [str(whole.node_of_rank[rank]) for rank in global_ranks]

@@ -269,8 +269,8 @@ void Group::time_out(const Run& run) const {
     }
   }
   throw Timeout(text +
-                ". Look for a rank that is stuck, skips a collective, or needs a longer "
-                "timeout");
+                ". Look for a rank that is stuck, skips a collective, or needs a timeout longer "
+                "than this");
 }
 
 void Group::time_out(const Transfer& transfer) const {

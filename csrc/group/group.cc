@@ -20,7 +20,7 @@ std::vector<Channel*> pointers(const std::vector<std::unique_ptr<Channel>>& chan
 }
 
 // Closing a socket with unread bytes would destroy what it has still to send.
-void drain(Channel& channel) {
+void discard_unread(Channel& channel) {
   std::array<std::byte, 4096> scrap;
   try {
     while (channel.try_read(scrap) > 0) continue;
@@ -161,7 +161,7 @@ void Group::close() {
   lanes_.clear();
   messages_.reset();
   for (const auto& channel : message_channels_) {
-    if (channel) drain(*channel);
+    if (channel) discard_unread(*channel);
   }
   message_channels_.clear();
   const std::lock_guard lock(mutex_);

@@ -120,6 +120,7 @@ class Group {
 
   Traffic traffic() const;
   void abort(const std::string& reason);  // poisons the group on every rank; from any thread
+  void drain();                           // waits until nothing is in flight
   void close();                           // says goodbye; idempotent
   std::exception_ptr error() const;       // what has poisoned the group, if anything
 

@@ -160,12 +160,23 @@ bool Group::wait(Work& work, double seconds) {
   return work.wait(0);
 }
 
+// Everything has a deadline of its own, so this ends.
+void Group::drain() {
+  constexpr auto kSlice = std::chrono::milliseconds(50);
+  std::unique_lock lock(mutex_);
+  while (!driving_cv_.wait_for(lock, kSlice, [this] { return !driven_; })) {
+    lock.unlock();
+    check_interrupts();
+    lock.lock();
+  }
+}
+
 // Leaves what is in flight to the worker.
 void Group::stop_driving() {
   const std::lock_guard lock(mutex_);
   driven_ = handed_over_ = in_flight_ > 0;
   if (handed_over_ && !worker_.joinable()) worker_ = std::thread([this] { worker_main(); });
-  if (handed_over_ || closing_) driving_cv_.notify_all();
+  driving_cv_.notify_all();
 }
 
 void Group::worker_main() noexcept {

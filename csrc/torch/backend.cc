@@ -61,6 +61,7 @@ class Backend final : public c10d::Backend {
 
   void shutdown() override {
     const WithoutGil nogil;
+    group_->drain();  // works outlive their group
     group_->close();
     const py::gil_scoped_acquire gil;
     if (communicator_) communicator_.attr("close")();
