@@ -16,8 +16,7 @@ using Type = MessageHeader::Type;
 
 constexpr size_t kQuantum = 64 << 10;  // bytes that one call to a channel moves
 constexpr int kCallsPerTurn = 16;      // to one channel and direction
-constexpr unsigned kListenEvery =
-    16;  // turns between two looks at peers of which nothing is wanted
+constexpr unsigned kListenEvery = 16;  // turns between two looks at peers that nobody waits for
 
 bool has_payload(Type type) { return type == Type::eager || type == Type::data; }
 
@@ -149,15 +148,26 @@ std::list<std::shared_ptr<Transfer>> Messages::take_unfinished() {
 }
 
 bool Messages::progress() {
-  // A peer of which nothing is wanted may yet wait for us to take what it sends.
-  const bool listen = ++turns_ % kListenEvery == 0;
+  const bool now_and_then = ++turns_ % kListenEvery == 0;
+  if (unfinished_.empty() && !now_and_then) return false;
   bool moved = false;
-  for (size_t i = 0; i < peers_.size() && !unfinished_.empty(); ++i) {
+  for (size_t i = 0; i < peers_.size(); ++i) {
     Peer& peer = peers_[i];
     const auto rank = static_cast<int>(i);
-    if (!peer.channel || (peer.ended && peer.outgoing.empty())) continue;
-    const bool free = !peer.channel->over_network();  // to look into a ring costs no system call
-    if (listen || free || wanted(rank, peer)) moved |= advance(rank, peer);
+    if (!peer.channel) continue;
+    const bool cheap = !peer.channel->over_network();  // to look into a ring is no system call
+    const bool look = cheap || (now_and_then && !unfinished_.empty());
+    if (look || wanted(rank, peer)) moved |= advance(rank, peer);
+  }
+  return moved;
+}
+
+bool Messages::listen(bool sockets) {
+  bool moved = false;
+  for (size_t i = 0; i < peers_.size(); ++i) {
+    Channel* channel = peers_[i].channel;
+    if (!channel || (channel->over_network() && !sockets)) continue;
+    moved |= advance(static_cast<int>(i), peers_[i]);
   }
   return moved;
 }
@@ -288,7 +298,6 @@ void Messages::arrived(int rank, Peer& peer) {
 }
 
 void Messages::blocked_on(std::vector<pollfd>& fds) const {
-  if (unfinished_.empty()) return;
   for (const Peer& peer : peers_) {
     if (!peer.channel || peer.channel->fd() < 0 || (peer.ended && peer.outgoing.empty())) continue;
     const int events = (peer.ended ? 0 : POLLIN) | (peer.outgoing.empty() ? 0 : POLLOUT);

@@ -66,8 +66,11 @@ class Messages {
   Messages(int rank, uint32_t group_id, uint16_t generation, std::vector<Channel*> channels);
 
   void post(const std::deque<std::shared_ptr<Transfer>>& transfers);
-  // Moves what can move; true if anything did. Throws PeerError or MismatchError.
+  // Moves what can move; true if anything did. Throws PeerError or MismatchError. To be called, if
+  // less often, while nothing is posted, too: what peers send is set aside, so that they can go on.
   bool progress();
+  // Looks at every ring, and at sockets too if poll says that something has come.
+  bool listen(bool sockets);
   bool idle() const { return unfinished_.empty(); }
   const std::list<std::shared_ptr<Transfer>>& unfinished() const { return unfinished_; }
   // All that has not ended, which is forgotten: after an error.

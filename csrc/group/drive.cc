@@ -101,8 +101,7 @@ bool Group::turn() {
   for (Lane& lane : lanes_) {
     if (!lane.runs.empty()) moved |= advance(lane);
   }
-  if (!messages_->idle()) moved |= messages_->progress();
-  return moved;
+  return messages_->progress() || moved;
 }
 
 bool Group::advance(Lane& lane) {
@@ -159,7 +158,8 @@ void Group::accept_pending() {
 // Sleeps until a descriptor or the doorbell says that there may be something to do.
 void Group::sleep() {
   bells_.prepare_to_sleep();
-  if (turn()) {  // once more, after the announcement: see Doorbells
+  // Once more, after the announcement: see Doorbells.
+  if (turn() || messages_->listen(/*sockets=*/false)) {
     bells_.woke_up();
     return;
   }
@@ -167,6 +167,7 @@ void Group::sleep() {
   poll_fds_.push_back({wake_.get(), POLLIN, 0});
   if (bells_.fd() >= 0) poll_fds_.push_back({bells_.fd(), POLLIN, 0});
   for (const Lane& lane : lanes_) lane.engine->blocked_on(poll_fds_);
+  const auto first_message = static_cast<std::ptrdiff_t>(poll_fds_.size());
   messages_->blocked_on(poll_fds_);
   const auto first_control = static_cast<std::ptrdiff_t>(poll_fds_.size());
   control_.poll_fds(poll_fds_);
@@ -180,8 +181,12 @@ void Group::sleep() {
     eventfd_t calls = 0;
     (void)::eventfd_read(wake_.get(), &calls);
   }
-  const bool control = std::any_of(poll_fds_.begin() + first_control, poll_fds_.end(),
-                                   [](const pollfd& fd) { return fd.revents != 0; });
+  const auto any = [&](std::ptrdiff_t first, std::ptrdiff_t end) {
+    return std::any_of(poll_fds_.begin() + first, poll_fds_.begin() + end,
+                       [](const pollfd& fd) { return fd.revents != 0; });
+  };
+  if (any(first_message, first_control)) messages_->listen(/*sockets=*/true);
+  const bool control = any(first_control, static_cast<std::ptrdiff_t>(poll_fds_.size()));
   // Most wake-ups are for data: they need no look around, which costs a call per control link.
   if (control || Clock::now() - looked_ >= kLookInterval || control_.anybody_gone()) look_around();
 }
