@@ -67,7 +67,8 @@ std::string Group::choose(Collective collective, size_t bytes) const {
     case Collective::allgather:
       return bytes <= 256 << 10 ? "circulant" : "ring";
     case Collective::broadcast:
-      return bytes <= 256 << 10 ? "binomial" : "scatter_allgather";
+      // Of two ranks, scatter and allgather would send half of the buffer back to the root.
+      return bytes <= 256 << 10 || topology_.world_size == 2 ? "binomial" : "scatter_allgather";
     case Collective::reduce:
       return "binomial";
     case Collective::gather:

@@ -7,6 +7,12 @@
 
 namespace hier {
 
+namespace {
+
+constexpr auto kGrace = std::chrono::microseconds(50);  // before the worker takes over
+
+}  // namespace
+
 std::unique_ptr<Group::Run> Group::prepare(Call call) {
   check_usable();
   auto run = std::make_unique<Run>();
@@ -184,7 +190,12 @@ void Group::worker_main() noexcept {
     {
       std::unique_lock lock(mutex_);
       driving_cv_.wait(lock, [&] { return handed_over_ || closing_; });
-      if (!std::exchange(handed_over_, false)) return;
+      // Who started something often waits for it at once, and then drives it himself: see wait().
+      driving_cv_.wait_for(lock, kGrace, [&] { return !handed_over_ || closing_; });
+      if (!std::exchange(handed_over_, false)) {
+        if (closing_) return;
+        continue;
+      }
     }
     const auto idle = [this] {
       return num_pending_.load(std::memory_order_acquire) == 0 && messages_->idle() &&
