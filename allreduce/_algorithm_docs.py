@@ -55,6 +55,12 @@ _WHAT = {
     "buffers; canonical",
     ("gather", "binomial"): "up a binomial tree",
     ("gather", "direct"): "everyone to the root",
+    ("scatter", "binomial"): "down a binomial tree: the gather backwards",
+    ("scatter", "direct"): "the root to everyone",
+    (
+        "alltoall",
+        "pairwise",
+    ): "round t serves the rank t + 1 further on, so that each rank receives from one at a time",
     ("barrier", "dissemination"): "round t signals the rank 2^t further on",
 }
 
@@ -66,11 +72,16 @@ _PROMISES = {
     "reduce": "The root ends with the sum; the buffers of the others are scratch.",
     "gather": "Rank r starts with chunk r; the root ends with all chunks. Its peers' other chunks "
     "are scratch.",
+    "scatter": "The root starts with all chunks; rank r ends with chunk r. Its other chunks are "
+    "scratch.",
+    "alltoall": "Rank r starts with chunks r p + i, for all i; rank i ends with them. No rank has "
+    "a buffer of all p^2 chunks, only of the p that it sends and the p that it receives: n is p "
+    "chunks here.",
     "barrier": "No rank leaves before all have entered.",
 }
 
 _TABLE_SIZES = (6, 8, 13, 32)
-_PICTURE_SIZES = {"allreduce": (6, 8), "broadcast": (6,), "reduce": (6,)}
+_PICTURE_SIZES = {"allreduce": (6, 8), "alltoall": (4,)}
 
 _HIERARCHY = """\
 ## hierarchical
@@ -119,7 +130,7 @@ def _table(collective: str) -> str:
     sizes = " | ".join(f"p = {p}" for p in _TABLE_SIZES)
     lines = [f"| algorithm | what | {sizes} |", "|---|---|" + "---|" * len(_TABLE_SIZES)]
     for name in algorithms(collective):
-        cells = [_figures(by_name(name, p, collective=collective)) for p in _TABLE_SIZES]
+        cells = [_figures(name, p, collective) for p in _TABLE_SIZES]
         lines.append(f"| `{name}` | {_what(collective, name)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -132,9 +143,11 @@ def _what(collective: str, name: str) -> str:
     return f"the first half of the allreduce, with chunks named after their owners ({name})"
 
 
-def _figures(schedule: Schedule) -> str:
+def _figures(name: str, world_size: int, collective: str) -> str:
+    schedule = by_name(name, world_size, collective=collective)
+    buffers = world_size if collective == "alltoall" else 1  # that its chunks fill
     rounds = schedule.num_rounds
-    most = float(sent_per_rank(schedule).max())
+    most = float(sent_per_rank(schedule).max()) * buffers
     return f"{rounds} round{'' if rounds == 1 else 's'}, {most:.3g} n"
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import operator
+from typing import Any, NamedTuple
 
 from allreduce._arrays import memory_of
 from allreduce._calls import Array, Calls, seconds
 from allreduce._work import Work
+from allreduce.errors import UsageError
 
 _ANY = -1  # rank or tag, in the core
 
@@ -23,7 +25,8 @@ class PointToPoint(Calls):
 
     A message goes to the first receive that fits it, in the order in which both were posted. Both
     ends give the same dtype and number of elements, else `MismatchError`. Up to 32 KiB (and 1 MiB
-    in all that a receiver has not asked for yet) `send` returns before the message is received.
+    in all that a receiver has not asked for yet) `send` returns before the message is received; for
+    more than the connection holds, 32 KiB or so, the receiver has to be in some call of the group.
     """
 
     def send(self, x: Array, dest: int, tag: int = 0, *, timeout: float | None = None) -> None:
@@ -70,8 +73,8 @@ class PointToPoint(Calls):
         memory = memory_of(x, "x", self.rank, writable=not send)
         work = self._group.transfer(
             send=send,
-            peer=_ANY if peer is None else peer,
-            tag=_ANY if tag is None else tag,
+            peer=_number(peer, "dest" if send else "source", any_of_them=not send),
+            tag=_number(tag, "tag", any_of_them=not send),
             address=memory.address,
             count=memory.count,
             dtype=memory.dtype,
@@ -79,3 +82,17 @@ class PointToPoint(Calls):
             wait=wait,
         )
         return Work(work, x)
+
+
+def _number(value: Any, argument: str, *, any_of_them: bool) -> int:
+    """A rank or a tag as the core takes it."""
+    if value is None and any_of_them:
+        return _ANY
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = _ANY
+    if not 0 <= number < 1 << 31:
+        choice = ", or None for any" if any_of_them else ""
+        raise UsageError(f"{argument}={value!r}: must be a whole number, 0 or more{choice}")
+    return number

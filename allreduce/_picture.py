@@ -104,11 +104,9 @@ class Picture:
             yield [list(row) for row in cells]
 
     def _start(self) -> Cells:
-        gathers = self.collective.name in ("allgather", "gather")
-        broadcasts = self.collective.name == "broadcast"
-
         def starts_with(rank: int, chunk: int) -> bool:
-            return rank == chunk if gathers else rank == self.root or not broadcasts
+            source = self._source(chunk)
+            return source is None or rank == source
 
         return [
             [1 << r if starts_with(r, c) else 0 for c in range(self.schedule.num_chunks)]
@@ -116,12 +114,20 @@ class Picture:
         ]
 
     def _finished(self, chunk: int) -> int:
-        if self.collective.name in ("allgather", "gather"):
-            return 1 << chunk
-        if self.collective.name == "broadcast":
-            return 1 << self.root
+        source = self._source(chunk)
         world_size: int = self.schedule.world_size
-        return (1 << world_size) - 1
+        return (1 << world_size) - 1 if source is None else 1 << source
+
+    def _source(self, chunk: int) -> int | None:
+        """The one rank whose data the chunk is; None where those of all are summed up."""
+        match self.collective.name:
+            case "allgather" | "gather":
+                return chunk
+            case "broadcast" | "scatter":
+                return self.root
+            case "alltoall":
+                return chunk // int(self.schedule.world_size)
+        return None
 
     def _glyphs(self, row: Sequence[int]) -> str:
         return "".join(self._glyph(held, c) for c, held in enumerate(row))

@@ -64,7 +64,7 @@ def by_name(
             algorithm between the nodes and LOCAL is "rs_ag" (default) or "reduce_bcast".
         world_size: number of ranks; may be left out where node_sizes tells it.
         collective: what the schedule promises.
-        root: of a broadcast, reduce or gather.
+        root: of a broadcast, reduce, gather or scatter.
         node_sizes: ranks of each node, for hierarchical algorithms; ranks are contiguous in a node.
         rails: how many ranks of each node talk to the other nodes; all of the smallest node's, if
             None.
@@ -122,7 +122,7 @@ def from_moves(
             chunks [lo, hi) travel from rank src to rank dst and overwrite its own (reduce = 0) or
             are added to them (1). Rounds ascend; every move reads the state before its round.
         collective: if given, the schedule must also keep this collective's promise.
-        root: of a broadcast, reduce or gather.
+        root: of a broadcast, reduce, gather or scatter.
 
     Raises:
         ValueError: names the first move that cannot be, or what the schedule fails to do.

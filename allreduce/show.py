@@ -26,6 +26,8 @@ _COLLECTIVES = (
     "reduce",
     "gather",
     "barrier",
+    "scatter",
+    "alltoall",
 )
 
 
@@ -43,7 +45,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("world_size", nargs="?", type=int, help="number of ranks")
     parser.add_argument("--collective", choices=_COLLECTIVES, default="allreduce")
-    parser.add_argument("--root", type=int, default=0, help="of a broadcast, reduce or gather")
+    parser.add_argument(
+        "--root", type=int, default=0, help="of a broadcast, reduce, gather or scatter"
+    )
     parser.add_argument("--nodes", type=_sizes, metavar="4,4", help="ranks of each node")
     parser.add_argument("--rails", type=int, help="ranks of a node that use the network")
     parser.add_argument("--list", action="store_true", help="list the algorithms and stop")

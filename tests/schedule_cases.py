@@ -1,6 +1,6 @@
 """The algorithms under test, and the traffic that their closed forms predict."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 
 import numpy as np
@@ -15,8 +15,10 @@ COLLECTIVES = (
     "reduce",
     "gather",
     "barrier",
+    "scatter",
+    "alltoall",
 )
-ROOTED = ("broadcast", "reduce", "gather")
+ROOTED = ("broadcast", "reduce", "gather", "scatter")
 ALL = [(collective, name) for collective in COLLECTIVES for name in algorithms(collective)]
 IDS = [f"{collective}-{name}" for collective, name in ALL]
 ALLREDUCES = algorithms("allreduce")
@@ -28,6 +30,11 @@ def roots(collective: str, world_size: int) -> list[int]:
     if collective not in ROOTED:
         return [0]
     return sorted({0, world_size // 2, world_size - 1})
+
+
+def sizes(collective: str, world_sizes: Iterable[int]) -> list[int]:
+    """Those of the world sizes that a test can afford: an alltoall has p^2 chunks for each rank."""
+    return [p for p in world_sizes if collective != "alltoall" or p <= 130]
 
 
 def floor_lg(p: int) -> int:

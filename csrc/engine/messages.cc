@@ -17,6 +17,7 @@ using Type = MessageHeader::Type;
 constexpr size_t kQuantum = 64 << 10;  // bytes that one call to a channel moves
 constexpr int kCallsPerTurn = 16;      // to one channel and direction
 constexpr unsigned kListenEvery = 16;  // turns between two looks at peers that nobody waits for
+constexpr int kMostNamed = 8;          // messages in an error's text
 
 bool has_payload(Type type) { return type == Type::eager || type == Type::data; }
 
@@ -56,7 +57,9 @@ MessageHeader Messages::header_of(Type type, const Peer& peer) const {
 }
 
 void Messages::post(const std::deque<std::shared_ptr<Transfer>>& transfers) {
-  unfinished_.insert(unfinished_.end(), transfers.begin(), transfers.end());  // even if one throws
+  for (const auto& transfer : transfers) {  // all of them, even if one throws below
+    transfer->place = unfinished_.insert(unfinished_.end(), transfer);
+  }
   for (const auto& transfer : transfers) {
     if (transfer->send) {
       post_send(transfer);
@@ -98,24 +101,25 @@ void Messages::post_receive(const std::shared_ptr<Transfer>& transfer) {
 void Messages::take_early(std::list<Early>::iterator early,
                           const std::shared_ptr<Transfer>& transfer) {
   if (!early->claimed) match(early->source, early->header, *transfer);
-  if (early->header.type == Type::announce) {
-    grant(early->source, early->header.id, transfer);
+  Peer& peer = peers_[early->source];
+  if (early->header.type == Type::announce && !early->fetched) {
+    peer.granted.emplace(early->header.id, transfer);
+    grant(peer, early->header.id);
   } else if (!early->whole) {
     early->claimed = transfer;
     return;
   } else {
     if (transfer->bytes > 0) std::memcpy(transfer->data, early->payload.data(), transfer->bytes);
-    peers_[early->source].consumed += weight(transfer->bytes);
+    peer.set_aside -= weight(transfer->bytes);
+    if (early->header.type == Type::eager) peer.consumed += weight(transfer->bytes);
     finish(transfer);
   }
   early_.erase(early);
 }
 
-void Messages::grant(int source, uint64_t id, const std::shared_ptr<Transfer>& transfer) {
-  Peer& peer = peers_[source];
+void Messages::grant(Peer& peer, uint64_t id) {
   MessageHeader header = header_of(Type::grant, peer);
   header.id = id;
-  peer.granted.emplace(id, transfer);
   peer.outgoing.push_back({header, nullptr});
 }
 
@@ -132,7 +136,7 @@ void Messages::match(int source, const MessageHeader& header, Transfer& receive)
 }
 
 void Messages::finish(const std::shared_ptr<Transfer>& transfer) {
-  unfinished_.remove(transfer);
+  unfinished_.erase(transfer->place);
   transfer->ended(nullptr);
 }
 
@@ -148,6 +152,8 @@ std::list<std::shared_ptr<Transfer>> Messages::take_unfinished() {
 }
 
 bool Messages::progress() {
+  // A peer of which nothing is wanted may yet wait for us to take what it sends, and a rank that is
+  // in a collective must do so: the peer may have to send before it can enter.
   const bool now_and_then = ++turns_ % kListenEvery == 0;
   if (unfinished_.empty() && !now_and_then) return false;
   bool moved = false;
@@ -174,7 +180,7 @@ bool Messages::listen(bool sockets) {
 
 bool Messages::wanted(int rank, const Peer& peer) const {
   return !peer.outgoing.empty() || !peer.announced.empty() || !peer.granted.empty() ||
-         peer.header_done > 0 ||
+         !peer.fetched.empty() || peer.header_done > 0 ||
          std::any_of(posted_.begin(), posted_.end(), [&](const auto& receive) {
            return receive->peer == kAnySource || receive->peer == rank;
          });
@@ -189,9 +195,11 @@ bool Messages::advance(int rank, Peer& peer) {
     if (waits_for(rank)) broken(rank, why.what());
   }
   try {
+    if (peer.ended && !peer.outgoing.empty()) throw ChannelBroken("closed by the peer before");
     for (int i = 0; i < kCallsPerTurn && send_some(peer); ++i) moved = true;
   } catch (const ChannelBroken& why) {
-    broken(rank, why.what());
+    if (waits_for(rank)) broken(rank, why.what());
+    peer.outgoing.clear();  // it asked for messages that nobody waits for
   }
   return moved;
 }
@@ -243,6 +251,11 @@ void Messages::opened(int rank, Peer& peer) {
   }
   peer.eager_taken = std::max(peer.eager_taken, std::min(header.consumed, peer.eager_sent));
   if (header.type == Type::data) {
+    if (const auto fetched = peer.fetched.extract(header.id)) {
+      peer.early = fetched.mapped();
+      if (peer.early->header.bytes != header.bytes) corrupt(rank, "another size than announced");
+      return;
+    }
     const auto granted = peer.granted.find(header.id);
     if (granted == peer.granted.end() || granted->second->bytes != header.bytes) {
       corrupt(rank, "data come for which nobody has asked");
@@ -263,8 +276,22 @@ void Messages::opened(int rank, Peer& peer) {
     posted_.erase(receive);
     return;
   }
-  peer.early = &early_.emplace_back(Early{rank, header, {}, false, nullptr});
-  if (header.type == Type::eager) peer.early->payload.resize(header.bytes);
+  peer.early = &early_.emplace_back(Early{rank, header, {}, false, false, nullptr});
+  set_aside(peer, *peer.early);
+}
+
+// Where the message is small, and the window has room, its payload waits here for a receive.
+void Messages::set_aside(Peer& peer, Early& early) {
+  const MessageHeader& header = early.header;
+  if (header.type == Type::announce) {
+    const uint64_t sum = peer.set_aside + weight(header.bytes);
+    if (header.bytes > kEagerBytes || sum > kEagerWindow) return;
+    early.fetched = true;
+    peer.fetched.emplace(header.id, &early);
+    grant(peer, header.id);
+  }
+  early.payload.resize(header.bytes);
+  peer.set_aside += weight(header.bytes);
 }
 
 // A message is there, with its payload if it has one.
@@ -284,13 +311,14 @@ void Messages::arrived(int rank, Peer& peer) {
     peer.outgoing.push_back({data, std::move(announced->second)});
     peer.announced.erase(announced);
   } else if (receiver && header.type == Type::announce) {
-    grant(rank, header.id, receiver);
+    peer.granted.emplace(header.id, receiver);
+    grant(peer, header.id);
   } else if (receiver) {
     if (header.type == Type::eager) peer.consumed += weight(header.bytes);
     finish(receiver);
   } else {
-    early->whole = true;
-    if (!early->claimed) return;
+    early->whole = has_payload(header.type);
+    if (!early->whole || !early->claimed) return;
     const auto it =
         std::find_if(early_.begin(), early_.end(), [&](const Early& e) { return &e == early; });
     take_early(it, early->claimed);
@@ -311,6 +339,9 @@ const Transfer* Messages::waits_for(int rank) const {
   if (!peer.granted.empty()) return peer.granted.begin()->second.get();
   if (peer.receiver) return peer.receiver.get();
   if (peer.early && peer.early->claimed) return peer.early->claimed.get();
+  for (const auto& [id, early] : peer.fetched) {
+    if (early->claimed) return early->claimed.get();
+  }
   for (const Outgoing& out : peer.outgoing) {
     if (out.transfer) return out.transfer.get();
   }
@@ -322,8 +353,10 @@ const Transfer* Messages::waits_for(int rank) const {
 
 std::string Messages::others_from(const Transfer& transfer) const {
   std::string text;
+  int named = 0;
   for (const Early& early : early_) {
     if (transfer.peer != kAnySource && transfer.peer != early.source) continue;
+    if (++named > kMostNamed) return text + ", ...";
     text += (text.empty() ? "" : ", ") + std::string("tag ") + std::to_string(early.header.tag) +
             " from rank " + std::to_string(early.source);
   }

@@ -2,9 +2,10 @@
 //
 // A small message is sent at once (eager); where no receive has been posted yet it is set aside.
 // What a peer may have set aside is limited: a larger message, or one beyond the limit, is
-// announced, and its bytes follow once the receiver has granted it (rendezvous). Messages of a pair
-// of ranks match in the order in which they were posted. Nothing here blocks; one thread at a time
-// drives it.
+// announced, and its bytes follow once the receiver has granted it (rendezvous). The receiver knows
+// best what it has set aside: a small message that was announced and fits is fetched at once.
+// Messages of a pair of ranks match in the order in which they were posted. Nothing here blocks;
+// one thread at a time drives it.
 #pragma once
 
 #include <poll.h>
@@ -37,6 +38,7 @@ struct Transfer {
   Clock::time_point begun, deadline;
   // Called once, when the buffer is the caller's again, by the driving thread.
   std::function<void(std::exception_ptr)> ended;
+  std::list<std::shared_ptr<Transfer>>::iterator place;  // among the unfinished, set by post()
 };
 std::string describe(const Transfer& transfer);  // "recv(f32[10]) from rank 2, tag 0"
 
@@ -93,8 +95,9 @@ class Messages {
   struct Early {
     int source;
     MessageHeader header;
-    std::vector<std::byte> payload;  // eager only
+    std::vector<std::byte> payload;  // eager, or fetched
     bool whole = false;
+    bool fetched = false;
     std::shared_ptr<Transfer> claimed;  // by a receive that was posted while it arrived
   };
   struct Peer {
@@ -103,8 +106,10 @@ class Messages {
     std::deque<Outgoing> outgoing;
     std::map<uint64_t, std::shared_ptr<Transfer>> announced;  // own sends that wait for a grant
     std::map<uint64_t, std::shared_ptr<Transfer>> granted;    // receives that wait for their data
+    std::map<uint64_t, Early*> fetched;                       // likewise, with nobody to receive
     uint64_t eager_sent = 0, eager_taken = 0;  // bytes to the peer, and those it has taken
     uint64_t consumed = 0;                     // bytes of the peer's eager messages taken here
+    uint64_t set_aside = 0;                    // bytes of the peer's early messages
     // The message that is coming in:
     MessageHeader header;
     size_t header_done = 0;
@@ -121,8 +126,9 @@ class Messages {
   bool receive_some(int rank, Peer& peer);
   void opened(int rank, Peer& peer);
   void arrived(int rank, Peer& peer);
+  void set_aside(Peer& peer, Early& early);
   void take_early(std::list<Early>::iterator early, const std::shared_ptr<Transfer>& transfer);
-  void grant(int source, uint64_t id, const std::shared_ptr<Transfer>& transfer);
+  void grant(Peer& peer, uint64_t id);
   void match(int source, const MessageHeader& header, Transfer& receive) const;
   void finish(const std::shared_ptr<Transfer>& transfer);
   bool wanted(int rank, const Peer& peer) const;

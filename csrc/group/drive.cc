@@ -2,6 +2,7 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "base/error.h"
@@ -19,7 +20,7 @@ constexpr auto kCauseWait =
     std::chrono::milliseconds(200);  // for the reason behind a broken stream
 
 std::string seconds_text(double seconds) {
-  std::string text = std::to_string(seconds);
+  std::string text = std::to_string(std::round(seconds * 1000) / 1000);
   text.erase(std::max(text.find_last_not_of('0') + 1, text.find('.') + 2));
   return text;
 }

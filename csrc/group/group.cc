@@ -147,12 +147,12 @@ void Group::close() {
     driving_cv_.notify_all();
   }
   wake();
-  if (worker_.joinable()) worker_.join();
   {
     std::unique_lock lock(mutex_);
     driving_cv_.wait(lock, [this] { return !driven_; });
-    driven_ = true;  // nobody else will any more
+    driven_ = true;  // nobody else will any more, and nobody starts a worker
   }
+  if (worker_.joinable()) worker_.join();
   ControlFrame goodbye;
   goodbye.type = ControlFrame::Type::goodbye;
   control_.receive([](int, const ControlFrame&) {});  // unread frames would reset the connection

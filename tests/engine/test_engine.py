@@ -34,7 +34,6 @@ OPS = {
         ("sum", "min", "max", "prod", "band", "bor", "bxor"),
     ),
 }
-PARTED = ("reduce_scatter", "allgather", "gather")  # their chunks are the ranks' parts
 
 
 def counts(p: int) -> tuple[int, ...]:

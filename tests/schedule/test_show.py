@@ -36,8 +36,11 @@ def test_the_picture_shows_moves_and_what_each_rank_holds(capsys):
 def test_every_algorithm_has_a_picture_whose_last_line_is_finished(collective, name, capsys):
     assert main([name, "5", "--collective", collective]) == 0
     held = capsys.readouterr().out.split()[-5:]
-    if collective in ("reduce_scatter",):
+    if collective in ("reduce_scatter", "scatter"):
         assert all(held[rank][rank] == "#" for rank in range(5))
+    elif collective == "alltoall":
+        assert all(set(held[rank][rank::5]) == {"#"} for rank in range(5))
+        assert all(set(held[rank]) == {"#", "."} for rank in range(5))
     elif collective in ROOTED and collective != "broadcast":
         assert set(held[0]) == {"#"}
     else:

@@ -12,6 +12,7 @@ from schedule_cases import (
     received,
     roots,
     sent,
+    sizes,
     torus,
     traffic,
 )
@@ -49,9 +50,9 @@ def test_binary_blocks_take_no_extra_round_and_send_at_most_two_buffers():
         schedule = by_name("halving_doubling", p)
         assert schedule.num_rounds == 2 * floor_lg(p)
         volumes = []
-        sizes = blocks(p)
-        for i, size in enumerate(sizes):
-            folds = (i > 0) + (i + 1 < len(sizes))  # to the larger block, back to the smaller
+        parts = blocks(p)
+        for i, size in enumerate(parts):
+            folds = (i > 0) + (i + 1 < len(parts))  # to the larger block, back to the smaller
             volumes += [2 * (1 - Fraction(1, size)) + Fraction(folds, size)] * size
         assert sent(schedule) == volumes
         assert max(volumes) <= 2
@@ -60,12 +61,12 @@ def test_binary_blocks_take_no_extra_round_and_send_at_most_two_buffers():
 def test_recursive_doubling_sends_whole_buffers_in_ceil_lg_p_rounds():
     for p in SIZES:
         schedule = by_name("recursive_doubling", p)
-        sizes = blocks(p)
+        parts = blocks(p)
         volumes = []
-        for i, size in enumerate(sizes):
-            fold = sizes[i - 1] // size if i else 0
+        for i, size in enumerate(parts):
+            fold = parts[i - 1] // size if i else 0
             volumes += [floor_lg(size) + fold] * size
-        for rank in range(p - sizes[0]):  # the finished buffer goes to the ranks beyond
+        for rank in range(p - parts[0]):  # the finished buffer goes to the ranks beyond
             volumes[rank] += 1
         assert schedule.num_rounds == ceil_lg(p)
         assert sent(schedule) == volumes
@@ -124,6 +125,27 @@ def test_gather_brings_the_root_every_chunk_once():
             schedule = by_name(name, p, collective="gather", root=p // 2)
             assert received(schedule)[p // 2] == Fraction(p - 1, p)
             assert schedule.num_rounds == (1 if name == "direct" else ceil_lg(p))
+
+
+def test_a_scatter_takes_from_the_root_every_chunk_once():
+    for name in algorithms("scatter"):
+        for p in SIZES:
+            for root in roots("scatter", p):
+                schedule = by_name(name, p, collective="scatter", root=root)
+                gather = by_name(name, p, collective="gather", root=root)
+                assert sent(schedule) == received(gather)
+                assert received(schedule) == sent(gather)
+                assert sent(schedule)[root] == Fraction(p - 1, p)
+                assert schedule.num_rounds == (1 if name == "direct" else ceil_lg(p))
+
+
+def test_an_alltoall_serves_one_other_rank_a_round():
+    for p in sizes("alltoall", SIZES):
+        schedule = by_name("pairwise", p, collective="alltoall")
+        assert schedule.num_rounds == p - 1
+        assert (traffic(schedule) == 1).all()
+        pairs = {(int(src), int(dst)) for _, src, dst, *_ in schedule.moves()}
+        assert len(pairs) == len(schedule.moves()) == p * (p - 1)
 
 
 def test_the_barrier_signals_once_a_round():
