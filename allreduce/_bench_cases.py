@@ -146,7 +146,7 @@ class Case:
         def call() -> None:
             received = begin(before, self._data, send=False)
             begin(after, self._input, send=True)
-            received.wait()
+            comm._group.wait(received, -1.0)
 
         return call
 

@@ -81,7 +81,7 @@ class PointToPoint(Calls):
             timeout=seconds(timeout),
             wait=wait,
         )
-        return Work(work, x)
+        return Work(self._group, work, x)
 
 
 def _number(value: Any, argument: str, *, any_of_them: bool) -> int:

@@ -12,7 +12,8 @@ from allreduce.errors import UsageError
 class Work:
     """A collective or message under way. Its array must not be touched before `wait` returns."""
 
-    def __init__(self, work: _C.Work, result: Any) -> None:
+    def __init__(self, group: _C.Group, work: _C.Work, result: Any) -> None:
+        self._group = group
         self._work = work
         self._result = result
 
@@ -22,7 +23,7 @@ class Work:
         Raises:
             TimeoutError: `timeout` seconds passed first; the collective goes on.
         """
-        if not self._work.wait(-1.0 if timeout is None else timeout):
+        if not self._group.wait(self._work, -1.0 if timeout is None else timeout):
             raise TimeoutError(f"the collective has not ended after {timeout} s; it goes on")
         return self._result
 

@@ -151,7 +151,7 @@ class Communicator(PartCollectives, PointToPoint):
             _C.Collective.allreduce, memory, op=op, algo=algo, timeout=timeout, name=name
         )
         if async_op:
-            return self._keep(Work(self._group.start(**call), x))
+            return self._keep(Work(self._group, self._group.start(**call), x))
         self._group.run(**call)
         return x
 

@@ -294,6 +294,12 @@ std::shared_ptr<const Program> Group::alltoall_program(const std::string& algori
       const size_t place = step.kind == StepKind::send ? in[step.peer] : out[step.peer];
       step.offset = place + step.offset - bounds[step.chunk];
     }
+    // Every pair exchanges a header at least, in which a wrong amount shows.
+    for (int peer = 0; peer < p; ++peer) {
+      if (peer == me) continue;
+      if (in[peer] == in[peer + 1]) program.queues.push_back({peer, true, 0, 0});
+      if (out[peer] == out[peer + 1]) program.queues.push_back({peer, false, 0, 0});
+    }
     return program;
   });
 }

@@ -104,6 +104,7 @@ void Group::finish(Work& work, bool driving) {
     throw;
   } catch (...) {  // a signal's exception: the other ranks must not wait for us
     abort("rank " + std::to_string(topology_.rank) + " was interrupted");
+    while (!work.done()) std::this_thread::yield();  // who drives may be in the caller's buffer
     throw;
   }
 }

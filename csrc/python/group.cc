@@ -58,7 +58,6 @@ Call make_call(Collective collective, uintptr_t address, size_t count, const std
 
 void register_work(py::module_& m) {
   py::class_<Work, std::shared_ptr<Work>>(m, "Work")
-      .def("wait", &Work::wait, py::arg("timeout") = -1.0, py::call_guard<py::gil_scoped_release>())
       .def("done", &Work::done)
       .def_property_readonly("source", &Work::source)
       .def_property_readonly("tag", &Work::tag);
@@ -143,6 +142,8 @@ void register_group(py::module_& m) {
   define_init(group);
   define_calls(group);
   group.def("choose", &Group::choose)
+      .def("wait", &Group::wait, py::arg("work"), py::arg("timeout"),
+           py::call_guard<py::gil_scoped_release>())
       .def("set_choices",
            [](Group& self, const std::vector<std::tuple<Collective, size_t, std::string>>& rows) {
              std::vector<Choice> choices;
