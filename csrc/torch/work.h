@@ -106,12 +106,11 @@ class TorchWork final : public c10d::Work {
     state_.emplace();
     auto self = c10::intrusive_ptr<TorchWork>::unsafe_reclaim_from_nonowning(this);
     starting_ = true;
-    operation_->batch.start(
-        group, timeout, [self, starter = std::this_thread::get_id()]() mutable {
-          // What ends here and now, as a small send does, has no callbacks yet.
-          if (std::this_thread::get_id() == starter && self->starting_) return self->deliver();
-          pool().push([self = std::move(self)] { self->deliver(); });
-        });
+    operation_->batch.start(group, timeout, [self, starter = std::this_thread::get_id()]() mutable {
+      // What ends here and now, as a small send does, has no callbacks yet.
+      if (std::this_thread::get_id() == starter && self->starting_) return self->deliver();
+      pool().push([self = std::move(self)] { self->deliver(); });
+    });
     starting_ = false;
   }
 
@@ -199,7 +198,7 @@ class TorchWork final : public c10d::Work {
   const int size_;
   std::unique_ptr<Operation> operation_;  // keeps inputs, outputs and buffers alive
   const uint64_t sequence_;
-  bool starting_ = false;  // touched by the thread that starts it
+  bool starting_ = false;                      // touched by the thread that starts it
   std::optional<at::ThreadLocalState> state_;  // the caller's, for callbacks
   std::mutex complete_mutex_;                  // held while results are copied back
   bool completed_ = false;                     // guarded by complete_mutex_
