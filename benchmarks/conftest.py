@@ -5,25 +5,48 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmarks import floors as floors_module
+from benchmarks import tables, targets
+from benchmarks.casts import Casts
+from benchmarks.cells import Cell
+from benchmarks.floors import Floors
+from benchmarks.sizes import SIZES, SMOKE_SIZES
+
 RESULTS = Path(__file__).parent / "results"
 REPORT = pytest.StashKey["Report"]()
 
 
 class Report:
-    """Rows under their headers, in the order in which they came."""
+    """What was measured: rows under their headers, in the order in which they came, and cells."""
 
     def __init__(self) -> None:
         self.tables: dict[str, list[str]] = {}
+        self.cells: list[Cell] = []
 
     def row(self, header: str, text: str) -> None:
         """Add a row to the table of `header`."""
         self.tables.setdefault(header, []).append(text)
+
+    def lines(self) -> Iterator[str]:
+        """Yield everything as text; the targets last."""
+        for header, rows in self.tables.items():
+            yield from ("", header, *rows)
+        for show, tests in (
+            (tables.sweep, ("sweep", "dtypes")),
+            (tables.algorithms, ("algorithms",)),
+        ):
+            for test in tests:
+                yield ""
+                yield from show([cell for cell in self.cells if cell.test == test])
+        if self.cells:
+            yield from ("TARGETS: medians of pairs, the worst size", *targets.lines(self.cells))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -46,6 +69,28 @@ def report(pytestconfig: pytest.Config) -> Report:
     return pytestconfig.stash[REPORT]
 
 
+@pytest.fixture(scope="session")
+def casts() -> Iterator[Casts]:
+    """Yield the players of one layout after the other."""
+    made = Casts()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def floors(pytestconfig: pytest.Config, report: Report) -> Floors:
+    """Measure what the machine allows, once."""
+    measured = floors_module.measure(SMOKE_SIZES if is_smoke(pytestconfig) else SIZES)
+    for line in measured.lines():
+        report.row("FLOORS, the best that was seen", line)
+    return measured
+
+
+def is_smoke(config: pytest.Config) -> bool:
+    """Say whether each benchmark runs once only, to see that it works."""
+    return bool(config.getoption("benchmark_disable"))
+
+
 def machine_line() -> str:
     """Return CPU, load, congestion control, versions and commit."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -65,12 +110,13 @@ def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
     """Print the tables, and save them where asked to."""
-    tables = config.stash[REPORT].tables
-    if not tables:
+    results = list(config.stash[REPORT].lines())
+    if not any(results):
         return
-    lines = [f"MEASURED on {machine_line()}"]
-    for header, rows in tables.items():
-        lines += ["", header, *rows]
+    if is_smoke(config):
+        terminalreporter.write("no tables: nothing was timed\n")
+        return
+    lines = [f"MEASURED on {machine_line()}", *results]
     terminalreporter.section("results")
     terminalreporter.write("\n".join(lines) + "\n")
     name = config.getoption("--save-report")

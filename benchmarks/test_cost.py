@@ -20,8 +20,9 @@ import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import allreduce.torch  # noqa: F401  (registers hier where the package is not installed)
+from benchmarks.casts import Casts
 from benchmarks.conftest import Report
-from benchmarks.worlds import World
+from benchmarks.layouts import Layout
 
 CALLS = 300
 ROUNDS = 15
@@ -68,18 +69,20 @@ def test_a_call_alone(alone: str, way: str, benchmark, report: Report) -> None:
     report.row(_CALL_HEADER, f"{alone + ', ' + way:<30} {microseconds:>10.2f}")
 
 
-def test_a_call_of_two_ranks(benchmark, report: Report) -> None:
+def test_a_call_of_two_ranks(casts: Casts, benchmark, report: Report) -> None:
     """Measure the core's own call, hier's through torch.distributed and Gloo's, turn by turn."""
-    times: dict[str, list[float]] = {"core": [], "hier": [], "gloo": []}
-    with World(2, 1) as world:
+    cast = casts.of(Layout(2, 1))
+    times: dict[str, list[float]] = {"bare": [], "hier": [], "gloo": []}
 
-        def one_round() -> None:
-            for backend, seconds in times.items():
-                seconds.append(world.time(backend, 1, "float32", CALLS))
+    def one_round() -> None:
+        for player, seconds in times.items():
+            turn = cast.measure(player, 4, "float32", CALLS, warm_up=CALLS)
+            assert turn is not None
+            seconds.append(statistics.median(turn.seconds))
 
-        benchmark.pedantic(one_round, rounds=ROUNDS)
-    for backend, seconds in times.items():
-        report.row(_PAIR_HEADER, f"{backend:<41} {statistics.median(seconds) * 1e6:>10.2f}")
+    benchmark.pedantic(one_round, rounds=ROUNDS)
+    for player, seconds in times.items():
+        report.row(_PAIR_HEADER, f"{player:<41} {statistics.median(seconds) * 1e6:>10.2f}")
 
 
 def test_what_a_group_takes(benchmark, report: Report) -> None:

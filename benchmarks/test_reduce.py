@@ -1,8 +1,5 @@
 """The reduction kernels on one core, beside NumPy's and torch's additions and a memory copy."""
 
-import os
-import pathlib
-import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +8,7 @@ import numpy as np
 import pytest
 
 from allreduce import _C
+from benchmarks.conftest import Report
 
 SIZES = {"64 KiB": 1 << 16, "1 MiB": 1 << 20, "32 MiB": 1 << 25}
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
@@ -37,6 +35,8 @@ class Table:
         for size in SIZES:
             for dtype in DTYPES:
                 speed = {what: self.speed.get((size, dtype, what)) for what in columns}
+                if not any(speed.values()):
+                    continue
                 cells = "".join(f"{x:8.1f}" if x else f"{'-':>8}" for x in speed.values())
                 pair = speed["pair"]
                 peers = [x for x in (speed["numpy"], speed["torch"]) if x]
@@ -48,27 +48,13 @@ class Table:
                 yield f"{size:8}{dtype:12}{cells}"
 
 
-def machine() -> str:
-    model = next(
-        (
-            line.split(":")[1].strip()
-            for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.machine(),
-    )
-    load = os.getloadavg()[0]
-    return f"{model}, {os.cpu_count()} CPUs, load {load:.1f}, {_C.instruction_set()}"
-
-
 @pytest.fixture(scope="module")
-def table(request: pytest.FixtureRequest) -> Iterator[Table]:
+def table(report: Report) -> Iterator[Table]:
     filled = Table()
     yield filled
     if filled.speed:
-        capture = request.config.pluginmanager.getplugin("capturemanager")
-        with capture.global_and_fixture_disabled():
-            print("\n" + machine(), *filled.lines(), sep="\n")
+        for line in filled.lines():
+            report.row(f"REDUCTION KERNELS on one core, {_C.instruction_set()}", line)
 
 
 @pytest.fixture(params=SIZES)

@@ -1,59 +1,135 @@
-"""Worlds of torch processes for benchmarks: this process is rank 0, the others obey it.
+"""Worlds of processes for benchmarks: ranks of one peer, or of several, that obey one protocol.
 
-Every rank joins two process groups, `hier` and `gloo`, so that both are measured in one run, turn
-by turn, on the same machine in the same state.
+A world lives as long as its layout is measured, because starting takes longer than measuring. Its
+ranks sleep in read() while it is another world's turn. When this process dies, the pipes close and
+every rank ends.
 """
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import os
+import select
+import signal
+import struct
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-import torch
-import torch.distributed as dist
+import numpy as np
 
-import allreduce.torch  # registers hier where the package is not installed
-from allreduce import _C
-from allreduce._arrays import memory_of
+from benchmarks import peers
+from benchmarks.layouts import Layout
 
-BACKENDS = ("hier", "gloo")
-_TIMEOUT = 120  # seconds
+_ROOT = Path(__file__).resolve().parent.parent
+_TIMEOUT = 45.0  # seconds for an answer; the first one waits for the start
+_END = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One player's turn: calls in a row."""
+
+    seconds: np.ndarray[Any, Any]  # of each call, the mean over ranks
+    cpu_seconds: float  # of all ranks, for all these calls
+    wrong: int  # elements; 0 where nothing was checked
 
 
 class World:
-    """`size` ranks; as many nodes as asked for, simulated on this machine."""
+    """`size` ranks, started by `commands` (which get the folder of the pipes)."""
 
-    def __init__(self, size: int, nodes: int) -> None:
+    def __init__(
+        self,
+        size: int,
+        commands: Callable[[Path], list[list[str]]],
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
         self.size = size
         self._folder = tempfile.TemporaryDirectory()
-        store = Path(self._folder.name) / "store"
-        os.environ["ALLREDUCE_NODES"] = str(nodes)
-        command = [sys.executable, "-m", "benchmarks.worlds", str(store), str(size)]
-        root = Path(__file__).resolve().parent.parent
-        environ = os.environ | {"OMP_NUM_THREADS": "1", "ALLREDUCE_NODES": str(nodes)}
-        self._peers = [
-            subprocess.Popen([*command, str(rank)], stdin=subprocess.PIPE, cwd=root, env=environ)
-            for rank in range(1, size)
-        ]
-        self._ranks = Ranks(str(store), 0, size)
+        folder = Path(self._folder.name)
+        for name in (f"{rank}.{end}" for rank in range(size) for end in ("in", "out")):
+            os.mkfifo(folder / name)
+        # For reading and writing: opening does not wait, and a rank that ends gives no end of file.
+        self._out = [os.open(folder / f"{r}.out", os.O_RDWR | os.O_NONBLOCK) for r in range(size)]
+        self._in = [os.open(folder / f"{r}.in", os.O_RDWR) for r in range(size)]
+        with (folder / "log").open("w") as log:
+            self._processes = [
+                subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    cwd=_ROOT,
+                    env=os.environ | dict(environ or {}),
+                    start_new_session=True,
+                )
+                for command in commands(folder)
+            ]
 
-    def time(self, backend: str, count: int, dtype: str, calls: int) -> float:
-        """Return seconds per allreduce of `count` elements, the mean of `calls` calls in a row.
+    def ask(self, line: str) -> list[bytes]:
+        """Return every rank's answer to a line."""
+        for pipe in self._in:
+            os.write(pipe, line.encode() + b"\n")
+        deadline = time.monotonic() + _TIMEOUT
+        return [self._answer(rank, deadline, line) for rank in range(self.size)]
 
-        backend: "hier" or "gloo" through torch.distributed, or "core": hier's own, without it.
+    def measure(
+        self,
+        player: str,
+        nbytes: int,
+        dtype: str,
+        calls: int,
+        *,
+        warm_up: int = 0,
+        check: bool = False,
+    ) -> Round:
+        """Measure `calls` allreduces in a row.
+
+        check: before all others, one whose sums are checked.
+        warm_up: calls before those that count. The kernel needs some milliseconds to give ranks
+            that it has just woken a core each.
         """
-        for peer in self._peers:
-            assert peer.stdin is not None
-            peer.stdin.write(f"{backend} {count} {dtype} {calls}\n".encode())
-            peer.stdin.flush()
-        return self._ranks.run(backend, count, dtype, calls)
+        answers = self.ask(f"measure {player} {nbytes} {dtype} {warm_up} {calls} {int(check)}")
+        rows = np.array([np.frombuffer(answer) for answer in answers])
+        return Round(rows[:, 2:].mean(axis=0), float(rows[:, 1].sum()), int(rows[:, 0].sum()))
+
+    def _answer(self, rank: int, deadline: float, line: str) -> bytes:
+        (length,) = struct.unpack("@Q", self._read(rank, 8, deadline, line))
+        return self._read(rank, length, deadline, line)
+
+    def _read(self, rank: int, nbytes: int, deadline: float, line: str) -> bytes:
+        got = b""
+        while len(got) < nbytes:
+            if select.select([self._out[rank]], [], [], 0.2)[0]:
+                got += os.read(self._out[rank], nbytes - len(got))
+                continue
+            if any(process.poll() is not None for process in self._processes):
+                raise peers.Absent(f"ended at {line!r}: {self._log()}")
+            if time.monotonic() > deadline:
+                raise peers.Absent(f"no answer in {_TIMEOUT:.0f} s to {line!r}: {self._log()}")
+        return got
+
+    def _log(self) -> str:
+        return (Path(self._folder.name) / "log").read_text()[-400:].strip()
+
+    def close(self) -> None:
+        """Close the pipes, and kill what has not ended by itself."""
+        for pipe in (*self._in, *self._out):
+            os.close(pipe)
+        deadline = time.monotonic() + _END
+        for process in self._processes:
+            while process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.01)
+            with contextlib.suppress(ProcessLookupError):  # nothing of it is left
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        self._folder.cleanup()
 
     def __enter__(self) -> World:
         return self
@@ -64,59 +140,36 @@ class World:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for peer in self._peers:
-            assert peer.stdin is not None
-            peer.stdin.close()
-        self._ranks.close()
-        deadline = time.monotonic() + _TIMEOUT
-        while any(peer.poll() is None for peer in self._peers) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        for peer in self._peers:
-            peer.kill()
-            peer.wait()
-        self._folder.cleanup()
+        self.close()
 
 
-class Ranks:
-    """One rank's membership in both groups."""
-
-    def __init__(self, store: str, rank: int, size: int) -> None:
-        torch.set_num_threads(1)
-        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
-        self._groups = {name: dist.new_group(backend=name) for name in BACKENDS}
-
-    def run(self, backend: str, count: int, dtype: str, calls: int) -> float:
-        """Return seconds per call."""
-        tensor = torch.zeros(count, dtype=getattr(torch, dtype))
-        call = self._call(backend, tensor)
-        call()  # warms up, and brings the ranks together
-        begin = time.perf_counter()
-        for _ in range(calls):
-            call()
-        return (time.perf_counter() - begin) / calls
-
-    def _call(self, backend: str, tensor: torch.Tensor) -> Callable[[], object]:
-        if backend != "core":
-            return functools.partial(dist.all_reduce, tensor, group=self._groups[backend])
-        comm = allreduce.torch.communicator(self._groups["hier"])
-        memory = memory_of(tensor, "tensor", comm.rank)
-        call = comm._call(_C.Collective.allreduce, memory)
-        return functools.partial(comm._group.run, **call)
-
-    def close(self) -> None:
-        """Leave both groups."""
-        dist.destroy_process_group()
+def torch_world(layout: Layout) -> World:
+    """Start ranks that have hier and Gloo."""
+    environ = {"OMP_NUM_THREADS": "1", "ALLREDUCE_NODES": str(layout.nodes)}
+    with contextlib.suppress(peers.Absent):  # only gloo-cubic misses it, and says so
+        environ["LD_PRELOAD"] = peers.cubic()["LD_PRELOAD"]
+    command = [sys.executable, "-m", "benchmarks.ranks"]
+    return World(layout.ranks, lambda folder: [[*command, str(folder), str(layout.ranks)]], environ)
 
 
-def main() -> None:
-    """Obey rank 0, which writes a line per measurement, until it closes the pipe."""
-    store, size, rank = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-    ranks = Ranks(store, rank, size)
-    for line in sys.stdin:
-        backend, count, dtype, calls = line.split()
-        ranks.run(backend, int(count), dtype, int(calls))
-    ranks.close()
+def ring_world(layout: Layout) -> World:
+    """Start the ring that is written by hand."""
+    program = peers.compiled("ring.c", peers.c_compiler())
+    size = layout.ranks
+    return World(
+        size,
+        lambda folder: [[program, str(folder), str(r), str(size)] for r in range(size)],
+        peers.cubic(),
+    )
 
 
-if __name__ == "__main__":
-    main()
+def mpi_world(layout: Layout, player: str) -> World:
+    """Start Open MPI or MPICH, over shared memory or TCP, as the player's name says."""
+    name, _, way = player.partition("-")
+    size = layout.ranks
+    if name == "mpich":
+        return World(size, lambda folder: [peers.mpich(size, folder, tcp=way == "tcp")])
+    tcp, congestion = way != "", way == "cubic"
+    return World(
+        size, lambda folder: [peers.open_mpi(size, folder, tcp=tcp, congestion=congestion)]
+    )

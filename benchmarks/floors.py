@@ -1,0 +1,115 @@
+"""What the machine allows: floors that are measured in the run, and the limits that follow.
+
+Shared memory, p ranks on a node, a buffer of n bytes each. Symmetric buffers can be read by all:
+each element of each rank must be read once and written once, in place. That is the traffic of an
+update of n bytes (d[i] *= constant; a memcpy moves more, it also fetches what it overwrites):
+
+    symmetric = p / c * update(n)
+
+c = min(p, cores) ranks run at once; update(n) is what c cores need when each updates n bytes.
+
+A private buffer cannot be read by others: what they need goes through shared memory, a piece at a
+time at best, so that it stays in a cache (256 KiB here). There (p-1)/p n are written for the others
+to add, (p-1)/p n read to be added to my slice, n/p written as my result, (p-1)/p n of results
+read: n (1 + 2 (p-1)/p) bytes, where an update moves 2n:
+
+    private = symmetric + p / c * (1/2 + (p-1)/p) * n * (update(256 KiB) / 256 KiB)
+
+The sum itself costs nothing: adding runs at the speed of memory (the table shows both).
+
+TCP, N nodes: at least 2 (N-1) n bytes cross in all (each node sends 2 (N-1)/N n), each byte takes
+a sender's and a receiver's core, so c cores carry c/2 one-way streams; and no result can be had
+before ceil(lg N) messages in a row:
+
+    limit = max(2 (N-1) n / (c/2 * loopback), ceil(lg N) * hop)
+
+Where both are used, the same cores do both: the limits add up.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from benchmarks import peers
+from benchmarks.layouts import Layout
+
+_PIECE = 256 << 10  # bytes that stay in a core's cache
+
+
+@dataclass
+class Floors:
+    """Seconds of a pass by (cores at once, bytes each); loopback in bytes per second."""
+
+    copy: dict[tuple[int, int], float] = field(default_factory=dict)
+    add: dict[tuple[int, int], float] = field(default_factory=dict)
+    update: dict[tuple[int, int], float] = field(default_factory=dict)
+    loopback: float = 0.0
+    hop: float = 0.0
+    absent: str = ""
+
+    def limits(self, layout: Layout, nbytes: int) -> dict[str, float]:
+        """Return seconds by name: "limit", and "limit-sym" for symmetric buffers."""
+        if self.absent:
+            return {}
+        local = layout.ranks // layout.nodes
+        cores = 1
+        while cores * 2 <= layout.ranks and (cores * 2, nbytes) in self.update:
+            cores *= 2
+        tcp = 0.0
+        if layout.nodes > 1:
+            crossing = 2 * (layout.nodes - 1) * nbytes / (self.loopback * max(1, cores / 2))
+            tcp = max(crossing, (layout.nodes - 1).bit_length() * self.hop)
+        if local == 1:
+            return {"limit": tcp}
+        turns = layout.ranks / cores
+        symmetric = turns * self.update[cores, nbytes]
+        piece = max(size for _, size in self.update if size <= min(nbytes, _PIECE))
+        staged = nbytes / piece * self.update[cores, piece] * (0.5 + (local - 1) / local)
+        return {"limit": symmetric + turns * staged + tcp, "limit-sym": symmetric + tcp}
+
+    def lines(self) -> Iterator[str]:
+        """Yield the rows of a table."""
+        if self.absent:
+            yield f"absent: {self.absent}"
+            return
+        yield f"{'GB/s, all cores together':>24}" + "".join(
+            f"{what + ', ' + str(cores) + (' core' if cores == 1 else ' cores'):>17}"
+            for cores in sorted({cores for cores, _ in self.copy})
+            for what in ("copy", "add", "update")
+        )
+        for nbytes in sorted({nbytes for _, nbytes in self.copy}):
+            yield f"{nbytes:>24}" + "".join(
+                f"{cores * nbytes / table[cores, nbytes] / 1e9:>17.1f}"
+                for cores in sorted({cores for cores, _ in self.copy})
+                for table in (self.copy, self.add, self.update)
+            )
+        yield f"TCP over loopback, cubic, one way: {self.loopback / 1e9:.2f} GB/s"
+        yield f"a message of 4 B over loopback, both ends polling: {self.hop * 1e6:.1f} us"
+
+
+def measure(sizes: tuple[int, ...]) -> Floors:
+    """Measure all floors; takes some seconds."""
+    floors = Floors()
+    try:
+        program = peers.compiled("floors.c", peers.c_compiler())
+        environ = os.environ | peers.cubic()
+    except peers.Absent as reason:
+        return Floors(absent=str(reason))
+    text = subprocess.run(
+        [program, *map(str, sizes)],
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=True,
+    ).stdout
+    for line in text.splitlines():
+        name, *values = line.split()
+        if name in ("copy", "add", "update"):
+            getattr(floors, name)[int(values[0]), int(values[1])] = float(values[2])
+        else:
+            setattr(floors, name, float(values[0]))
+    return floors

@@ -1,0 +1,51 @@
+"""How ranks are laid out on nodes in a benchmark, and who plays there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+OURS = ("hier", "core", "core-sym")
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """`ranks` on `nodes` nodes of this machine: shared memory inside a node, TCP between."""
+
+    ranks: int
+    nodes: int
+
+    @property
+    def kind(self) -> str:
+        """Return "one node", "TCP" (every rank on a node of its own) or "both"."""
+        if self.nodes == 1:
+            return "one node"
+        return "TCP" if self.nodes == self.ranks else "both"
+
+    @property
+    def players(self) -> tuple[str, ...]:
+        """Return whom we measure there.
+
+        hier: `dist.all_reduce`; core: `comm.allreduce` of a NumPy array; core-sym: of one in
+        symmetric memory; gloo: through torch as it is; -cubic: with cubic in place of the kernel's
+        congestion control; ring: written by hand over sockets, with cubic as ours.
+        MPI takes this machine as one node and cannot play where there are "both".
+        """
+        return {
+            "one node": (*OURS, "gloo", "gloo-cubic", "openmpi", "mpich"),
+            "TCP": (
+                *("hier", "core", "gloo", "gloo-cubic"),
+                *("openmpi-tcp", "openmpi-cubic", "mpich-tcp", "ring"),
+            ),
+            "both": (*OURS, "gloo", "gloo-cubic"),
+        }[self.kind]
+
+    def __str__(self) -> str:
+        return f"{self.ranks}r{self.nodes}n"
+
+    def words(self) -> str:
+        """Return the layout as a table's title says it."""
+        if self.nodes == 1:
+            return f"{self.ranks} ranks on one node (shared memory)"
+        if self.nodes == self.ranks:
+            return f"{self.ranks} ranks on nodes of their own (TCP)"
+        return f"{self.nodes} nodes x {self.ranks // self.nodes} ranks (shared memory and TCP)"

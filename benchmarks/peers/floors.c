@@ -1,0 +1,181 @@
+// What this machine can do at best, one line each: memcpy, add, and TCP over the loopback device.
+//
+//   copy CORES BYTES SECONDS   CORES processes copy BYTES each at the same time
+//   add CORES BYTES SECONDS    d[i] += s[i]
+//   update CORES BYTES SECONDS d[i] *= constant: what is written has just been read
+//   loopback BYTES_PER_SECOND  one socket, one way, both ends on a core of their own
+//   hop SECONDS                half of a round trip of 4 bytes, both ends polling
+// argv: the sizes. PEER_CONGESTION, with congestion.c preloaded, sets the congestion control.
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+
+#include "protocol.h"
+
+enum { kCoresMax = 256, kBatches = 21, kBatchBytes = 32 << 20, kTrips = 5000, kChunk = 256 << 10 };
+
+typedef struct {
+  atomic_int arrived;
+  double seconds[kBatches][kCoresMax];
+} Shared;
+
+static Shared* shared_;
+
+static void pin(int index) {
+  cpu_set_t allowed, one;
+  sched_getaffinity(0, sizeof allowed, &allowed);
+  CPU_ZERO(&one);
+  for (size_t cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+    if (CPU_ISSET(cpu, &allowed) && index-- == 0) CPU_SET(cpu, &one);
+  }
+  sched_setaffinity(0, sizeof one, &one);
+}
+
+typedef enum { kCopy, kAdd, kUpdate } Pass;
+
+static void pass(float* to, const float* from, size_t count, Pass what) {
+  if (what == kCopy) memcpy(to, from, count * sizeof *to);
+  if (what == kAdd) {
+    for (size_t i = 0; i < count; ++i) to[i] += from[i];
+  }
+  if (what == kUpdate) {
+    for (size_t i = 0; i < count; ++i) to[i] *= 0.5f;
+  }
+  __asm__ volatile("" : : "r"(to) : "memory");  // the compiler must not drop a repetition
+}
+
+static void work(int core, int cores, size_t nbytes, Pass what) {
+  const size_t repeats = nbytes < kBatchBytes ? kBatchBytes / nbytes : 1;
+  float *to, *from;
+  if (posix_memalign((void**)&to, 4096, nbytes) || posix_memalign((void**)&from, 4096, nbytes)) {
+    die("posix_memalign");
+  }
+  memset(to, 0, nbytes);
+  memset(from, 0, nbytes);
+  pin(core);
+  for (int batch = 0; batch < kBatches; ++batch) {
+    atomic_fetch_add(&shared_->arrived, 1);
+    while (atomic_load(&shared_->arrived) < cores * (batch + 1)) sched_yield();
+    const double begin = now();
+    for (size_t i = 0; i < repeats; ++i) pass(to, from, nbytes / sizeof *to, what);
+    shared_->seconds[batch][core] = (now() - begin) / (double)repeats;
+  }
+}
+
+// Returns seconds of a pass on all cores at once, the best batch.
+static double best(int cores, size_t nbytes, Pass what) {
+  atomic_store(&shared_->arrived, 0);
+  for (int core = 0; core < cores; ++core) {
+    if (fork() == 0) {
+      work(core, cores, nbytes, what);
+      _exit(0);
+    }
+  }
+  while (wait(NULL) > 0) {
+  }
+  double least = 1e9;
+  for (int batch = 0; batch < kBatches; ++batch) {
+    double slowest = 0;
+    for (int core = 0; core < cores; ++core) {
+      if (shared_->seconds[batch][core] > slowest) slowest = shared_->seconds[batch][core];
+    }
+    if (slowest < least) least = slowest;
+  }
+  return least;
+}
+
+static void connected_pair(int fds[2]) {
+  struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+  socklen_t length = sizeof address;
+  const int listener = socket(AF_INET, SOCK_STREAM, 0), on = 1;
+  if (bind(listener, (struct sockaddr*)&address, length) || listen(listener, 1)) die("listen");
+  getsockname(listener, (struct sockaddr*)&address, &length);
+  fds[0] = socket(AF_INET, SOCK_STREAM, 0);
+  if (connect(fds[0], (struct sockaddr*)&address, length)) die("connect");
+  fds[1] = accept(listener, NULL, NULL);
+  for (int i = 0; i < 2; ++i) setsockopt(fds[i], IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+  close(listener);
+}
+
+static void receive_word(int fd) {
+  int word;
+  while (recv(fd, &word, sizeof word, MSG_DONTWAIT) != sizeof word) {
+  }
+}
+
+static double hop(void) {
+  int fds[2], word = 0;
+  connected_pair(fds);
+  const pid_t echo = fork();
+  pin(echo == 0);
+  if (echo == 0) {
+    for (int i = 0; i < kTrips; ++i) {
+      receive_word(fds[1]);
+      if (send(fds[1], &word, sizeof word, 0) < 0) _exit(1);
+    }
+    _exit(0);
+  }
+  double least = 1e9;
+  for (int i = 0; i < kTrips; ++i) {
+    const double begin = now();
+    if (send(fds[0], &word, sizeof word, 0) < 0) die("send");
+    receive_word(fds[0]);
+    const double half = (now() - begin) / 2;
+    if (half < least) least = half;
+  }
+  waitpid(echo, NULL, 0);
+  return least;
+}
+
+// The best of windows of 64 MiB; nobody pins, the kernel places both ends.
+static double loopback(void) {
+  static char chunk[kChunk];
+  int fds[2];
+  connected_pair(fds);
+  const pid_t sender = fork();
+  if (sender == 0) {
+    close(fds[1]);
+    for (;;) {
+      if (send(fds[0], chunk, sizeof chunk, MSG_NOSIGNAL) < 0) _exit(0);
+    }
+  }
+  close(fds[0]);
+  double rate = 0;
+  for (int window = 0; window < 40; ++window) {
+    const double begin = now();
+    size_t got = 0;
+    while (got < 64u << 20) {
+      const ssize_t n = recv(fds[1], chunk, sizeof chunk, 0);
+      if (n <= 0) die("recv");
+      got += (size_t)n;
+    }
+    const double seen = (double)got / (now() - begin);
+    if (seen > rate) rate = seen;
+  }
+  close(fds[1]);
+  waitpid(sender, NULL, 0);
+  return rate;
+}
+
+int main(int argc, char** argv) {
+  shared_ = mmap(NULL, sizeof *shared_, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  if (shared_ == MAP_FAILED) die("mmap");
+  const int all = (int)sysconf(_SC_NPROCESSORS_ONLN);
+  setvbuf(stdout, NULL, _IONBF, 0);  // a forked child must not print again what its parent did
+  for (int cores = 1; cores <= all && cores <= kCoresMax; cores *= 2) {
+    for (int i = 1; i < argc; ++i) {
+      const size_t nbytes = strtoul(argv[i], NULL, 10);
+      printf("copy %d %zu %.9f\n", cores, nbytes, best(cores, nbytes, kCopy));
+      printf("add %d %zu %.9f\n", cores, nbytes, best(cores, nbytes, kAdd));
+      printf("update %d %zu %.9f\n", cores, nbytes, best(cores, nbytes, kUpdate));
+    }
+  }
+  printf("loopback %.0f\n", loopback());
+  printf("hop %.9f\n", hop());
+}
