@@ -76,7 +76,7 @@ def describe(comm: Communicator) -> Job:
     text = json.dumps(
         {
             "name": socket.gethostname()[:255],
-            "cpu": _cpu()[:100],
+            "cpu": cpu_name()[:100],
             "cores": os.cpu_count() or 1,
             "cores_of_rank": len(os.sched_getaffinity(0)),
             "load": os.getloadavg()[0],
@@ -100,7 +100,8 @@ def describe(comm: Communicator) -> Job:
     )
 
 
-def _cpu() -> str:
+def cpu_name() -> str:
+    """Return the processor's name as the kernel knows it; the architecture where it knows none."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

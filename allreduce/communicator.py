@@ -64,6 +64,7 @@ class Communicator(PartCollectives, PointToPoint):
             self.link = _measure.measure(self)
         if self.link is not None:
             rows = cost.crossovers(self._ranks_of_schedules(), self.link)
+            log.debug("%s; %s", self.link, rows)
             self._group.set_choices([(_C.Collective.allreduce, size, name) for size, name in rows])
 
     @classmethod

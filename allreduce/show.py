@@ -18,17 +18,7 @@ from allreduce.simulate import PRESETS, simulate
 __all__ = ["main"]
 
 _ELEMENT_SIZE = 4
-_COLLECTIVES = (
-    "allreduce",
-    "reduce_scatter",
-    "allgather",
-    "broadcast",
-    "reduce",
-    "gather",
-    "barrier",
-    "scatter",
-    "alltoall",
-)
+_COLLECTIVES = tuple(Collective.__members__)
 
 
 def _sizes(text: str) -> list[int]:

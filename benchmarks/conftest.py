@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from allreduce._bench_machine import cpu_name
 from benchmarks import floors as floors_module
 from benchmarks import tables, targets
 from benchmarks.casts import Casts
@@ -93,11 +94,9 @@ def is_smoke(config: pytest.Config) -> bool:
 
 def machine_line() -> str:
     """Return CPU, load, congestion control, versions and commit."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = next((line.split(": ")[1] for line in lines if line.startswith("model name")), "unknown")
     congestion = Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip()
     parts = [
-        f"{os.cpu_count()} x {cpu}",
+        f"{os.cpu_count()} x {cpu_name()}",
         f"load {os.getloadavg()[0]:.1f}",
         f"kernel's congestion control {congestion}",
         f"Python {platform.python_version()}, NumPy {np.__version__}, torch {_torch_version()}",

@@ -25,6 +25,12 @@ std::string seconds_text(double seconds) {
   return text;
 }
 
+template <class RunOrTransfer>
+std::string timed_out(const std::string& what, const RunOrTransfer& late, int rank) {
+  return what + " timed out after " + seconds_text(Seconds(late.deadline - late.begun).count()) +
+         " s on rank " + std::to_string(rank);
+}
+
 std::exception_ptr error_from(int sender, const ControlFrame& frame) {
   std::string text = frame.message();
   if (text.find("[reported by rank ") == std::string::npos) {  // the first reporter is of interest
@@ -262,9 +268,7 @@ void Group::time_out(const Run& run) const {
     if (rank == topology_.rank || entered) continue;
     absent += (absent.empty() ? "" : ", ") + std::to_string(rank);
   }
-  std::string text = describe(run.header) + " timed out after " +
-                     seconds_text(Seconds(run.deadline - run.begun).count()) + " s on rank " +
-                     std::to_string(topology_.rank);
+  std::string text = timed_out(describe(run.header), run, topology_.rank);
   if (!absent.empty()) {
     text += ": no sign that rank " + absent + " entered it";
   }
@@ -280,9 +284,7 @@ void Group::time_out(const Run& run) const {
 }
 
 void Group::time_out(const Transfer& transfer) const {
-  std::string text = describe(transfer) + " timed out after " +
-                     seconds_text(Seconds(transfer.deadline - transfer.begun).count()) +
-                     " s on rank " + std::to_string(topology_.rank);
+  std::string text = timed_out(describe(transfer), transfer, topology_.rank);
   const std::string others = messages_->others_from(transfer);
   if (transfer.send) {
     text += ": nobody has received it";
@@ -300,14 +302,9 @@ void Group::check_presence(const Lane& lane) const {
   for (int i = 0; i < topology_.local_size; ++i) {
     const int rank = topology_.neighbours()[i];
     if (i == topology_.local_rank) continue;
-    const auto presence = control_.presence(rank);
+    const bool present = control_.presence(rank) == ControlLinks::Presence::present;
     const bool needed = lane.engine->stuck_on(rank) || local == i;
-    if (presence == ControlLinks::Presence::present || !needed) continue;
-    const bool left = presence == ControlLinks::Presence::left;
-    throw PeerError(rank, "rank " + std::to_string(rank) +
-                              (left ? " left the group (it closed or destroyed it)" : " has died") +
-                              " while rank " + std::to_string(topology_.rank) + " needs it for " +
-                              describe(run.header));
+    if (!present && needed) miss(rank, describe(run.header));
   }
 }
 
@@ -326,12 +323,15 @@ void Group::check_messages() const {
   if (!needed && present == 0) {  // a receive from any rank has nobody left
     for (const auto& transfer : messages_->unfinished()) needed = transfer.get();
   }
-  if (!needed) return;
-  const bool left = control_.presence(gone) == ControlLinks::Presence::left;
-  throw PeerError(gone, "rank " + std::to_string(gone) +
+  if (needed) miss(gone, describe(*needed));
+}
+
+void Group::miss(int rank, const std::string& what) const {
+  const bool left = control_.presence(rank) == ControlLinks::Presence::left;
+  throw PeerError(rank, "rank " + std::to_string(rank) +
                             (left ? " left the group (it closed or destroyed it)" : " has died") +
                             " while rank " + std::to_string(topology_.rank) + " needs it for " +
-                            describe(*needed));
+                            what);
 }
 
 // A broken stream is often the echo of an error elsewhere: its reason comes over the control links.

@@ -197,6 +197,7 @@ class Group {
   void check_presence(const Lane& lane) const;
   void check_messages() const;
   void tell_status(Run& run);
+  [[noreturn]] void miss(int rank, const std::string& what) const;
   [[noreturn]] void time_out(const Run& run) const;
   [[noreturn]] void time_out(const Transfer& transfer) const;
   void count_traffic(Channels& channels);

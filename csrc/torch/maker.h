@@ -103,7 +103,7 @@ class Maker {
 
   template <class Options>
   WorkPtr go(const std::shared_ptr<Group>& group, uint64_t sequence, const Options& options) {
-    const double timeout = options.timeout < kNoTimeout ? -1 : Seconds(options.timeout).count();
+    const double timeout = seconds_of(options.timeout);
     auto work = c10::make_intrusive<TorchWork>(rank_, size_, std::move(operation_), sequence);
     if (options.asyncOp) {
       work->start(group, timeout);

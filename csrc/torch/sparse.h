@@ -88,7 +88,7 @@ inline WorkPtr sparse_allreduce(const c10d::Backend& backend, const std::shared_
     throw UsageError("all_reduce: a sparse tensor must be COO, of at most 12 dimensions");
   }
   const at::Tensor own = tensor.coalesce();
-  const double timeout = options.timeout < kNoTimeout ? -1 : Seconds(options.timeout).count();
+  const double timeout = seconds_of(options.timeout);
   const auto begin = places_of(shapes_of_all(*group, rank, world_size, own, timeout), rank);
   const at::Tensor indices = rows_of_all(own._indices().t(), begin, rank);
   const at::Tensor values = rows_of_all(own._values(), begin, rank);

@@ -64,6 +64,11 @@ struct FutureError final : torch::PyTorchError {
   ErrorKind kind;
 };
 
+// A call's timeout as the core takes it, where a negative one is the group's.
+inline double seconds_of(Milliseconds timeout) {
+  return timeout < kNoTimeout ? -1 : Seconds(timeout).count();
+}
+
 struct Operation {
   Operation(OpType type, const char* title, Tensors inputs, Tensors outputs)
       : type(type), title(title), inputs(std::move(inputs)), outputs(std::move(outputs)) {}

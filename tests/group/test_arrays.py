@@ -47,29 +47,11 @@ def test_a_contiguous_part_of_an_array_is_reduced_alone():
     assert run_threads(2, body) == [[4.0] * 3 + [8.0] * 4 + [4.0] * 3] * 2
 
 
-def test_an_object_with_dlpack_is_reduced_in_place():
-    def body(comm):
-        x = Exporter(np.full(100, comm.rank + 1.0, np.float32))
-        assert comm.allreduce(x) is x
-        return float(x.array.sum())
-
-    assert run_threads(2, body) == [300.0] * 2
-
-
 class OldExporter(Exporter):
     """As DLPack was before it had versions."""
 
     def __dlpack__(self):
         return self.array.__dlpack__()
-
-
-def test_an_object_with_dlpack_without_versions_is_reduced_in_place():
-    def body(comm):
-        x = OldExporter(np.full((2, 50), comm.rank + 1.0, np.float32))
-        assert comm.allreduce(x) is x
-        return float(x.array.sum())
-
-    assert run_threads(2, body) == [300.0] * 2
 
 
 class Interface:
@@ -78,9 +60,11 @@ class Interface:
         self.__array_interface__ = array.__array_interface__
 
 
-def test_an_object_with_array_interface_is_reduced_in_place():
+@pytest.mark.parametrize("kind", [Exporter, OldExporter, Interface])
+@pytest.mark.parametrize("shape", [(100,), (2, 50)])
+def test_an_object_that_shares_its_memory_is_reduced_in_place(kind, shape):
     def body(comm):
-        x = Interface(np.full(100, comm.rank + 1.0, np.float32))
+        x = kind(np.full(shape, comm.rank + 1.0, np.float32))
         assert comm.allreduce(x) is x
         return float(x.array.sum())
 
