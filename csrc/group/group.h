@@ -186,26 +186,30 @@ class Group {
                            int root);
 
   // drive.cc: one thread at a time moves everything in flight
-  void drive(const std::function<bool()>& ended, bool in_caller);
+  enum class Driver { caller, waiter, worker };  // of its own blocking call; of any work; of all
+  void drive(const std::function<bool()>& ended, Driver driver);
   bool turn();
   bool advance(Lane& lane);
+  void count_traffic(Channels& channels);
   void accept_pending();
   void sleep();
+  void check_signals() const;
+  void wake();
+
+  // watch.cc: what goes wrong meanwhile, and how that ends the group
   void look_around();
   void handle(int rank, const ControlFrame& frame);
-  void check_deadlines() const;
-  void check_presence(const Lane& lane) const;
-  void check_messages() const;
   void tell_status(Run& run);
-  [[noreturn]] void miss(int rank, const std::string& what) const;
+  void check_deadlines() const;
   [[noreturn]] void time_out(const Run& run) const;
   [[noreturn]] void time_out(const Transfer& transfer) const;
-  void count_traffic(Channels& channels);
+  void check_presence(const Lane& lane) const;
+  void check_messages() const;
+  [[noreturn]] void miss(int rank, const std::string& what) const;
   void listen_for_cause();
   void fail(std::exception_ptr error);
   void end_all(std::exception_ptr error);
   [[noreturn]] void throw_failure() const;
-  void wake();
 
   GroupConfig config_;
   Topology topology_;
@@ -223,7 +227,7 @@ class Group {
   std::array<RunHeader, 64> history_;
   unsigned turns_ = 0;          // likewise, and the next two
   Clock::time_point looked_{};  // when it last looked around
-  bool in_caller_ = false;      // the driving thread is a caller's: signals are its business
+  Driver driver_ = Driver::worker;
 
   mutable std::mutex mutex_;  // guards the members below
   // A thread drives, or the worker is about to: so whenever anything is in flight.

@@ -93,7 +93,7 @@ bool Group::submit(std::shared_ptr<Transfer> transfer) {
 // Blocks until the work has ended, and throws its error.
 void Group::finish(Work& work, bool driving) {
   if (driving) {
-    drive([&] { return work.done(); }, /*in_caller=*/true);
+    drive([&] { return work.done(); }, Driver::caller);
     if (const auto error = work.error()) std::rethrow_exception(error);
     return;
   }
@@ -143,7 +143,7 @@ std::shared_ptr<Work> Group::start(const Message& message) {
     return work;
   }
   try {
-    drive([turns = 0]() mutable { return turns++ > 0; }, /*in_caller=*/true);
+    drive([turns = 0]() mutable { return turns++ > 0; }, Driver::caller);
   } catch (const Error&) {
     // The work has it.
   }
@@ -160,7 +160,7 @@ bool Group::wait(Work& work, double seconds) {
   if (work.done() || !take_over()) return work.wait(seconds);
   const auto until = after(seconds < 0 ? 1e9 : seconds);
   try {
-    drive([&] { return work.done() || Clock::now() >= until; }, /*in_caller=*/true);
+    drive([&] { return work.done() || Clock::now() >= until; }, Driver::waiter);
   } catch (const Error&) {
     // The work has it.
   }
@@ -204,7 +204,7 @@ void Group::worker_main() noexcept {
                          [](const Lane& lane) { return lane.runs.empty(); });
     };
     try {
-      drive(idle, /*in_caller=*/false);
+      drive(idle, Driver::worker);
     } catch (...) {
       // drive() has handed the error to every work in flight and poisoned the group.
     }

@@ -70,7 +70,7 @@ class Batch {
       try {
         if (!(group ? group->wait(*work, left) : work->wait(left))) return false;
       } catch (...) {
-        if (!work->done()) throw;
+        if (!work->error()) throw;
       }
     }
     return true;

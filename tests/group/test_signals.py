@@ -83,6 +83,34 @@ def test_ctrl_c_that_another_thread_receives(tmp_path):
     assert interrupted.error == "KeyboardInterrupt"
 
 
+def interrupt_waits(comm, n: int) -> int:
+    interrupted = 0
+    x = np.zeros(1000)
+    for i in range(n):
+        x[:] = i
+        if comm.rank == 0:
+            work = comm.allreduce(x, async_op=True)
+            timer = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
+            timer.start()
+            try:
+                work.wait()
+            except KeyboardInterrupt:
+                interrupted += 1
+            work.wait()
+            timer.join()
+        else:
+            time.sleep(0.2)
+            comm.allreduce(x)
+        assert (x == i * comm.world_size).all()
+    return interrupted
+
+
+@pytest.mark.parametrize("layout", ["1x2", "2x1"])
+def test_work_whose_wait_ctrl_c_has_ended_goes_on(tmp_path, layout):
+    outcomes = run_processes(2, interrupt_waits, tmp_path, 10, nodes=nodes(layout))
+    assert outcomes[0].result == 10
+
+
 def count_to(comm, n: int) -> float:
     x = np.ones(50_000)
     for i in range(n):
