@@ -17,6 +17,7 @@ from benchmarks import floors as floors_module
 from benchmarks import tables, targets
 from benchmarks.casts import Casts
 from benchmarks.cells import Cell
+from benchmarks.farms import Farms
 from benchmarks.floors import Floors
 from benchmarks.sizes import SIZES, SMOKE_SIZES
 
@@ -74,6 +75,14 @@ def report(pytestconfig: pytest.Config) -> Report:
 def casts() -> Iterator[Casts]:
     """Yield the players of one layout after the other."""
     made = Casts()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def farms() -> Iterator[Farms]:
+    """Yield the ranks of one setup after the other."""
+    made = Farms()
     yield made
     made.close()
 

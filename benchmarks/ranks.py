@@ -12,21 +12,18 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import signal
 import socket
-import struct
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
 import allreduce.torch  # registers hier where the package is not installed
 from allreduce import _C
 from allreduce._arrays import memory_of
+from benchmarks.pipes import Pipes, time_calls
 
 _WARM_UP_BYTES = 1 << 20
 _PERIOD = 7  # of the pattern that is summed: integers, small enough for bfloat16 at 16 ranks
@@ -68,16 +65,7 @@ class Rank:
         call = self._call(player, tensor)
         wrong = self._wrong_sums(tensor, call) if check else 0
         self._call(player, tensor[: _WARM_UP_BYTES // tensor.element_size()])()
-        for _ in range(warm_up):
-            call()
-        times = np.empty(calls)
-        cpu = time.process_time()
-        for i in range(calls):
-            begin = time.perf_counter()
-            call()
-            times[i] = time.perf_counter() - begin
-        cpu = time.process_time() - cpu
-        return np.concatenate([[wrong, cpu], times]).tobytes()
+        return time_calls(call, warm_up, calls, wrong)
 
     def explain(self, nbytes: int) -> bytes:
         """Return what `algo="auto"` does between nodes."""
@@ -141,13 +129,8 @@ def main() -> None:
     """Obey until the other end closes the pipe."""
     folder, size = Path(sys.argv[1]), int(sys.argv[2])
     index = next((r for r in range(1, size) if os.fork() == 0), 0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other end decides
-    with (folder / f"{index}.in").open() as lines, (folder / f"{index}.out").open("wb") as answers:
-        rank = Rank(folder, index, size)
-        for line in lines:
-            answer = obey(rank, line)
-            answers.write(struct.pack("@Q", len(answer)) + answer)
-            answers.flush()
+    pipes = Pipes(folder, index)
+    pipes.serve(functools.partial(obey, Rank(folder, index, size)))
     dist.destroy_process_group()
 
 

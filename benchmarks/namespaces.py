@@ -1,0 +1,119 @@
+"""Hosts for ranks on one machine: network namespaces behind one switch, on links of a given rate.
+
+Each host has one cable to a bridge, and tbf limits both ends of it: a host sends at most the rate,
+and receives at most the rate. Nothing is delayed on purpose (this needs netem, which not every
+kernel has): the latency is what this machine takes for a message.
+
+No namespace gets a name, so nothing is in /run/netns: it lives as long as a process is in it. In
+whatever way the ranks end, kill -9 included, the kernel takes links and bridge away.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+
+_CLONE_NEWNET = 0x40000000
+_BURST_SECONDS = 250e-6  # of the rate, that an idle link lets through at once
+_FRAME_BYTES = 1514
+_PACKET_BYTES_MAX = 65536
+_QUEUE_BYTES = 64 << 20  # more than TCP's windows: nothing is dropped
+_TIMEOUT = 20.0
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def address(host: int) -> str:
+    """Return the address of a host."""
+    return f"10.231.{host // 200}.{host % 200 + 1}"
+
+
+@functools.cache
+def why_not() -> str:
+    """Return why hosts cannot be made here, and what to do; empty where they can."""
+    if os.geteuid() != 0:
+        return "network namespaces need root"
+    missing = [tool for tool in ("ip", "tc", "unshare") if shutil.which(tool) is None]
+    if missing:
+        return f"no {' and no '.join(missing)}: apt install iproute2 util-linux"
+    trial = (
+        "ip link add port0 type veth peer name port1 && ip link add switch type bridge"
+        " && tc qdisc add dev port0 root tbf rate 1mbit burst 5k limit 10k"
+    )
+    done = subprocess.run(
+        ["unshare", "--net", "sh", "-c", trial],
+        capture_output=True,
+        text=True,
+        timeout=_TIMEOUT,
+        check=False,
+    )
+    return f"no namespaces, veth, bridge or tbf: {done.stderr.strip()}" if done.returncode else ""
+
+
+def fork_hosts(count: int, rate: float) -> int:
+    """Become `count` processes, each on a host of its own; return the number of each, here 0.
+
+    rate: bits per second of each link, in each direction.
+    """
+    switch = _new()
+    hosts = [_new() for _ in range(count)]
+    _build(switch, hosts, rate)
+    number = next((h for h in range(1, count) if os.fork() == 0), 0)
+    _enter(hosts[number])
+    for host in hosts:  # that of the switch stays open: no process is in there
+        os.close(host)
+    return number
+
+
+def _new() -> int:
+    """Enter a new namespace; return a descriptor of it."""
+    _check(_libc.unshare(_CLONE_NEWNET))
+    return os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+
+
+def _enter(namespace: int) -> None:
+    _check(_libc.setns(namespace, _CLONE_NEWNET))
+
+
+def _check(result: int) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def _build(switch: int, hosts: Sequence[int], rate: float) -> None:
+    # Less than 250 us, and late timers would cost a part of the rate. Yet a link that was idle for
+    # so long lets as much through at once: latencies below this are hidden where bytes are many.
+    packet = min(_PACKET_BYTES_MAX, max(2 * _FRAME_BYTES, int(rate / 8 * _BURST_SECONDS)))
+    burst = packet + packet // 16 + _FRAME_BYTES  # headers of the frames that a packet becomes
+    shape = f"root tbf rate {rate:.0f}bit burst {burst} limit {_QUEUE_BYTES}"
+    numbers = range(len(hosts))
+    here = f"/proc/{os.getpid()}/fd"
+    _batch(switch, "ip", ["link add switch type bridge", "link set switch up"])
+    cables = [f"link add port{h} type veth peer name eth0 netns {here}/{hosts[h]}" for h in numbers]
+    _batch(switch, "ip", [*cables, *(f"link set port{h} master switch up" for h in numbers)])
+    _batch(switch, "tc", [f"qdisc add dev port{h} {shape}" for h in numbers])
+    for number, host in enumerate(hosts):
+        up = f"link set eth0 gso_max_size {packet} up"
+        _batch(host, "ip", ["link set lo up", f"address add {address(number)}/16 dev eth0", up])
+        _batch(host, "tc", [f"qdisc add dev eth0 {shape}"])
+
+
+def _batch(namespace: int, tool: str, lines: Sequence[str]) -> None:
+    """Run lines of `ip` or `tc` in a namespace."""
+    _enter(namespace)
+    text = "".join(line + "\n" for line in lines)
+    done = subprocess.run(
+        [tool, "-batch", "-"],
+        input=text,
+        capture_output=True,
+        text=True,
+        timeout=_TIMEOUT,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise OSError(f"{tool}: {done.stderr.strip()} in\n{text}")

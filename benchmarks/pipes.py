@@ -1,0 +1,50 @@
+"""What every rank written in Python does: obeys the lines of its pipe, and answers.
+
+The protocol is that of peers/protocol.h.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+import struct
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+
+_PR_SET_PDEATHSIG = 1
+
+
+class Pipes:
+    """The pipes of one rank. It ends when they are closed, or when its parent dies."""
+
+    def __init__(self, folder: Path, rank: int) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other end decides
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        self._lines = (folder / f"{rank}.in").open()
+        self._answers = (folder / f"{rank}.out").open("wb")
+
+    def serve(self, obey: Callable[[str], bytes]) -> None:
+        """Answer each line until there are no more."""
+        with self._lines, self._answers:
+            for line in self._lines:
+                answer = obey(line)
+                self._answers.write(struct.pack("@Q", len(answer)) + answer)
+                self._answers.flush()
+
+
+def time_calls(call: Callable[[], object], warm_up: int, calls: int, wrong: int) -> bytes:
+    """Return the answer to "measure": wrong elements, CPU seconds, and the seconds of each call."""
+    for _ in range(warm_up):
+        call()
+    times = np.empty(calls)
+    cpu = time.process_time()
+    for i in range(calls):
+        begin = time.perf_counter()
+        call()
+        times[i] = time.perf_counter() - begin
+    cpu = time.process_time() - cpu
+    return np.concatenate([[wrong, cpu], times]).tobytes()
