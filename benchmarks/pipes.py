@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 
-
 _PR_SET_PDEATHSIG = 1
 
 
