@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.casts import Cast
+from benchmarks.farms import Farm
 from benchmarks.layouts import Layout
 from benchmarks.worlds import Round
 
-SECONDS = 0.5  # that a player gets in a cell, over all rounds
+SECONDS = 0.5  # that a player gets in a cell of a sweep, over all rounds
 _ROUNDS = 5
 _FEWER_ROUNDS = 3  # where one takes long
 _LONG = 2.0
@@ -100,9 +101,12 @@ class Cell:
         return {"players": figures, "limits": limits, "absent": self.absent, "auto": self.auto}
 
 
-def measure(cell: Cell, cast: Cast, players: Sequence[str], benchmark: Any) -> None:
+def measure(
+    cell: Cell, cast: Cast | Farm, players: Sequence[str], benchmark: Any, seconds: float = SECONDS
+) -> None:
     """Fill a cell: check each player's sums once, see how long it takes, then measure in rounds.
 
+    seconds: that a player gets, over all rounds.
     The first of `players` is the one whose times pytest-benchmark shows.
     """
     deadline = time.monotonic() + _CELL_SECONDS_MAX
@@ -112,7 +116,7 @@ def measure(cell: Cell, cast: Cast, players: Sequence[str], benchmark: Any) -> N
     def one_round() -> None:
         global _clock_seconds
         if not cell.rounds or time.monotonic() < deadline:
-            _one_round(cell, cast, pace, 1 if benchmark.disabled else _CALLS_MAX)
+            _one_round(cell, cast, pace, seconds, 1 if benchmark.disabled else _CALLS_MAX)
         _clock_seconds += float(np.median(cell.rounds[players[0]][-1].seconds))
 
     for player in slow:
@@ -123,7 +127,7 @@ def measure(cell: Cell, cast: Cast, players: Sequence[str], benchmark: Any) -> N
     benchmark.extra_info |= cell.summary()
 
 
-def _first_pace(cell: Cell, cast: Cast, players: Sequence[str]) -> dict[str, float]:
+def _first_pace(cell: Cell, cast: Cast | Farm, players: Sequence[str]) -> dict[str, float]:
     """Return about how many seconds a call of each player takes, whose sums are right."""
     pace = {}
     for player in players:
@@ -135,11 +139,13 @@ def _first_pace(cell: Cell, cast: Cast, players: Sequence[str]) -> dict[str, flo
     return pace
 
 
-def _one_round(cell: Cell, cast: Cast, pace: dict[str, float], calls_max: int) -> None:
+def _one_round(
+    cell: Cell, cast: Cast | Farm, pace: dict[str, float], budget: float, calls_max: int
+) -> None:
     """Let each player have its turn, as many calls as its time allows at the pace of the last."""
     turns = {}
     for player, seconds in pace.items():
-        calls = max(1, min(calls_max, round(SECONDS / _ROUNDS / seconds)))
+        calls = max(1, min(calls_max, round(budget / _ROUNDS / seconds)))
         warm_up = min(calls_max, int(_WARM_UP_SECONDS / seconds))
         turn = cast.measure(player, cell.nbytes, cell.dtype, calls, warm_up=warm_up)
         if turn is not None:
