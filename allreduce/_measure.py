@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING
 
@@ -11,15 +12,24 @@ import numpy as np
 import numpy.typing as npt
 
 from allreduce import _C
-from allreduce._arrays import memory_of
+from allreduce._bench_cases import Case, nbytes_of
 from allreduce._race import Effort, race
 from allreduce.cost import Layout, Link
-from allreduce.tuning import LOCAL_STAGE_ALONE, Points, Times, Tuned, Tuning, candidates, decide
+from allreduce.tuning import (
+    LOCAL_STAGE_ALONE,
+    Points,
+    Times,
+    Tuned,
+    Tuning,
+    candidates,
+    decide,
+    slopes,
+)
 
 if TYPE_CHECKING:
     from allreduce.communicator import Communicator
 
-__all__ = ["allreduce_times", "fit", "measure"]
+__all__ = ["Field", "allreduce_field", "call_of", "fit", "ladder", "measure"]
 
 _SIZES = tuple(1 << k for k in (10, 13, 16, 19, 22))  # bytes
 _LEAST_SIZES = 2  # are measured, however long it takes: alpha and beta need them
@@ -28,6 +38,7 @@ _EFFORT = Effort(seconds=0.06, least_turns=2, most_turns=7)
 _CALLS_LEAST = 7  # of each algorithm at a size
 _CATCHES_UP = 1.01  # an algorithm that sends so much more than the least never does at large sizes
 _LOST = 1.6  # times the fastest
+_GIVEN_UP = 2  # sizes in a row that were lost: once may be a busy machine
 
 _GAMMA_BYTES, _GAMMA_REPEATS = 1 << 20, 12
 
@@ -36,9 +47,10 @@ def measure(comm: Communicator) -> Tuning:
     """Return what was measured of this communicator, the same on all ranks; every rank calls it."""
     begin = time.perf_counter()
     layout = comm.layout
-    times = allreduce_times(comm, _SIZES, _EFFORT, _BUDGET)
+    times = ladder(comm, allreduce_field(layout), _SIZES, _EFFORT, _BUDGET)
     links = fit(comm, times)
-    choices = {} if layout.ranks_of_schedule == 1 else {"allreduce": decide(times)}
+    rows = decide(times, slopes(layout, times, links))
+    choices = {} if layout.ranks_of_schedule == 1 else {"allreduce": rows}
     tuned = Tuned(
         nodes=layout.nodes, local=layout.local, choices=choices, times={"allreduce": times}
     )
@@ -46,38 +58,71 @@ def measure(comm: Communicator) -> Tuning:
     return Tuning(links=links, layouts=(tuned,), source=f"measured at init in {seconds:.2f} s")
 
 
-def allreduce_times(
-    comm: Communicator, sizes: Sequence[int], effort: Effort, budget: float
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Field:
+    """Who races: the algorithms of a collective, and the share of the buffer that each sends."""
+
+    collective: str
+    sent: Mapping[str, float]
+
+
+def allreduce_field(layout: Layout) -> Field:
+    """Return the algorithms of an allreduce that differ in a layout."""
+    names = dict.fromkeys(candidates(layout).values())
+    demands = {name: layout.demands(name).get(layout.schedule_link) for name in names}
+    return Field(
+        collective="allreduce",
+        sent={name: found[1] if found else 0.0 for name, found in demands.items()},
+    )
+
+
+def ladder(
+    comm: Communicator, field: Field, sizes: Sequence[int], effort: Effort, budget: float
 ) -> dict[str, Points]:
-    """Return the times of the algorithms that an allreduce has a choice of, size by size.
+    """Return the times of the algorithms, size by size.
 
     It stops where the budget, in seconds, would not do for the next size. An algorithm that has
-    lost, and sends too much to ever win again, is given up: its times end there.
+    lost twice, and sends too much to ever win again, is given up: its times end there.
     """
-    layout = comm.layout
-    names = list(dict.fromkeys(candidates(layout).values()))
-    sent = {name: layout.demands(name).get(layout.schedule_link, (0.0,) * 3)[1] for name in names}
-    data = np.zeros(max(sizes) // 4, np.float32)
+    names, sent = list(field.sent), field.sent
+    largest = max(nbytes_of(field.collective, size, "float32", comm.world_size) for size in sizes)
+    buffer = np.zeros(largest, np.uint8)
     times: dict[str, list[tuple[int, float]]] = {name: [] for name in names}
+    lost = dict.fromkeys(names, 0)
     spent = 0.0
-    for number, nbytes in enumerate(sizes):
+    for number, size in enumerate(sizes):
         if number >= _LEAST_SIZES:
-            growth = nbytes / sizes[number - 1]
+            growth = size / sizes[number - 1]
             soon = sum(times[name][-1][1] for name in names) * growth * _CALLS_LEAST
             if spent + soon > budget:
                 break
-        calls = {name: _allreduce(comm, data[: nbytes // 4], name) for name in names}
+        calls = {name: call_of(comm, field.collective, buffer, size, name) for name in names}
         seconds, taken = race(comm, calls, effort)
         spent += taken
         for name in names:
-            times[name].append((nbytes, seconds[name]))
+            times[name].append((size, seconds[name]))
         least, least_sent = min(seconds.values()), min(sent[name] for name in names)
-        names = [
-            name
-            for name in names
-            if seconds[name] <= _LOST * least or sent[name] <= _CATCHES_UP * least_sent
-        ]
+        for name in names:
+            lost[name] = lost[name] + 1 if seconds[name] > _LOST * least else 0
+        names = [n for n in names if lost[n] < _GIVEN_UP or sent[n] <= _CATCHES_UP * least_sent]
     return {name: tuple(points) for name, points in times.items()}
+
+
+def call_of(
+    comm: Communicator, collective: str, buffer: npt.NDArray[np.uint8], size: int, algorithm: str
+) -> Callable[[], None]:
+    """Return the core's call of a collective on the first `size` bytes of a buffer of zeros."""
+    return Case(
+        comm,
+        collective,
+        nbytes=size,
+        dtype="float32",
+        op="sum",
+        root=0,
+        algorithm="auto" if algorithm == LOCAL_STAGE_ALONE else algorithm,
+        buffer=buffer,
+        input=buffer[:0],
+    ).call
 
 
 def fit(comm: Communicator, times: Times) -> dict[str, Link]:
@@ -128,13 +173,6 @@ def _nonnegative(
             if (found >= 0).all() and error < least:
                 best, least = found, error
     return best
-
-
-def _allreduce(comm: Communicator, data: npt.NDArray[np.float32], name: str) -> Callable[[], None]:
-    algorithm = "auto" if name == LOCAL_STAGE_ALONE else name
-    call = comm._call(_C.Collective.allreduce, memory_of(data, "x", comm.rank), algo=algorithm)
-    run = comm._group.run
-    return lambda: run(**call)
 
 
 def _seconds_per_byte_reduced() -> float:

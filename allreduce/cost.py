@@ -118,6 +118,10 @@ class Layout:
             for kind, (messages, sent, reduced) in self.demands(algorithm).items()
         )
 
+    def seconds_per_byte(self, algorithm: str, links: Mapping[str, Link]) -> float:
+        """Return what each further byte takes by the model; KeyError without its links."""
+        return self.predict(algorithm, 1, links) - self.predict(algorithm, 0, links)
+
     def __str__(self) -> str:
         """Return the layout in words."""
         sizes = Counter(self.nodes)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from types import MappingProxyType
 from typing import TypeAlias
 
 from allreduce import _C
@@ -28,6 +29,7 @@ __all__ = [
     "fastest",
     "interpolate",
     "limits",
+    "slopes",
 ]
 
 Points: TypeAlias = tuple[tuple[int, float], ...]  # (bytes, seconds), by ascending bytes
@@ -97,7 +99,7 @@ class Tuning:
         tuned = self.of(layout)
         times = tuned.times.get("allreduce", {}) if tuned else {}
         algorithm = candidates(layout).get(algorithm, algorithm)
-        found = interpolate(times, algorithm, nbytes)
+        found = interpolate(times, algorithm, nbytes, slopes(layout, times, self.links))
         if found is not None:
             return found, MEASURED
         predicted = self.predict(layout, algorithm, nbytes)
@@ -138,11 +140,22 @@ def candidates(layout: Layout) -> Mapping[str, str]:
     return representatives(layout.ranks_of_schedule)
 
 
-def interpolate(times: Times, algorithm: str, nbytes: int) -> float | None:
+def slopes(layout: Layout, times: Times, links: Mapping[str, Link]) -> dict[str, float]:
+    """Return by algorithm what each further byte of an allreduce takes, where the model knows."""
+    needed = layout.demands(next(iter(times))) if times else {}
+    if not times or not set(needed) <= set(links):
+        return {}
+    return {name: layout.seconds_per_byte(name, links) for name in times}
+
+
+def interpolate(
+    times: Times, algorithm: str, nbytes: int, beyond: Mapping[str, float] = MappingProxyType({})
+) -> float | None:
     """Return an algorithm's seconds at a size: on straight lines between its points.
 
-    The last line goes on beyond the last point. None for an algorithm without points, or given up
-    before this size while others went on.
+    Beyond the last point the model goes on from there, at `beyond` seconds a byte: noise in the
+    last points must not decide what is fastest far away. Without it the last line goes on. None for
+    an algorithm without points, or given up before this size while others went on.
     """
     points = times.get(algorithm, ())
     if not points:
@@ -155,14 +168,16 @@ def interpolate(times: Times, algorithm: str, nbytes: int) -> float | None:
     lines = list(pairwise(points)) or [((0, 0.0), points[0])]
     (n0, t0), (n1, t1) = next((line for line in lines if nbytes <= line[1][0]), lines[-1])
     slope = (t1 - t0) / (n1 - n0)
-    return t1 + (nbytes - n1) * (slope if nbytes <= n1 else max(slope, 0.0))
+    if nbytes > n1:
+        slope = beyond.get(algorithm, max(slope, 0.0))
+    return t1 + (nbytes - n1) * slope
 
 
-def decide(times: Times) -> tuple[Choice, ...]:
-    """Return which algorithm serves which sizes, by their times."""
+def decide(times: Times, beyond: Mapping[str, float] = MappingProxyType({})) -> tuple[Choice, ...]:
+    """Return which algorithm serves which sizes, by their times; `beyond` as in `interpolate`."""
     rows: list[Choice] = []
     for size in _SIZES:
-        found = {name: interpolate(times, name, size) for name in times}
+        found = {name: interpolate(times, name, size, beyond) for name in times}
         known = {name: seconds for name, seconds in found.items() if seconds is not None}
         name = fastest(known, favourite=rows[-1].algorithm if rows else "")
         if rows and rows[-1].algorithm == name:

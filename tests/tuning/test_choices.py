@@ -30,6 +30,16 @@ def test_times_lie_on_lines_between_the_points_and_go_on_beyond() -> None:
     assert interpolate(times, "bcube", 100) is None
 
 
+def test_beyond_the_last_point_the_model_goes_on() -> None:
+    # By their last lines ring would win far away; it sends more, so its points must be noise.
+    times = {"ring": ((100, 1.0), (200, 1.1)), "bcube": ((100, 0.5), (200, 1.0))}
+    slopes = {"ring": 0.02, "bcube": 0.01}
+    assert interpolate(times, "ring", 1200, slopes) == pytest.approx(1.1 + 20)
+    assert interpolate(times, "bcube", 1200, slopes) == pytest.approx(1.0 + 10)
+    assert decide(times)[-1].algorithm == "ring"
+    assert decide(times, slopes)[-1].algorithm == "bcube"
+
+
 def test_an_algorithm_that_was_given_up_has_no_time_beyond() -> None:
     times = {"ring": ((100, 1.0), (200, 2.0)), "binomial": ((100, 5.0),)}
     assert interpolate(times, "binomial", 100) == 5.0

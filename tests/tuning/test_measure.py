@@ -97,7 +97,8 @@ def test_measuring_stops_where_the_budget_ends(monkeypatch) -> None:
     def sizes(budget: float) -> list[int]:
         def body(comm: Communicator) -> list[int]:
             effort = Effort(seconds=0.01, least_turns=2, most_turns=2)
-            times = _measure.allreduce_times(comm, [1 << k for k in (6, 8, 10, 12)], effort, budget)
+            field = _measure.allreduce_field(comm.layout)
+            times = _measure.ladder(comm, field, [1 << k for k in (6, 8, 10, 12)], effort, budget)
             return [max(nbytes for nbytes, _ in points) for points in times.values()]
 
         return run_threads(2, body, nodes=2)[0]
