@@ -333,7 +333,7 @@ def _layout(wiring: Wiring, options: dict[str, Any]) -> cost.Layout:
         node_of_rank=tuple(wiring.node_of_rank),
         local=options["local"],
         rails=options["rails"],
-        crowd=max(1.0, wiring.ranks_on_host / len(os.sched_getaffinity(0))),
+        crowd=wiring.ranks_on_host / len(os.sched_getaffinity(0)),
     )
 
 

@@ -58,7 +58,7 @@ class Layout:
     """Where the ranks of a group are, and how they work together.
 
     rails: ranks of a node that talk to other nodes; 0: all that can.
-    crowd: ranks of a machine by its cores, 1 or more.
+    crowd: ranks of a machine by its cores.
     """
 
     node_of_rank: tuple[int, ...]
@@ -175,7 +175,7 @@ def predict(
 ) -> float:
     """Return the predicted seconds of an allreduce of `nbytes` among ranks on nodes of their own.
 
-    crowd: ranks of a machine by its cores, 1 or more.
+    crowd: ranks of a machine by its cores.
     """
     if num_ranks == 1:
         return 0.0
