@@ -31,15 +31,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Field", "allreduce_field", "call_of", "fit", "ladder", "measure"]
 
-_SIZES = tuple(1 << k for k in (10, 13, 16, 19, 22))  # bytes
+_SIZES = tuple(1 << k for k in (10, 13, 16, 19, 22, 24))  # bytes
 _LEAST_SIZES = 2  # are measured, however long it takes: alpha and beta need them
-_BUDGET = 0.5  # seconds for all calls
+_BUDGET = 0.6  # seconds for all calls
 _EFFORT = Effort(seconds=0.06, least_turns=2, most_turns=7)
 _CALLS_LEAST = 7  # of each algorithm at a size
 _CATCHES_UP = 1.01  # an algorithm that sends so much more than the least never does at large sizes
 _LOST = 1.6  # times the fastest
 _GIVEN_UP = 2  # sizes in a row that were lost: once may be a busy machine
 
+_LARGE = 1 << 30  # bytes
 _GAMMA_BYTES, _GAMMA_REPEATS = 1 << 20, 12
 
 
@@ -60,7 +61,7 @@ def measure(comm: Communicator) -> Tuning:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Field:
-    """Who races: the algorithms of a collective, and the share of the buffer that each sends."""
+    """Who races: the algorithms of a collective, and what each sends of a large buffer."""
 
     collective: str
     sent: Mapping[str, float]
@@ -69,7 +70,7 @@ class Field:
 def allreduce_field(layout: Layout) -> Field:
     """Return the algorithms of an allreduce that differ in a layout."""
     names = dict.fromkeys(candidates(layout).values())
-    demands = {name: layout.demands(name).get(layout.schedule_link) for name in names}
+    demands = {name: layout.demands(name, _LARGE).get(layout.schedule_link) for name in names}
     return Field(
         collective="allreduce",
         sent={name: found[1] if found else 0.0 for name, found in demands.items()},
@@ -130,7 +131,7 @@ def fit(comm: Communicator, times: Times) -> dict[str, Link]:
     layout = comm.layout
     gamma = np.array([_seconds_per_byte_reduced()])
     comm.allreduce(gamma, "min")
-    kinds = list(layout.demands(next(iter(times))))
+    kinds = list(layout.demands(next(iter(times)), 0))
     figures = _figures(layout, kinds, times, float(gamma[0]))
     comm.broadcast(figures, root=0)  # two machines may round differently
     pairs = figures.reshape(-1, 2)
@@ -146,14 +147,14 @@ def _figures(
     """Return alpha and beta of each class in a row; relative errors count."""
     rows, left = [], []
     for name, points in times.items():
-        demands = layout.demands(name)
         for nbytes, seconds in points:
+            demands = layout.demands(name, nbytes)
             row: list[float] = []
             reducing = 0.0
             for kind in kinds:
                 messages, sent, reduced = demands[kind]
-                row += [messages / seconds, sent * nbytes / seconds]
-                reducing += reduced * nbytes * gamma
+                row += [messages / seconds, sent / seconds]
+                reducing += reduced * gamma
             rows.append(row)
             left.append(max(0.0, 1 - reducing / seconds))
     return _nonnegative(np.array(rows), np.array(left))

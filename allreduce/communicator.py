@@ -333,6 +333,7 @@ def _layout(wiring: Wiring, options: dict[str, Any]) -> cost.Layout:
         node_of_rank=tuple(wiring.node_of_rank),
         local=options["local"],
         rails=options["rails"],
+        segment_bytes=options["segment_bytes"],
         crowd=wiring.ranks_on_host / len(os.sched_getaffinity(0)),
     )
 

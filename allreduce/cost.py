@@ -2,8 +2,10 @@
 
 alpha is seconds per message, beta seconds per byte sent, gamma seconds per byte reduced. A round of
 a schedule takes what its busiest rank needs for its messages, in or out, and for its reductions
-(Hockney's model, as in Thakur, Rabenseifner and Gropp 2005). Where ranks share cores, it takes no
-less than the work of all of them by the number of cores. docs/tuning.md has the formulas.
+(Hockney's model, as in Thakur, Rabenseifner and Gropp 2005), but that the rounds of a long message
+overlap, segment by segment: all but its first segment take what its busiest rank needs in all.
+Where ranks share cores, nothing takes less than the work of all of them by the number of cores.
+docs/tuning.md has the formulas.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+import numpy.typing as npt
 
 from allreduce import _C
 
@@ -34,6 +37,7 @@ _PREFERENCE = (
     *("recursive_doubling", "halving_doubling", "circulant", "bcube", "ring"),
     *("torus", "direct", "binomial"),
 )
+_LARGE = 1 << 30  # bytes
 _SYNCHRONISATIONS = 2  # of the local stage: contributions are there, shards are final
 
 
@@ -58,12 +62,14 @@ class Layout:
     """Where the ranks of a group are, and how they work together.
 
     rails: ranks of a node that talk to other nodes; 0: all that can.
+    segment_bytes: most bytes of a step of a schedule.
     crowd: ranks of a machine by its cores.
     """
 
     node_of_rank: tuple[int, ...]
     local: str = "rs_ag"
     rails: int = 0
+    segment_bytes: int = 256 << 10
     crowd: float = 1.0
 
     @property
@@ -95,32 +101,35 @@ class Layout:
         most = min(self.nodes)
         return 1 if self.local == "reduce_bcast" else min(self.rails or most, most)
 
-    def demands(self, algorithm: str) -> dict[str, tuple[float, float, float]]:
-        """Return (messages, share of the buffer sent, share reduced) by class of links.
-
-        They are those of the critical path.
-        """
+    def demands(self, algorithm: str, nbytes: int) -> dict[str, tuple[float, float, float]]:
+        """Return (messages, bytes sent, bytes reduced) of the critical path by class of links."""
         found: dict[str, tuple[float, float, float]] = {}
         if self.has_local_stage:
-            others = 1 - 1 / max(self.nodes)
+            others = nbytes * (1 - 1 / max(self.nodes))
             found[LOCAL_STAGE] = (float(_SYNCHRONISATIONS), 2 * others, others)
-        ranks, shards = self.ranks_of_schedule, self.shards
-        if ranks > 1:
-            messages, sent, reduced = _demands(algorithm, ranks, self.crowd)
-            found[self.schedule_link] = (messages, sent / shards, reduced / shards)
+        if self.ranks_of_schedule > 1:
+            path = _path(algorithm, self.ranks_of_schedule, self.crowd)
+            shard = nbytes / self.shards
+            first = min(shard, self.segment_bytes)
+            found[self.schedule_link] = (
+                path.messages,
+                path.sent.of(first, shard),
+                path.reduced.of(first, shard),
+            )
         return found
 
     def predict(self, algorithm: str, nbytes: int, links: Mapping[str, Link]) -> float:
         """Return the predicted seconds of an allreduce of `nbytes`; KeyError without its links."""
         return sum(
-            messages * links[kind].alpha
-            + nbytes * (sent * links[kind].beta + reduced * links[kind].gamma)
-            for kind, (messages, sent, reduced) in self.demands(algorithm).items()
+            messages * links[kind].alpha + sent * links[kind].beta + reduced * links[kind].gamma
+            for kind, (messages, sent, reduced) in self.demands(algorithm, nbytes).items()
         )
 
     def seconds_per_byte(self, algorithm: str, links: Mapping[str, Link]) -> float:
-        """Return what each further byte takes by the model; KeyError without its links."""
-        return self.predict(algorithm, 1, links) - self.predict(algorithm, 0, links)
+        """Return what each further byte of a large buffer takes; KeyError without its links."""
+        return (
+            self.predict(algorithm, 2 * _LARGE, links) - self.predict(algorithm, _LARGE, links)
+        ) / _LARGE
 
     def __str__(self) -> str:
         """Return the layout in words."""
@@ -129,27 +138,50 @@ class Layout:
         return f"{len(self.node_of_rank)} ranks, nodes x ranks {nodes}, local {self.local}"
 
 
+@dataclass(frozen=True, slots=True)
+class _Volume:
+    """Shares of the buffer: of each round's busiest rank, added up; of the rank busiest in all."""
+
+    by_round: float
+    in_all: float
+
+    def of(self, first: float, nbytes: float) -> float:
+        """Return the bytes of a buffer whose first segment passes the rounds one by one."""
+        return self.by_round * first + self.in_all * (nbytes - first)
+
+
+@dataclass(frozen=True, slots=True)
+class _Path:
+    messages: float
+    sent: _Volume
+    reduced: _Volume
+
+
 @lru_cache(maxsize=256)
-def _demands(algorithm: str, num_ranks: int, crowd: float) -> tuple[float, float, float]:
-    """Return (messages, share of the buffer sent, share reduced) on the critical path."""
+def _path(algorithm: str, num_ranks: int, crowd: float) -> _Path:
+    """Return what the critical path of a schedule demands."""
     schedule = _C.build(_C.Collective.allreduce, algorithm, num_ranks)
-    messages = sent = reduced = 0.0
     moves = np.asarray(schedule.moves())
-
-    def busiest(ranks: np.ndarray[tuple[int], np.dtype[np.int32]], share: object = None) -> float:
-        work = np.bincount(ranks, weights=share, minlength=num_ranks)  # type: ignore[arg-type]
-        return float(max(work.max(), work.mean() * crowd))
-
+    sent = np.zeros((len(schedule.rounds), 2, num_ranks))  # and received
+    reduced = np.zeros((len(schedule.rounds), 1, num_ranks))
+    messages = np.zeros_like(sent)
     for number in range(len(schedule.rounds)):
         rows = moves[moves[:, 0] == number]
         share = (rows[:, 4] - rows[:, 3]) / schedule.num_chunks
         pairs = np.unique(rows[:, 1:3], axis=0)
-        messages += max(busiest(pairs[:, column]) for column in (0, 1))
-        sent += max(busiest(rows[:, column], share) for column in (1, 2))
+        for end in (0, 1):
+            messages[number, end] = np.bincount(pairs[:, end], minlength=num_ranks)
+            sent[number, end] = np.bincount(rows[:, 1 + end], share, num_ranks)
         adding = rows[:, 5] == 1
-        if adding.any():
-            reduced += busiest(rows[adding, 2], share[adding])
-    return messages, sent, reduced
+        reduced[number, 0] = np.bincount(rows[adding, 2], share[adding], num_ranks)
+
+    def busiest(work: npt.NDArray[np.float64]) -> float:
+        return float(max(work.max(), work.mean(axis=-1).max() * crowd))
+
+    def volume(work: npt.NDArray[np.float64]) -> _Volume:
+        return _Volume(sum(map(busiest, work)), busiest(work.sum(axis=0)))
+
+    return _Path(volume(messages).by_round, volume(sent), volume(reduced))
 
 
 @lru_cache(maxsize=64)

@@ -142,7 +142,7 @@ def candidates(layout: Layout) -> Mapping[str, str]:
 
 def slopes(layout: Layout, times: Times, links: Mapping[str, Link]) -> dict[str, float]:
     """Return by algorithm what each further byte of an allreduce takes, where the model knows."""
-    needed = layout.demands(next(iter(times))) if times else {}
+    needed = layout.demands(next(iter(times)), 0) if times else {}
     if not times or not set(needed) <= set(links):
         return {}
     return {name: layout.seconds_per_byte(name, links) for name in times}

@@ -20,7 +20,6 @@ def forms(p: int) -> dict[str, tuple[float, float, float]]:
         "recursive_doubling": (log2(p), log2(p), log2(p)),
         "circulant": (2 * log2(p), 2 * share, share),
         "direct": (2 * (p - 1), 2 * share, share),
-        "binomial": (2 * log2(p), 2 * log2(p), log2(p)),
     }
 
 
@@ -31,14 +30,25 @@ def test_predictions_equal_the_closed_forms(p: int) -> None:
         assert predict(name, p, N, LINK) == pytest.approx(seconds), name
 
 
+def test_the_rounds_of_a_long_message_overlap_by_segments() -> None:
+    # Up a tree and down again: each round sends the buffer, and the root's rounds alone are busy.
+    for p in (2, 4, 8):
+        for nbytes in (1 << 10, 256 << 10, 1 << 20, 1 << 26):
+            first = min(nbytes, 256 << 10)
+            sent = 2 * log2(p) * first + log2(p) * (nbytes - first)
+            seconds = 2 * log2(p) * LINK.alpha + sent * LINK.beta + log2(p) * nbytes * LINK.gamma
+            assert predict("binomial", p, nbytes, LINK) == pytest.approx(seconds)
+
+
 def test_ranks_that_share_cores_take_the_work_of_all() -> None:
     # All ranks of halving/doubling work in each round; of a binomial tree's 8, 4 send at most.
     for crowd in (1.0, 2.0, 4.0):
         crowded = predict("halving_doubling", 8, N, LINK, crowd=crowd)
         assert crowded == pytest.approx(crowd * predict("halving_doubling", 8, N, LINK))
-    alone = predict("binomial", 8, N, LINK)
-    assert predict("binomial", 8, N, LINK, crowd=2.0) == pytest.approx(alone)
-    assert alone < predict("binomial", 8, N, LINK, crowd=4.0) < 4 * alone
+    # Of a tree of 8, at most 4 send in a round.
+    alone = predict("binomial", 8, 1 << 10, LINK)
+    assert predict("binomial", 8, 1 << 10, LINK, crowd=2.0) == pytest.approx(alone)
+    assert alone < predict("binomial", 8, 1 << 10, LINK, crowd=4.0) < 4 * alone
 
 
 def test_a_hierarchy_adds_its_local_stage_and_splits_the_buffer_over_rails() -> None:
@@ -57,7 +67,7 @@ def test_a_hierarchy_adds_its_local_stage_and_splits_the_buffer_over_rails() -> 
 
 def test_each_layout_has_its_own_classes_of_links() -> None:
     def classes(nodes: tuple[int, ...], local: str = "rs_ag") -> list[str]:
-        return list(Layout(node_of_rank=nodes, local=local).demands("ring"))
+        return list(Layout(node_of_rank=nodes, local=local).demands("ring", N))
 
     assert classes((0, 0)) == [LOCAL_STAGE]
     assert classes((0, 1)) == [NETWORK]
