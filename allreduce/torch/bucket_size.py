@@ -73,7 +73,9 @@ def agree(
         def seconds(nbytes: int) -> float:
             return each + max(0.0, (comm.predict(nbytes) or 0.0) - least)
 
-        busy = comm.layout.crowd * torch.get_num_threads() >= 1
+        # Ranks of one machine reduce by its cores alone, and all of those compute already.
+        alone = comm._wiring.ranks_on_host == comm.world_size
+        busy = alone and comm.layout.crowd * torch.get_num_threads() >= 1
         best[0] = choose(parameters, order, ready, seconds, busy=busy)
     comm.broadcast(best, root=0)
     return int(best[0])
@@ -95,7 +97,7 @@ def choose(
         order: parameters as their gradients come.
         ready: seconds after the begin of the pass, by parameter.
         seconds: of the reduction of so many bytes.
-        busy: all cores compute: what runs beside backprop costs as much as what it waits for.
+        busy: what runs beside backprop takes its time from it, so that nothing is hidden.
     """
 
     def cost(bucket_bytes: int) -> float:
@@ -104,7 +106,7 @@ def choose(
             taken = seconds(sum(parameters[i].nbytes for i in members))
             end = max(end, max(ready[i] for i in members)) + taken
             total += taken
-        return end + (total if busy else 0.0)
+        return float(ready.max()) + total if busy else end
 
     whole = sum(p.nbytes for p in parameters)
     sizes = [_LEAST << k for k in range(64) if _LEAST << k < 2 * max(whole, _LEAST)]

@@ -43,9 +43,10 @@ def test_dear_calls_take_large_buckets() -> None:
     assert chosen(layer=0.1 * MS, call=50 * MS, mebibyte=0.1 * MS) == LAYERS << 20
 
 
-def test_where_all_cores_compute_what_is_hidden_costs_too() -> None:
-    costs = {"layer": 2 * MS, "call": 1.0 * MS, "mebibyte": 0.5 * MS}
-    assert chosen(**costs, busy=True) > chosen(**costs, busy=False)
+def test_where_nothing_is_hidden_the_least_sum_counts() -> None:
+    costs = {"layer": 10 * MS, "call": 4 * MS, "mebibyte": 5 * MS}
+    assert chosen(**costs, busy=False) <= 1 << 20
+    assert chosen(**costs, busy=True) == LAYERS << 20
 
 
 def test_without_a_gain_the_default_stays() -> None:
