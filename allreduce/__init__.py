@@ -48,7 +48,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {"init": "_init", "Work": "_work", "Communicator": "communicator"}
-_SUBMODULES = ("cost", "cuda", "errors", "optim", "schedules", "simulate", "torch")
+_SUBMODULES = ("cost", "cuda", "errors", "optim", "schedules", "simulate", "torch", "tuning")
 
 if not TYPE_CHECKING:  # a type checker finds the names above and the submodules by itself
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,7 +16,9 @@ from allreduce import _C
 from allreduce import _bench_values as values
 from allreduce._arrays import Memory, itemsize
 from allreduce._bench_values import Array
-from allreduce.communicator import Communicator
+
+if TYPE_CHECKING:
+    from allreduce.communicator import Communicator
 
 
 def _once(ranks: int) -> float:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import re
-import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 
@@ -16,13 +13,13 @@ from allreduce import _C
 from allreduce._arrays import DTYPES
 from allreduce._bench_cases import KINDS
 from allreduce._bench_values import storage
+from allreduce._command_line import Parser, at_least, parse_bytes, parse_seconds, words, words_of
 from allreduce.schedules import algorithms
 
 __all__ = ["Options", "parse"]
 
 _OPS = ("sum", "avg", "min", "max", "prod", "band", "bor", "bxor")
 _ALIASES = {"half": "float16", "float": "float32", "double": "float64"}  # nccl-tests' names
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _CALLS = ((8 << 10, 1000), (1 << 20, 100))  # by default, up to so many bytes
 _CALLS_BEYOND = 20
 _RANKS_MAX = 512  # that this machine is asked to start
@@ -84,19 +81,6 @@ class Options:
         )
 
 
-class _Parser(argparse.ArgumentParser):
-    """An argument parser that is heard on rank 0 alone, and says what is wrong in one sentence."""
-
-    speaks = True
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"allreduce.bench: {message}\n" if self.speaks else None)
-
-    def print_help(self, file: object = None) -> None:
-        if self.speaks:
-            sys.stdout.write(self.format_help())
-
-
 def parse(arguments: Sequence[str], *, speaks: bool) -> Options:
     """Return the options; SystemExit with status 2 and one sentence where they cannot work.
 
@@ -106,7 +90,7 @@ def parse(arguments: Sequence[str], *, speaks: bool) -> Options:
     parser.speaks = speaks
     fields = vars(parser.parse_args(arguments))
     if fields["maxbytes"] is None:
-        fields["maxbytes"] = max(fields["minbytes"], _bytes("64M"))
+        fields["maxbytes"] = max(fields["minbytes"], parse_bytes("64M"))
     if not KINDS[fields["collective"]].reduces:
         fields["op"] = ("none",)
     options = Options(**fields)
@@ -115,8 +99,8 @@ def parse(arguments: Sequence[str], *, speaks: bool) -> Options:
     return options
 
 
-def _parser() -> _Parser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m allreduce.bench",
         description="Measures collectives on the ranks of a job, and checks their results.",
         epilog=_EPILOG,
@@ -125,31 +109,32 @@ def _parser() -> _Parser:
     )
     add = parser.add_argument
     add("--collective", choices=sorted(KINDS), default="allreduce")
-    add("-b", "--minbytes", type=_bytes, default="1K", metavar="N", help="least size (1K)")
-    add("-e", "--maxbytes", type=_bytes, metavar="N", help="largest size (64M)")
-    add("-f", "--stepfactor", type=_from(2), default=4, metavar="K", help="between sizes (4)")
+    add("-b", "--minbytes", type=parse_bytes, default="1K", metavar="N", help="least size (1K)")
+    add("-e", "--maxbytes", type=parse_bytes, metavar="N", help="largest size (64M)")
+    add("-f", "--stepfactor", type=at_least(2), default=4, metavar="K", help="between sizes (4)")
     add(
         "-n",
         "--iters",
-        type=_from(1),
+        type=at_least(1),
         metavar="N",
         help=f"calls timed for a row ({_CALLS[0][1]} where small, down to {_CALLS_BEYOND})",
     )
-    add("-w", "--warmup_iters", type=_from(0), default=5, metavar="N", help="calls before (5)")
+    add("-w", "--warmup_iters", type=at_least(0), default=5, metavar="N", help="calls before (5)")
     add(
         "-c",
         "--check",
-        type=_from(0),
+        type=at_least(0),
         default=1,
         metavar="N",
         help="further calls whose results are checked (1)",
     )
-    add("-o", "--op", type=_words_of(_OPS), default="sum", help=f"a list of {','.join(_OPS)} (sum)")
-    add("-d", "--datatype", type=_words_of(DTYPES), default="float32", help="a list (float32)")
-    add("-r", "--root", type=_from(0), default=0, help="of broadcast, reduce, gather, scatter (0)")
+    add("-o", "--op", type=words_of(_OPS), default="sum", help=f"a list of {','.join(_OPS)} (sum)")
+    dtypes = words_of(DTYPES, _ALIASES)
+    add("-d", "--datatype", type=dtypes, default="float32", help="a list (float32)")
+    add("-r", "--root", type=at_least(0), default=0, help="of broadcast, reduce and others (0)")
     add(
         "--algo",
-        type=_words,
+        type=words,
         default="auto",
         help="a list (auto); auto marks its choice, all stands for every algorithm there is",
     )
@@ -160,9 +145,9 @@ def _parser() -> _Parser:
         default="rs_ag",
         help="how the ranks of a node work together (rs_ag); none: algorithms among all ranks",
     )
-    add("--nodes", type=_from(1), metavar="N", help="play this many nodes (as the hosts are)")
-    add("--ranks", type=_from(1), metavar="N", help="start so many ranks on this machine")
-    add("--timeout", type=_seconds, default="300", metavar="S", help="seconds for a call (300)")
+    add("--nodes", type=at_least(1), metavar="N", help="play this many nodes (as the hosts are)")
+    add("--ranks", type=at_least(1), metavar="N", help="start so many ranks on this machine")
+    add("--timeout", type=parse_seconds, default="300", metavar="S", help="of a call (300)")
     add("--json", type=Path, metavar="FILE", help="rank 0 also writes the results there")
     return parser
 
@@ -193,44 +178,3 @@ def _contradiction(options: Options) -> str | None:
 
 def _algorithms(collective: str) -> list[str]:
     return algorithms(collective) if collective in _C.Collective.__members__ else []
-
-
-def _bytes(text: str) -> int:
-    match = re.fullmatch(r"(\d+)([KMG]?)(i?B)?", text, re.IGNORECASE)
-    if not match or not int(match[1]):
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; write 8, 64K, 32M or 1G")
-    return int(match[1]) * _UNITS[match[2].upper()]
-
-
-def _from(least: int) -> Callable[[str], int]:
-    """Return the type of an option that is an integer of `least` or more."""
-
-    def integer(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is no integer of {least} or more")
-        return int(text)
-
-    return integer
-
-
-def _seconds(text: str) -> float:
-    if not re.fullmatch(r"\d+(\.\d+)?", text) or not float(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no positive number of seconds")
-    return float(text)
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(word.strip() for word in text.split(",")))
-
-
-def _words_of(known: Collection[str]) -> Callable[[str], tuple[str, ...]]:
-    """Return the type of an option that is a list of such words, or of their aliases."""
-
-    def words(text: str) -> tuple[str, ...]:
-        found = tuple(_ALIASES.get(word, word) for word in _words(text))
-        for word in found:
-            if word not in known:
-                raise argparse.ArgumentTypeError(f"{word!r} is none of {', '.join(known)}")
-        return found
-
-    return words

@@ -44,6 +44,8 @@ class Card:
     network: str
     pid: int
     unix_name: str
+    tuning: str = ""  # digest of the tuning file; "" without one
+    failure: str = ""  # why this rank cannot go on
     group_id: int = 0
     secret: str = ""
 
@@ -77,6 +79,13 @@ class Card:
             raise UsageError(
                 f"rank {without} has no job secret but rank {rank - without} has; "
                 "set ALLREDUCE_SECRET_FILE or ALLREDUCE_SECRET on all ranks or on none"
+            )
+        if self.failure:
+            raise UsageError(f"rank {rank}: {self.failure}")
+        if self.tuning != first.tuning:
+            raise UsageError(
+                f"rank {rank} has another tuning file than rank 0, or only one of them has one; "
+                "give all ranks the same (tuning, ALLREDUCE_TUNING)"
             )
         for name in ("world_size", "lanes", "nodes"):
             mine, theirs = getattr(self, name), getattr(first, name)

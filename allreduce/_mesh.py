@@ -18,6 +18,7 @@ from allreduce._handshake import Kind, Link, job_secret
 from allreduce._nodes import NodesOption, layout, my_identity, nodes_option
 from allreduce._startup import Request, Startup
 from allreduce._store import Store
+from allreduce._tuning_option import NOTHING, Asked
 from allreduce.errors import UsageError
 
 __all__ = ["Wiring", "connect", "exchange_fd"]
@@ -84,24 +85,23 @@ def connect(
     congestion: str | None = None,
     route_to: str | None = None,
     environ: Mapping[str, str] | None = None,
+    tuning: Asked = NOTHING,
 ) -> Wiring:
     """Connect this rank with all others of its group, once per generation of a store.
 
     Args:
         store: any object with torch's `set`, `get` and `check`; not needed any more afterwards, on
             rank 0 either.
-        nodes: None (by host), a number of simulated nodes, or the node of each rank;
-            `ALLREDUCE_NODES` where None.
+        nodes: as `nodes_option` takes it.
         lanes: TCP data connections to each peer on another node.
         arena_bytes: bytes of shared memory of a node, given its number of ranks (at least 2).
         timeout: seconds for everything.
         generation: part of every key and handshake; a group that is built again takes a higher one.
         congestion: TCP congestion control; `ALLREDUCE_TCP_CONGESTION`, then the kernel's (cubic on
             loopback) where None.
-        route_to: a host that all peers reach, to choose this rank's address by; the store's host
-            where None.
-        environ: replaces os.environ:
-            ALLREDUCE_{HOST,IFACE,NODES,SECRET,SECRET_FILE,REQUIRE_AUTH,TCP_CONGESTION}.
+        route_to: a host that all peers reach, to choose this rank's address by; None: the store's.
+        environ: replaces os.environ.
+        tuning: the file that was asked for; ranks must have the same, and be able to read it.
 
     Raises:
         Timeout: ranks are missing at the deadline; the message names them.
@@ -127,6 +127,7 @@ def connect(
         route_to=route_to,
         secret=job_secret(environ),
         environ=environ,
+        tuning=tuning,
     )
     wiring = _connect(request) if world_size > 1 else _alone(request)
     log.info("%s", wiring.connections)
@@ -135,6 +136,8 @@ def connect(
 
 def _alone(request: Request) -> Wiring:
     layout([my_identity()], request.option)  # it may make no sense for one rank
+    if request.tuning.failure:
+        raise UsageError(request.tuning.failure)
     return Wiring(
         rank=0,
         world_size=1,

@@ -26,6 +26,7 @@ from allreduce._fds import MAX_FDS, Arena
 from allreduce._handshake import Session
 from allreduce._nodes import layout, my_identity
 from allreduce._store import Store, store_host
+from allreduce._tuning_option import Asked
 from allreduce._wire import Endpoint, Wirer, links_of
 from allreduce.errors import PeerError, SystemCallError, UsageError
 
@@ -50,6 +51,7 @@ class Request:
     route_to: str | None
     secret: bytes | None
     environ: Mapping[str, str]
+    tuning: Asked
 
 
 class Startup:
@@ -243,6 +245,8 @@ def _card(request: Request, unix: socket.socket) -> Card:
         network=identity.network,
         pid=os.getpid(),
         unix_name=unix.getsockname()[1:].decode(),
+        tuning=request.tuning.digest,
+        failure=request.tuning.failure,
         group_id=secrets.randbits(32) if first else 0,
         secret=secrets.token_hex(32) if first and not authenticated else "",
     )

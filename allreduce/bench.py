@@ -30,14 +30,13 @@ from zlib import crc32
 
 import numpy as np
 
-from allreduce._bench_local import Seat, run
 from allreduce._bench_machine import Job, describe
 from allreduce._bench_options import Options, parse
 from allreduce._bench_rows import HEAD, measure
 from allreduce._init import init
-from allreduce._launch import detect_launch
+from allreduce._job_command import Place, run_command
 from allreduce.communicator import Communicator
-from allreduce.errors import AbortedError, Error, PeerError, UsageError
+from allreduce.errors import UsageError
 
 __all__ = ["main"]
 
@@ -45,40 +44,12 @@ __all__ = ["main"]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line on one rank; return its exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    seat = Seat.taken()
-    rank = 0
-    try:
-        launch = None if seat else detect_launch()
-        rank = seat.rank if seat else launch.rank if launch else 0
-        options = parse(arguments, speaks=rank == 0)
-        if options.ranks is None or seat is not None:
-            return _member(options, seat)
-        if launch is not None and launch.world_size > 1:
-            raise UsageError(f"--ranks starts ranks itself; leave it out under {launch.launcher}")
-        return run(options.ranks, arguments)
-    except (Error, OSError, MemoryError) as error:
-        usage = isinstance(error, UsageError)
-        # What all ranks see is said by one, what another rank has caused by that one.
-        if rank == 0 or not (usage or isinstance(error, (PeerError, AbortedError))):
-            who = "" if usage else f"rank {rank}: "
-            print(f"allreduce.bench: {who}{error}", file=sys.stderr)
-        return 2 if usage else 1
+    return run_command("allreduce.bench", arguments, parse, _member)
 
 
-def _member(options: Options, seat: Seat | None) -> int:
+def _member(options: Options, place: Place) -> int:
     """Be a rank of the job."""
-    store = None
-    if seat is not None:
-        seat.die_with_parent()
-        store = seat.store(options.timeout)
-    with init(
-        rank=seat.rank if seat else None,
-        world_size=options.ranks if seat else None,
-        store=store,
-        timeout=options.timeout,
-        nodes=options.nodes,
-        local=options.local,
-    ) as comm:
+    with init(**place, timeout=options.timeout, nodes=options.nodes, local=options.local) as comm:
         wrong = _refusal(comm, options)
         if wrong is None:
             return _report(comm, options)

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from allreduce import _C, _lifetime, _measure, cost
-from allreduce._arrays import copy_of, itemsize, memory_of
+from allreduce._arrays import copy_of, memory_of
 from allreduce._calls import Array, seconds
+from allreduce._explain import explain
 from allreduce._mesh import Wiring, connect
 from allreduce._messages import PointToPoint
 from allreduce._nodes import NodesOption
 from allreduce._parts import PartCollectives
 from allreduce._store import PrefixStore, Store
 from allreduce._symmetric import symmetric_empty
+from allreduce._tuning_option import Asked, TuningOption, settle
 from allreduce._work import Work, make_group
 from allreduce.errors import UsageError
+from allreduce.tuning import Tuning, limits
 
 __all__ = ["Communicator"]
 
@@ -47,8 +52,8 @@ class Communicator(PartCollectives, PointToPoint):
         self._store = store
         self._options = options
         self._splits = 0
-        self.hierarchical: bool = options["local"] != "none"
-        self.link: cost.Link | None = options["link"]
+        self.layout = _layout(wiring, options)
+        self.tuning: Tuning | None = options["tuning"]
         self._in_flight: deque[Work] = deque()
         self._group = make_group(wiring, options)
         self.rank = wiring.rank
@@ -60,12 +65,18 @@ class Communicator(PartCollectives, PointToPoint):
         self.local_size = len(wiring.local_ranks)
         self.congestion = wiring.congestion
         _lifetime.add(self)
-        if self.link is None and options["measure"] and self._ranks_of_schedules() > 1:
-            self.link = _measure.measure(self)
-        if self.link is not None:
-            rows = cost.crossovers(self._ranks_of_schedules(), self.link)
-            log.debug("%s; %s", self.link, rows)
-            self._group.set_choices([(_C.Collective.allreduce, size, name) for size, name in rows])
+        if self.world_size > 1:
+            self._tune()
+
+    @property
+    def link(self) -> cost.Link | None:
+        """The figures of what schedules run over, where they are known."""
+        return self.tuning.links.get(self.layout.schedule_link) if self.tuning else None
+
+    @property
+    def hierarchical(self) -> bool:
+        """Whether the ranks of a node work together in shared memory, if there are several."""
+        return self.layout.local != "none"
 
     @classmethod
     def from_store(
@@ -78,11 +89,11 @@ class Communicator(PartCollectives, PointToPoint):
         generation: int = 0,
         nodes: NodesOption = None,
         local: str = "rs_ag",
-        rails: int = 0,
-        lanes: int = 2,
-        segment_bytes: int = 256 << 10,
+        rails: int | None = None,
+        lanes: int | None = None,
+        segment_bytes: int | None = None,
         measure: bool = True,
-        link: cost.Link | None = None,
+        tuning: TuningOption = None,
     ) -> Communicator:
         """Connect this rank with all others over a store (torch's work as they are).
 
@@ -95,14 +106,19 @@ class Communicator(PartCollectives, PointToPoint):
                 own form: sum to one buffer per node, broadcast), or "none" (no hierarchy).
             rails: how many ranks of a node talk to other nodes at once; 0 for all.
             lanes: independent connections to each peer; as many collectives may be in flight.
-            segment_bytes: most bytes that one step of a schedule carries.
-            measure: measure the links now, so that `algo="auto"` chooses by them.
-            link: what was measured before, say in a larger group of the same machines.
+            segment_bytes: most bytes that one step of a schedule carries. Where these three are
+                None: what the tuning file says, else 0, 2 and 256 KiB.
+            tuning: a file that `python -m allreduce.tune` has written; `ALLREDUCE_TUNING` where
+                None. Or the `tuning` of a larger group of the same machines.
+            measure: without a tuning measure now, in under a second, so that `algo="auto"` chooses
+                by that; else it chooses by thresholds.
 
         Raises:
             Timeout, PeerError, UsageError: ranks are missing, died, or disagree.
         """
         _check_options(timeout, local, rails, segment_bytes, generation)
+        asked = settle(tuning, os.environ)
+        lanes = asked.lanes(lanes, world_size)
         wiring = connect(
             store,
             rank,
@@ -112,6 +128,7 @@ class Communicator(PartCollectives, PointToPoint):
             arena_bytes=lambda local_size: _C.arena_bytes(local_size, lanes),
             timeout=timeout,
             generation=generation,
+            tuning=asked,
         )
         options = {
             "timeout": timeout,
@@ -120,9 +137,8 @@ class Communicator(PartCollectives, PointToPoint):
             "lanes": lanes,
             "segment_bytes": segment_bytes,
             "measure": measure,
-            "link": link,
         }
-        return cls(wiring, store, options)
+        return cls(wiring, store, _tuned(wiring, options, asked))
 
     def allreduce(
         self,
@@ -212,7 +228,7 @@ class Communicator(PartCollectives, PointToPoint):
             members.index(self.rank),
             len(members),
             nodes=[f"{self.node_of_rank[r]}" for r in members],
-            **{**self._options, "link": self.link},
+            **{**self._options, "tuning": self.tuning},
         )
 
     def symmetric_empty(
@@ -226,20 +242,23 @@ class Communicator(PartCollectives, PointToPoint):
         return symmetric_empty(self._group, self._wiring, shape, dtype)
 
     def explain(self, nbytes: int, dtype: str = "float32") -> str:
-        """Say what `algo="auto"` does for an allreduce of `nbytes`, and why."""
-        itemsize(dtype)
-        ranks = self._ranks_of_schedules()
-        layout = f"{self.world_size} ranks on {self.num_nodes} nodes"
-        head = f"allreduce of {nbytes} B {dtype} on {layout}: "
-        if ranks == 1:
-            return head + "shared memory only; no schedule runs between nodes"
-        name = self._group.choose(_C.Collective.allreduce, nbytes)
-        stages = f"{name} among {ranks} {'nodes' if self.hierarchical else 'ranks'}"
-        if self.hierarchical and self.world_size > self.num_nodes:
-            stages = f"local reduce-scatter -> {stages} -> local allgather"
-        if self.link is None:
-            return f"{head}{stages}; by default thresholds, the links were not measured"
-        return f"{head}{stages}. {cost.comparison(ranks, nbytes, self.link)}"
+        """Say in some lines what `algo="auto"` does for an allreduce of `nbytes`, and why.
+
+        The stages with rails, segment and lanes; each algorithm's measured or predicted time; the
+        links' figures and where all of that comes from.
+        """
+        return explain(self, nbytes, dtype)
+
+    def predict(self, nbytes: int) -> float | None:
+        """Return the seconds that an allreduce of `nbytes` takes by `algo="auto"`.
+
+        They come from what was measured, or from the cost model; None where nothing is known.
+        """
+        if self.tuning is None:
+            return None
+        algorithm = self._group.choose(_C.Collective.allreduce, nbytes)
+        found = self.tuning.seconds(self.layout, algorithm, nbytes)
+        return found[0] if found else None
 
     def traffic(self) -> dict[str, int]:
         """Return the bytes that this rank has moved so far, inside its node and to others."""
@@ -283,18 +302,53 @@ class Communicator(PartCollectives, PointToPoint):
             f"{self.num_nodes}>"
         )
 
-    def _ranks_of_schedules(self) -> int:
-        return self.num_nodes if self.hierarchical else self.world_size
+    def _tune(self) -> None:
+        """Measure, unless a tuning was given; choose algorithms by it. All ranks choose alike."""
+        if self.tuning is None and not self._options["measure"]:
+            return
+        crowd = np.array([self.layout.crowd])  # machines may differ
+        self.layout = replace(self.layout, crowd=float(self.allreduce(crowd, "max")[0]))
+        if self.tuning is None:
+            self.tuning = _measure.measure(self)
+        rows = limits(self.tuning.choices(self.layout))
+        log.debug("%s: %s; %s", self.tuning.source, self.tuning.links, rows)
+        self._group.set_choices(rows)
+
+
+def _tuned(wiring: Wiring, options: dict[str, Any], asked: Asked) -> dict[str, Any]:
+    """Return the options with those that the tuning decides."""
+    layout = cost.Layout(node_of_rank=tuple(wiring.node_of_rank), local=options["local"])
+    try:
+        asked.check_fit(layout)
+    except UsageError:
+        wiring.close()
+        raise
+    return {
+        **options,
+        "rails": asked.rails(options["rails"], layout),
+        "segment_bytes": asked.segment_bytes(options["segment_bytes"], layout),
+        "tuning": asked.tuning,
+    }
+
+
+def _layout(wiring: Wiring, options: dict[str, Any]) -> cost.Layout:
+    return cost.Layout(
+        node_of_rank=tuple(wiring.node_of_rank),
+        local=options["local"],
+        rails=options["rails"],
+        segment_bytes=options["segment_bytes"],
+        crowd=wiring.ranks_on_host / len(os.sched_getaffinity(0)),
+    )
 
 
 def _check_options(
-    timeout: float, local: str, rails: int, segment_bytes: int, generation: int
+    timeout: float, local: str, rails: int | None, segment_bytes: int | None, generation: int
 ) -> None:
     if local not in _LOCAL_FORMS:
         raise UsageError(f"local={local!r}: must be one of {', '.join(_LOCAL_FORMS)}")
     if not timeout > 0:
         raise UsageError(f"timeout={timeout}: must be a positive number of seconds")
-    if rails < 0 or segment_bytes < 64:
+    if (rails or 0) < 0 or (segment_bytes is not None and segment_bytes < 64):
         raise UsageError("rails must be 0 or more, segment_bytes 64 or more")
     if not 0 <= generation < 1 << 16:
         raise UsageError(f"generation={generation}: must be in 0..65535")

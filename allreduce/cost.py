@@ -1,24 +1,44 @@
-"""The cost model: what a schedule takes on links of given alpha, beta and gamma, and which one to
-choose for a size.
+"""The cost model: what an allreduce takes on links of given alpha, beta and gamma.
 
-alpha is seconds per message, beta seconds per byte sent, gamma seconds per byte reduced. A round
-takes what its busiest rank needs for its messages, in or out, and for its reductions
-(Hockney's model, as in Thakur, Rabenseifner and Gropp 2005).
+alpha is seconds per message, beta seconds per byte sent, gamma seconds per byte reduced. A round of
+a schedule takes what its busiest rank needs for its messages, in or out, and for its reductions
+(Hockney's model, as in Thakur, Rabenseifner and Gropp 2005), but that the rounds of a long message
+overlap, segment by segment: all but its first segment take what its busiest rank needs in all.
+Where ranks share cores, nothing takes less than the work of all of them by the number of cores.
+docs/tuning.md has the formulas.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+import numpy.typing as npt
 
 from allreduce import _C
 
-__all__ = ["CANDIDATES", "Link", "choose", "comparison", "crossovers", "predict"]
+__all__ = [
+    "LOCAL_STAGE",
+    "NETWORK",
+    "SHARED_MEMORY",
+    "Layout",
+    "Link",
+    "predict",
+    "representatives",
+]
 
-CANDIDATES = ("recursive_doubling", "halving_doubling", "circulant", "bcube", "ring")
-_SIZES = tuple(2**k for k in range(6, 33))
+# Classes of links: the stages inside a node, and what schedules run over between nodes, or inside
+# one where there are no such stages.
+LOCAL_STAGE, NETWORK, SHARED_MEMORY = "local_stage", "network", "shared_memory"
+_PREFERENCE = (
+    *("recursive_doubling", "halving_doubling", "circulant", "bcube", "ring"),
+    *("torus", "direct", "binomial"),
+)
+_LARGE = 1 << 30  # bytes
+_SYNCHRONISATIONS = 2  # of the local stage: contributions are there, shards are final
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,54 +57,159 @@ class Link:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """Where the ranks of a group are, and how they work together.
+
+    rails: ranks of a node that talk to other nodes; 0: all that can.
+    segment_bytes: most bytes of a step of a schedule.
+    crowd: ranks of a machine by its cores.
+    """
+
+    node_of_rank: tuple[int, ...]
+    local: str = "rs_ag"
+    rails: int = 0
+    segment_bytes: int = 256 << 10
+    crowd: float = 1.0
+
+    @property
+    def nodes(self) -> tuple[int, ...]:
+        """Return the ranks of each node."""
+        counts = Counter(self.node_of_rank)
+        return tuple(counts[node] for node in sorted(counts))
+
+    @property
+    def has_local_stage(self) -> bool:
+        """Say whether the ranks of a node add in shared memory before any schedule runs."""
+        return self.local != "none" and max(self.nodes) > 1
+
+    @property
+    def ranks_of_schedule(self) -> int:
+        """Return how many ranks a schedule of this layout has; 1: there is none."""
+        return len(self.nodes) if self.has_local_stage else len(self.node_of_rank)
+
+    @property
+    def schedule_link(self) -> str:
+        """Return the class of the links that schedules run over."""
+        return NETWORK if len(self.nodes) > 1 else SHARED_MEMORY
+
+    @property
+    def shards(self) -> int:
+        """Return into how many parts the buffer is split, each of which travels on a rail."""
+        if not self.has_local_stage:
+            return 1
+        most = min(self.nodes)
+        return 1 if self.local == "reduce_bcast" else min(self.rails or most, most)
+
+    def demands(self, algorithm: str, nbytes: int) -> dict[str, tuple[float, float, float]]:
+        """Return (messages, bytes sent, bytes reduced) of the critical path by class of links."""
+        found: dict[str, tuple[float, float, float]] = {}
+        if self.has_local_stage:
+            others = nbytes * (1 - 1 / max(self.nodes))
+            found[LOCAL_STAGE] = (float(_SYNCHRONISATIONS), 2 * others, others)
+        if self.ranks_of_schedule > 1:
+            path = _path(algorithm, self.ranks_of_schedule, self.crowd)
+            shard = nbytes / self.shards
+            first = min(shard, self.segment_bytes)
+            found[self.schedule_link] = (
+                path.messages,
+                path.sent.of(first, shard),
+                path.reduced.of(first, shard),
+            )
+        return found
+
+    def predict(self, algorithm: str, nbytes: int, links: Mapping[str, Link]) -> float:
+        """Return the predicted seconds of an allreduce of `nbytes`; KeyError without its links."""
+        return sum(
+            messages * links[kind].alpha + sent * links[kind].beta + reduced * links[kind].gamma
+            for kind, (messages, sent, reduced) in self.demands(algorithm, nbytes).items()
+        )
+
+    def seconds_per_byte(self, algorithm: str, links: Mapping[str, Link]) -> float:
+        """Return what each further byte of a large buffer takes; KeyError without its links."""
+        return (
+            self.predict(algorithm, 2 * _LARGE, links) - self.predict(algorithm, _LARGE, links)
+        ) / _LARGE
+
+    def __str__(self) -> str:
+        """Return the layout in words."""
+        sizes = Counter(self.nodes)
+        nodes = " and ".join(f"{many} x {size}" for size, many in sorted(sizes.items()))
+        return f"{len(self.node_of_rank)} ranks, nodes x ranks {nodes}, local {self.local}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Volume:
+    """Shares of the buffer: of each round's busiest rank, added up; of the rank busiest in all."""
+
+    by_round: float
+    in_all: float
+
+    def of(self, first: float, nbytes: float) -> float:
+        """Return the bytes of a buffer whose first segment passes the rounds one by one."""
+        return self.by_round * first + self.in_all * (nbytes - first)
+
+
+@dataclass(frozen=True, slots=True)
+class _Path:
+    messages: float
+    sent: _Volume
+    reduced: _Volume
+
+
 @lru_cache(maxsize=256)
-def _demands(algorithm: str, num_ranks: int) -> tuple[float, float, float]:
-    """Return (messages, share of the buffer sent, share reduced) on the critical path."""
+def _path(algorithm: str, num_ranks: int, crowd: float) -> _Path:
+    """Return what the critical path of a schedule demands."""
     schedule = _C.build(_C.Collective.allreduce, algorithm, num_ranks)
-    messages = sent = reduced = 0.0
     moves = np.asarray(schedule.moves())
+    sent = np.zeros((len(schedule.rounds), 2, num_ranks))  # and received
+    reduced = np.zeros((len(schedule.rounds), 1, num_ranks))
+    messages = np.zeros_like(sent)
     for number in range(len(schedule.rounds)):
         rows = moves[moves[:, 0] == number]
         share = (rows[:, 4] - rows[:, 3]) / schedule.num_chunks
         pairs = np.unique(rows[:, 1:3], axis=0)
-        ends = [np.bincount(pairs[:, column]).max() for column in (0, 1)]
-        messages += max(ends)
-        sent += max(np.bincount(rows[:, column], weights=share).max() for column in (1, 2))
+        for end in (0, 1):
+            messages[number, end] = np.bincount(pairs[:, end], minlength=num_ranks)
+            sent[number, end] = np.bincount(rows[:, 1 + end], share, num_ranks)
         adding = rows[:, 5] == 1
-        if adding.any():
-            reduced += np.bincount(rows[adding, 2], weights=share[adding]).max()
-    return messages, sent, reduced
+        reduced[number, 0] = np.bincount(rows[adding, 2], share[adding], num_ranks)
+
+    def busiest(work: npt.NDArray[np.float64]) -> float:
+        return float(max(work.max(), work.mean(axis=-1).max() * crowd))
+
+    def volume(work: npt.NDArray[np.float64]) -> _Volume:
+        return _Volume(sum(map(busiest, work)), busiest(work.sum(axis=0)))
+
+    return _Path(volume(messages).by_round, volume(sent), volume(reduced))
 
 
-def predict(algorithm: str, num_ranks: int, nbytes: int, link: Link) -> float:
-    """Return the predicted seconds of an allreduce of `nbytes` among `num_ranks` ranks."""
+@lru_cache(maxsize=64)
+def representatives(num_ranks: int) -> Mapping[str, str]:
+    """Return for each algorithm of an allreduce the preferred one that makes the same moves.
+
+    Among two ranks, say, a ring is halving and doubling. In order of preference: of equals the
+    first is taken, and the first two add in canonical order, so that bits depend on no layout.
+    """
+    names = _C.algorithms(_C.Collective.allreduce)
+    names.sort(key=lambda name: _PREFERENCE.index(name) if name in _PREFERENCE else len(names))
+    first: dict[bytes, str] = {}
+    found = {}
+    for name in names:
+        schedule = _C.build(_C.Collective.allreduce, name, num_ranks)
+        moves = schedule.num_chunks.to_bytes(4, "little") + np.asarray(schedule.moves()).tobytes()
+        found[name] = first.setdefault(moves, name)
+    return found
+
+
+def predict(
+    algorithm: str, num_ranks: int, nbytes: int, link: Link, *, crowd: float = 1.0
+) -> float:
+    """Return the predicted seconds of an allreduce of `nbytes` among ranks on nodes of their own.
+
+    crowd: ranks of a machine by its cores.
+    """
     if num_ranks == 1:
         return 0.0
-    messages, sent, reduced = _demands(algorithm, num_ranks)
-    return messages * link.alpha + nbytes * (sent * link.beta + reduced * link.gamma)
-
-
-def choose(num_ranks: int, nbytes: int, link: Link) -> str:
-    """Return the candidate with the least predicted time; the first of equals."""
-    return min(CANDIDATES, key=lambda name: predict(name, num_ranks, nbytes, link))
-
-
-def comparison(num_ranks: int, nbytes: int, link: Link) -> str:
-    """Return the predicted times of all candidates, fastest first, in words."""
-    times = {name: predict(name, num_ranks, nbytes, link) for name in CANDIDATES}
-    rows = (f"{name} {seconds * 1e6:.0f} us" for name, seconds in times.items())
-    ordered = sorted(rows, key=lambda row: float(row.split()[1]))
-    return f"Predicted: {', '.join(ordered)} ({link})"
-
-
-def crossovers(num_ranks: int, link: Link) -> list[tuple[int, str]]:
-    """Return (largest number of bytes, algorithm) rows, ascending, the last without a limit."""
-    rows: list[tuple[int, str]] = []
-    for size in _SIZES:
-        name = choose(num_ranks, size, link)
-        if rows and rows[-1][1] == name:
-            rows[-1] = (size, name)
-        else:
-            rows.append((size, name))
-    rows[-1] = (2**63 - 1, rows[-1][1])
-    return rows
+    layout = Layout(node_of_rank=tuple(range(num_ranks)), crowd=crowd)
+    return layout.predict(algorithm, nbytes, {NETWORK: link})

@@ -23,6 +23,8 @@ _WARM_UP_SECONDS = 0.01
 _TOO_SLOW = 6.0  # seconds per call
 _CELL_SECONDS_MAX = 60.0
 
+AUTO = "auto"  # what `algo="auto"` took, as a player of a cell of algorithms
+
 _clock_seconds = 0.0
 
 
@@ -62,9 +64,15 @@ class Cell:
         """
         return float(np.median(np.array(self._medians(slow)) / np.array(self._medians(fast))))
 
+    def fastest(self, players: Sequence[str]) -> str:
+        """Return the player with the least p50, or the limit."""
+        return min(players, key=lambda p: float(np.median(self._medians(p))))
+
     def _medians(self, player: str) -> list[float]:
         if player in self.limits:
             return [self.limits[player]]
+        if player == AUTO:  # what was taken by "auto" and by name is the same call, in two turns
+            return list(np.mean([self._medians(p) for p in ("core", f"core:{self.auto}")], axis=0))
         return [float(np.median(r.seconds)) for r in self.rounds[player]]
 
     def algbw(self, player: str) -> float:
@@ -83,7 +91,9 @@ class Cell:
 
     def has(self, *players: str) -> bool:
         """Say whether all of these were measured (or are limits)."""
-        return all(self.rounds.get(p) or p in self.limits for p in players)
+        return all(
+            self.rounds.get(p) or p in self.limits or (p == AUTO and self.auto) for p in players
+        )
 
     def summary(self) -> dict[str, Any]:
         """Return what goes into the JSON of pytest-benchmark."""

@@ -9,14 +9,20 @@ OURS = ("hier", "core", "core-sym")
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """`ranks` on `nodes` nodes of this machine: shared memory inside a node, TCP between."""
+    """`ranks` on `nodes` nodes of this machine: shared memory inside a node, TCP between.
+
+    local: as of a communicator; "none": schedules run over all ranks.
+    """
 
     ranks: int
     nodes: int
+    local: str = "rs_ag"
 
     @property
     def kind(self) -> str:
-        """Return "one node", "TCP" (every rank on a node of its own) or "both"."""
+        """Return "one node", "TCP" (every rank on a node of its own), "both" or "flat"."""
+        if self.local == "none":
+            return "flat"
         if self.nodes == 1:
             return "one node"
         return "TCP" if self.nodes == self.ranks else "both"
@@ -37,13 +43,16 @@ class Layout:
                 *("openmpi-tcp", "openmpi-cubic", "mpich-tcp", "ring"),
             ),
             "both": (*OURS, "gloo", "gloo-cubic"),
+            "flat": ("core",),
         }[self.kind]
 
     def __str__(self) -> str:
-        return f"{self.ranks}r{self.nodes}n"
+        return f"{self.ranks}r{self.nodes}n" + ("flat" if self.local == "none" else "")
 
     def words(self) -> str:
         """Return the layout as a table's title says it."""
+        if self.local == "none":
+            return f"{self.ranks} ranks on {self.nodes} node(s), local='none' (channels only)"
         if self.nodes == 1:
             return f"{self.ranks} ranks on one node (shared memory)"
         if self.nodes == self.ranks:

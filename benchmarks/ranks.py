@@ -1,6 +1,6 @@
 """The ranks of a world of torch processes: each obeys the lines of its pipe, and answers.
 
-    python -m benchmarks.ranks FOLDER SIZE        (ALLREDUCE_NODES says on how many nodes)
+    python -m benchmarks.ranks FOLDER SIZE LOCAL        (ALLREDUCE_NODES says on how many nodes)
 
 Every rank joins process groups of `hier` and Gloo, so that all are measured in the same processes,
 turn by turn, on the same machine in the same state. Torch is imported once: the ranks are forks.
@@ -21,8 +21,9 @@ import torch
 import torch.distributed as dist
 
 import allreduce.torch  # registers hier where the package is not installed
-from allreduce import _C
+from allreduce import _C, Communicator
 from allreduce._arrays import memory_of
+from allreduce._store import FileStore
 from benchmarks.pipes import Pipes, time_calls
 
 _WARM_UP_BYTES = 1 << 20
@@ -34,7 +35,7 @@ _SYMMETRIC_BYTES = 100 << 20
 class Rank:
     """One rank's membership in all groups."""
 
-    def __init__(self, folder: Path, rank: int, size: int) -> None:
+    def __init__(self, folder: Path, rank: int, size: int, local: str) -> None:
         torch.set_num_threads(1)
         store = f"file://{folder / 'store'}"
         dist.init_process_group("gloo", init_method=store, rank=rank, world_size=size)
@@ -43,6 +44,8 @@ class Rank:
         self._groups = {name: dist.new_group(backend=name) for name in ("hier", "gloo")}
         self._groups["gloo-cubic"] = self._gloo_with_cubic()
         self._comm = allreduce.torch.communicator(self._groups["hier"])
+        if local != self._comm.layout.local:
+            self._comm = Communicator.from_store(FileStore(folder / local), rank, size, local=local)
         self._private = torch.zeros(0, dtype=torch.uint8)
         self._symmetric: torch.Tensor | None = None
 
@@ -127,10 +130,10 @@ def obey(rank: Rank, line: str) -> bytes:
 
 def main() -> None:
     """Obey until the other end closes the pipe."""
-    folder, size = Path(sys.argv[1]), int(sys.argv[2])
+    folder, size, local = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     index = next((r for r in range(1, size) if os.fork() == 0), 0)
     pipes = Pipes(folder, index)
-    pipes.serve(functools.partial(obey, Rank(folder, index, size)))
+    pipes.serve(functools.partial(obey, Rank(folder, index, size, local)))
     dist.destroy_process_group()
 
 

@@ -26,9 +26,13 @@ DTYPES: dict[Layout, tuple[int, ...]] = {
     Layout(2, 2): (64 * _KIB, _MIB),
 }
 ALGORITHMS: dict[Layout, tuple[int, ...]] = {
-    Layout(2, 2): (16 * _KIB, _MIB, 16 * _MIB),
+    Layout(2, 2): (_KIB, 16 * _KIB, 64 * _KIB, _MIB, 16 * _MIB),
+    Layout(3, 3): _FEW,
     Layout(4, 4): (_KIB, 16 * _KIB, 64 * _KIB, _MIB, 16 * _MIB),
     Layout(8, 8): (_KIB, 16 * _KIB, 64 * _KIB, _MIB, 16 * _MIB),
+    Layout(4, 2): _FEW,
+    Layout(2, 1, "none"): _FEW,
+    Layout(4, 1, "none"): _FEW,
 }
 SMOKE_SIZES = (_KIB, _MIB)
 _SMOKE = (Layout(2, 2), Layout(2, 1))

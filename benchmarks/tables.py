@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from benchmarks.cells import Cell
+from benchmarks.cells import AUTO, Cell
 from benchmarks.layouts import Layout
 
 _WIDTH = 16
@@ -57,9 +57,9 @@ def algorithms(cells: Sequence[Cell]) -> Iterator[str]:
                 f"{microseconds(cell.p50(p)) if p in cell.rounds else 'absent':>{_WIDTH + 4}}"
                 for p in (*names, "core", "ring")
             ]
-            best = min(names, key=cell.p50).removeprefix("core:")
-            ratio = max(cell.ratio("core", name) for name in names)
-            took = f"   {cell.auto}; best {best}; auto/best {ratio:.2f}"
+            best = cell.fastest([name for name in names if name in cell.rounds])
+            ratio = cell.ratio(AUTO, best)
+            took = f"   {cell.auto}; best {best.removeprefix('core:')}; auto/best {ratio:.2f}"
             yield f"{size_name(cell.nbytes):>8}" + "".join(times) + took
         yield ""
 

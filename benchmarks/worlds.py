@@ -154,7 +154,8 @@ def torch_world(layout: Layout) -> World:
     with contextlib.suppress(peers.Absent):  # only gloo-cubic misses it, and says so
         environ["LD_PRELOAD"] = peers.cubic()["LD_PRELOAD"]
     command = [sys.executable, "-m", "benchmarks.ranks"]
-    return World(layout.ranks, lambda folder: [[*command, str(folder), str(layout.ranks)]], environ)
+    options = [str(layout.ranks), layout.local]
+    return World(layout.ranks, lambda folder: [[*command, str(folder), *options]], environ)
 
 
 def ring_world(layout: Layout) -> World:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from trainer.data import DATASETS
 
@@ -37,6 +37,13 @@ def _epochs(text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(",") if part)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text}: give numbers of epochs, as 30,60,80") from None
+
+
+def _bucket_bytes(text: str) -> int | Literal["auto"]:
+    try:
+        return "auto" if text == "auto" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text}: give a number of bytes, or auto") from None
 
 
 _WHAT, _RATE = "what to train", "optimizer and learning rate"
@@ -78,9 +85,11 @@ class Config:
         "auto", _TALK, "allreduce between nodes; bucket is another name of ring",
         choices=(*ALGORITHMS, *_ALIASES),
     )  # fmt: skip
-    bucket_bytes: int = _option(
-        4 << 20, _TALK, "bytes of gradients reduced together, 0 for one allreduce per tensor"
-    )
+    bucket_bytes: int | Literal["auto"] = _option(
+        4 << 20, _TALK,
+        "bytes of gradients reduced together, 0 for one allreduce per tensor, or auto",
+        type=_bucket_bytes, metavar="N",
+    )  # fmt: skip
     timeout: float = _option(
         120.0, _TALK, "seconds until a worker that does not answer is given up"
     )
@@ -116,7 +125,9 @@ class Config:
 
     def _check_ranges(self) -> None:
         at_least = {"epochs": 1, "max_iterations": 0, "seed": 0, "workers": 1, "nodes": 0}
-        at_least |= {"threads": 0, "bucket_bytes": 0, "log_every": 1}
+        at_least |= {"threads": 0, "log_every": 1}
+        if self.bucket_bytes != "auto":
+            at_least["bucket_bytes"] = 0
         for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise _refusal(name, getattr(self, name), f"give a whole number from {least} up")

@@ -171,7 +171,8 @@ def open_log(job: Job) -> Iterator[Log]:
     directory = Path(config.out or f"runs/{time.strftime('%Y-%m-%d_%H-%M-%S')}")
     with RunLog(directory, config, last_iteration=job.last_iteration) as log:
         values = sum(p.numel() for p in job.model.module.parameters())
-        buckets = f"buckets of {config.bucket_bytes:,} B" if config.bucket_bytes else "per tensor"
+        cap = config.bucket_bytes
+        buckets = f"buckets of {cap if cap == 'auto' else f'{cap:,} B'}" if cap else "per tensor"
         log.say(
             f"{config.model}, {values:,} parameters, on {config.data}: "
             f"{info.train_images} training and {info.test_images} test images\n"

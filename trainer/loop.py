@@ -171,7 +171,7 @@ def summarize(job: Job) -> dict[str, Any]:
         "sent_bytes": {kind: every[:, i].tolist() for i, kind in enumerate(sent, start=1)},
         "algo": job.config.algo,
         "buckets": statistics["buckets"],
-        "bucket_bytes": job.config.bucket_bytes,
+        "bucket_bytes": statistics["bucket_bytes"],
         "gradient_bytes": sum(p.nbytes for p in job.model.module.parameters()),
         "plan": _plan(job),
     }
@@ -252,4 +252,5 @@ def _plan(job: Job) -> str:
     if job.config.algo != "auto":
         return ""
     largest = max(p.nbytes for p in job.model.module.parameters())
-    return str(job.comm.explain(job.config.bucket_bytes or largest, "float32"))
+    size = job.model.statistics()["bucket_bytes"] or largest
+    return str(job.comm.explain(size, "float32"))

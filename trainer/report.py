@@ -78,7 +78,7 @@ def _plan_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     cap = summary["bucket_bytes"]
     buckets = f"{size:,.1f} MB of gradients in {summary['buckets']} buckets"
     buckets += f" of up to {cap:,} B" if cap else ", one per tensor"
-    plan = textwrap.wrap(summary["plan"], 72)
+    plan = [part for line in summary["plan"].splitlines() for part in textwrap.wrap(line, 72)]
     return [
         ("algorithm", summary["algo"]),
         *(("", line) for line in plan),

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from allreduce.errors import MismatchError, UsageError
 from allreduce.torch import communicator
+from allreduce.torch.bucket_size import AUTO, DEFAULT, BucketBytes
 from allreduce.torch.buckets import check_dtype
 from allreduce.torch.reducer import Reducer
 
@@ -34,7 +35,8 @@ class DistributedDataParallel(nn.Module):
     Args:
         module: on the CPU, with the same parameters on every rank.
         process_group: of backend "hier"; None for the default group.
-        bucket_bytes: most bytes of a bucket; 0 reduces each gradient by itself.
+        bucket_bytes: most bytes of a bucket; 0 reduces each gradient by itself. "auto" measures the
+            first backward passes, then takes what should end first by the communicator's tuning.
         op: "mean" divides the sum of the gradients by the number of ranks, "sum" does not.
         algo: of the allreduce between nodes, see `Communicator.allreduce`.
         broadcast_parameters: begin with rank 0's parameters and buffers everywhere.
@@ -51,7 +53,7 @@ class DistributedDataParallel(nn.Module):
         module: nn.Module,
         *,
         process_group: dist.ProcessGroup | None = None,
-        bucket_bytes: int = 4 << 20,
+        bucket_bytes: BucketBytes = DEFAULT,
         op: str = "mean",
         algo: str = "auto",
         broadcast_parameters: bool = True,
@@ -60,8 +62,8 @@ class DistributedDataParallel(nn.Module):
         super().__init__()
         if op not in ("mean", "sum"):
             raise UsageError(f'op={op!r}: must be "mean" or "sum"')
-        if bucket_bytes < 0:
-            raise UsageError(f"bucket_bytes={bucket_bytes}: must be 0 or more")
+        if bucket_bytes != AUTO and (not isinstance(bucket_bytes, int) or bucket_bytes < 0):
+            raise UsageError(f'bucket_bytes={bucket_bytes!r}: must be 0 or more, or "auto"')
         trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
         _check_parameters(module, trained)
         self.module = module
@@ -113,7 +115,8 @@ class DistributedDataParallel(nn.Module):
         """Returns what this rank has counted so far.
 
         `exposed_seconds`: waiting for reductions after backprop; `bytes_reduced`: of gradients;
-        `passes`: backward passes that reduced; `buckets`: how many there are.
+        `passes`: backward passes that reduced; `buckets`: how many there are; `bucket_bytes`: of
+        the largest that there may be.
         """
         reducer = self._reducer
         return {
@@ -121,6 +124,7 @@ class DistributedDataParallel(nn.Module):
             "bytes_reduced": reducer.bytes_reduced if reducer else 0,
             "passes": reducer.passes if reducer else 0,
             "buckets": reducer.num_buckets if reducer else 0,
+            "bucket_bytes": reducer.bucket_bytes if reducer else 0,
         }
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from allreduce.errors import UsageError
 from allreduce.torch import buckets
+from allreduce.torch.bucket_size import AUTO, DEFAULT, BucketBytes, Profile, agree
 
 if TYPE_CHECKING:
     from allreduce.communicator import Communicator
@@ -37,7 +38,7 @@ class Reducer:
         parameters: Sequence[Tensor],
         comm: Communicator,
         *,
-        bucket_bytes: int,
+        bucket_bytes: BucketBytes,
         mean: bool,
         algo: str,
         find_unused: bool,
@@ -45,17 +46,18 @@ class Reducer:
         self._names = tuple(names)
         self._parameters = tuple(parameters)
         self._comm = comm
-        self._bucket_bytes = bucket_bytes
+        count = len(self._parameters)
+        self._profile = Profile(count) if bucket_bytes == AUTO else None
+        self.bucket_bytes = DEFAULT if bucket_bytes == AUTO else bucket_bytes
         self._mean = mean
         self._share = 1.0 / comm.world_size
         self._algo = algo
         self._find_unused = find_unused
-        count = len(self._parameters)
-        self._members = buckets.plan(self._parameters, range(count)[::-1], bucket_bytes)
+        self._members = buckets.plan(self._parameters, range(count)[::-1], self.bucket_bytes)
         self._allocate()
         self._sync = True  # reduce in the next backward pass
         self._active = False  # in a backward pass that reduces
-        self._agreed = False  # the order of the buckets is that of rank 0's first backward pass
+        self._agreed = False  # the order of the buckets is that of a backward pass of rank 0's
         self._next = 0  # the first bucket that is not being reduced yet
         self._ready: list[int] = []  # parameters whose gradients have come, in this backward pass
         self._used = np.zeros(count, np.int32)  # had a gradient since the last reduction
@@ -92,6 +94,8 @@ class Reducer:
         if self._active or not self._sync:
             return
         self._active = True
+        if self._profile:
+            self._profile.begin()
         self._next = 0
         self._ready.clear()
         for bucket in self._buckets:
@@ -124,6 +128,8 @@ class Reducer:
             )
         self._fill(index)
         self._ready.append(index)
+        if self._profile:
+            self._profile.ready(index)
         bucket.missing -= 1
         if bucket.missing == 0:
             self._launch()
@@ -166,6 +172,8 @@ class Reducer:
             self._active = False
 
     def _reduce_rest(self) -> None:
+        if self._profile:
+            self._profile.end()
         unused = sorted(set(range(len(self._parameters))).difference(self._ready))
         for index in unused:  # this rank takes part with zeros, so that no other waits in vain
             if not self._mean:
@@ -187,8 +195,8 @@ class Reducer:
         for index, view in enumerate(self._views):
             self._reduced[index] = self._parameters[index].grad is view
         used, self._used = self._used, np.zeros_like(self._used)
-        if not self._agreed:
-            self._agree_on_order()
+        if not self._agreed and (self._profile is None or self._profile.complete):
+            self._agree_on_buckets()
         if unused and not self._find_unused:
             names = ", ".join(self._names[index] for index in unused if not used[index])
             raise UsageError(
@@ -196,13 +204,16 @@ class Reducer:
                 "does not depend on them, pass find_unused_parameters=True"
             )
 
-    def _agree_on_order(self) -> None:
+    def _agree_on_buckets(self) -> None:
         """Cuts the buckets anew, in the order in which rank 0 has seen the gradients come."""
         self._agreed = True
+        profile, self._profile = self._profile, None
         missing = set(range(len(self._parameters))).difference(self._ready)
         order = np.array([*self._ready, *sorted(missing, reverse=True)], np.int32)
         self._comm.broadcast(order)
-        members = buckets.plan(self._parameters, order.tolist(), self._bucket_bytes)
+        if profile:
+            self.bucket_bytes = agree(self._comm, self._parameters, order.tolist(), profile)
+        members = buckets.plan(self._parameters, order.tolist(), self.bucket_bytes)
         if members == self._members:
             return
         self._members, old = members, self._views

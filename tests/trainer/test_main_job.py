@@ -78,9 +78,11 @@ def test_time_shares_add_up(finished) -> None:
     assert summary["training_seconds"] <= summary["elapsed_seconds"]
 
 
-def test_losses_do_not_depend_on_the_layout_or_the_buckets(finished, tmp_path) -> None:
+@pytest.mark.parametrize("size", ["0", "auto"])
+def test_losses_do_not_depend_on_the_layout_or_the_buckets(finished, tmp_path, size) -> None:
     _, run = finished
-    done = run_job("--workers=2", "--nodes=1", "--bucket-bytes=0", f"--out={tmp_path / 'run'}")
+    buckets = f"--bucket-bytes={size}"
+    done = run_job("--workers=2", "--nodes=1", buckets, f"--out={tmp_path / 'run'}")
     assert done.returncode == 0, done.stderr
     ours, theirs = metrics(run, "train"), metrics(tmp_path / "run", "train")
     for a, b in zip(ours, theirs, strict=True):

@@ -37,6 +37,12 @@ def test_arguments_made_from_a_configuration_give_it_again() -> None:
     assert parse(config.to_argv(), {}) == config
 
 
+def test_buckets_may_be_auto() -> None:
+    config = parse(["--bucket-bytes", "auto"], {})
+    assert config.bucket_bytes == "auto"
+    assert parse(config.to_argv(), {}) == config
+
+
 def test_one_worker_is_one_node() -> None:
     assert parse(["--workers", "1"], {}).nodes == 1
 
@@ -62,6 +68,7 @@ REFUSALS = [
     (["--seed", "-1"], "--seed -1: give a whole number from 0 up"),
     (["--threads", "-1"], "--threads -1: give a whole number from 0 up"),
     (["--bucket-bytes", "-1"], "--bucket-bytes -1: give a whole number from 0 up"),
+    (["--bucket-bytes", "big"], "--bucket-bytes: big: give a number of bytes, or auto"),
     (["--log-every", "0"], "--log-every 0: give a whole number from 1 up"),
     (["--max-iterations", "-1"], "--max-iterations -1: give a whole number from 0 up"),
     (["--lr", "0"], "--lr 0.0: give a number above 0"),

@@ -1,4 +1,4 @@
-"""Ranks of a benchmark on this machine: started, watched, and ended together."""
+"""Ranks of a command on this machine: started, watched, and ended together."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from allreduce._tcp_store import TcpStore
 
 __all__ = ["Seat", "run"]
 
-_VARIABLE = "ALLREDUCE_BENCH_RANK"
+_VARIABLE = "ALLREDUCE_COMMAND_RANK"
 _HOST = "127.0.0.1"
 _POLL = 0.02  # seconds between looks at the ranks
 _GRACE = 5.0  # seconds that ranks get to say what they have, once one has failed
@@ -51,8 +51,8 @@ class Seat:
             os._exit(1)
 
 
-def run(ranks: int, arguments: Sequence[str]) -> int:
-    """Run the benchmark with these arguments on `ranks` processes; the exit status for the shell.
+def run(ranks: int, program: str, arguments: Sequence[str]) -> int:
+    """Run a module with these arguments on `ranks` processes; the exit status for the shell.
 
     It is that of the first rank which fails; 1 where a signal killed it.
     """
@@ -61,7 +61,7 @@ def run(ranks: int, arguments: Sequence[str]) -> int:
     try:
         for rank in range(ranks):
             seat = f"{rank}:{store.port}:{os.getpid()}"
-            command = [sys.executable, "-m", "allreduce.bench", *arguments]
+            command = [sys.executable, "-m", program, *arguments]
             processes.append(
                 subprocess.Popen(
                     command,
@@ -83,7 +83,7 @@ def run(ranks: int, arguments: Sequence[str]) -> int:
     code = processes[failed].returncode
     if code < 0:
         how = signal.Signals(-code).name
-        print(f"allreduce.bench: rank {failed} was killed by {how}", file=sys.stderr)
+        print(f"{program}: rank {failed} was killed by {how}", file=sys.stderr)
     return max(1, code)
 
 

@@ -1,0 +1,109 @@
+"""What `init` measures: alike on all ranks, in time, and in figures that make sense."""
+
+import numpy as np
+import pytest
+from worlds import run_threads
+
+from allreduce import Communicator, _measure
+from allreduce._race import Effort, race
+from allreduce.cost import LOCAL_STAGE, NETWORK, SHARED_MEMORY, Layout, Link
+from allreduce.schedules import parse_collective
+from allreduce.tuning import decide, slopes
+
+ALLREDUCE = parse_collective("allreduce")
+
+
+@pytest.mark.parametrize(
+    ("ranks", "nodes", "local", "kinds"),
+    [
+        (2, 1, "rs_ag", {LOCAL_STAGE}),
+        (3, 3, "rs_ag", {NETWORK}),
+        (4, 2, "rs_ag", {LOCAL_STAGE, NETWORK}),
+        (2, 1, "none", {SHARED_MEMORY}),
+    ],
+)
+def test_all_ranks_measure_the_same(ranks: int, nodes: int, local: str, kinds: set[str]) -> None:
+    def body(comm: Communicator) -> tuple[object, ...]:
+        tuning = comm.tuning
+        assert tuning is not None
+        choices = [comm._group.choose(ALLREDUCE, 1 << k) for k in range(4, 28)]
+        words = comm.explain(1 << 20).splitlines()
+        times = tuning.layouts[0].times["allreduce"]
+        rows = decide(times, slopes(comm.layout, times, tuning.links))
+        return dict(tuning.links), times, choices, {row.algorithm for row in rows}, words[:-1]
+
+    rows = run_threads(ranks, body, nodes=nodes, local=local, measure=True)
+    assert rows == [rows[0]] * ranks
+    links, times, choices, decided, _ = rows[0]
+    assert set(links) == kinds
+    assert all(seconds > 0 for points in times.values() for _, seconds in points)
+    if kinds == {LOCAL_STAGE}:
+        assert list(times) == ["shared memory"]  # there is nothing to choose
+    else:
+        assert set(choices) <= decided <= set(times)
+
+
+def test_a_part_of_a_measured_group_is_not_measured_again() -> None:
+    def body(comm: Communicator) -> bool:
+        part = comm.split(comm.rank % 2)
+        assert part is not None
+        with part:
+            return part.tuning is comm.tuning
+
+    assert run_threads(4, body, nodes=4, measure=True) == [True] * 4
+
+
+def test_the_figures_of_a_model_are_found_again() -> None:
+    layout = Layout(node_of_rank=(0, 0, 1, 1, 2, 2, 3, 3))
+    links = {LOCAL_STAGE: Link(3e-6, 2e-10, 1e-11), NETWORK: Link(2e-5, 1e-9, 1e-11)}
+    sizes = (1 << 10, 1 << 16, 1 << 22)
+    times = {
+        name: tuple((n, layout.predict(name, n, links)) for n in sizes)
+        for name in ("ring", "halving_doubling", "recursive_doubling")
+    }
+    found = _measure._figures(layout, [LOCAL_STAGE, NETWORK], times, 1e-11)
+    assert found == pytest.approx([3e-6, 2e-10, 2e-5, 1e-9])
+
+
+def test_no_figure_is_negative() -> None:
+    layout = Layout(node_of_rank=(0, 1))
+    times = {"ring": ((1 << 10, 1e-3), (1 << 20, 0.9e-3))}  # the larger was the faster
+    found = _measure._figures(layout, [NETWORK], times, 0.0)
+    assert (found >= 0).all()
+    assert found[0] > 0
+
+
+def test_a_race_is_won_by_the_faster_one_on_all_ranks() -> None:
+    effort = Effort(seconds=0.02, least_turns=2, most_turns=4)
+
+    def body(comm: Communicator) -> tuple[dict[str, float], float, int]:
+        calls = [0]
+
+        def slow() -> None:
+            calls[0] += 1
+            for _ in range(20):
+                comm.allreduce(np.zeros(1))
+
+        seconds, spent = race(comm, {"slow": slow, "fast": comm.barrier}, effort)
+        return seconds, spent, calls[0]
+
+    rows = run_threads(3, body)
+    assert rows == [rows[0]] * 3
+    seconds, spent, calls = rows[0]
+    assert seconds["fast"] < seconds["slow"]
+    assert spent > seconds["slow"]
+    assert calls == 4  # a first look, then it has no further turns
+
+
+def test_measuring_stops_where_the_budget_ends(monkeypatch) -> None:
+    def sizes(budget: float) -> list[int]:
+        def body(comm: Communicator) -> list[int]:
+            effort = Effort(seconds=0.01, least_turns=2, most_turns=2)
+            field = _measure.allreduce_field(comm.layout)
+            times = _measure.ladder(comm, field, [1 << k for k in (6, 8, 10, 12)], effort, budget)
+            return [max(nbytes for nbytes, _ in points) for points in times.values()]
+
+        return run_threads(2, body, nodes=2)[0]
+
+    assert max(sizes(0.0)) == 1 << 8  # two sizes are the least
+    assert max(sizes(100.0)) == 1 << 12
