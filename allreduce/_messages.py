@@ -24,9 +24,9 @@ class PointToPoint(Calls):
     """Messages between two ranks, as MPI has them.
 
     A message goes to the first receive that fits it, in the order in which both were posted. Both
-    ends give the same dtype and number of elements, else `MismatchError`. Up to 32 KiB (and 1 MiB
+    ends give the same dtype and number of elements, else `MismatchError`. Up to 128 KiB (and 1 MiB
     in all that a receiver has not asked for yet) `send` returns before the message is received; for
-    more than the connection holds, 32 KiB or so, the receiver has to be in some call of the group.
+    more than the connection holds, some 100 KiB, the receiver has to be in some call of the group.
     """
 
     def send(self, x: Array, dest: int, tag: int = 0, *, timeout: float | None = None) -> None:

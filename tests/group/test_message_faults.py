@@ -16,7 +16,7 @@ from allreduce.errors import PeerError
 
 SOON = 8.0  # seconds
 CTRL_C = 4 * 0.2  # as in test_signals
-LIMIT = 32 << 10  # bytes; larger messages are announced
+LIMIT = 128 << 10  # bytes; larger messages are announced
 PAIRS = ("1x2", "2x1")
 processes_only = pytest.mark.skipif(SANITIZED, reason="processes")
 

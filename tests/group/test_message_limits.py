@@ -9,7 +9,7 @@ import pytest
 from group_cases import nodes, size
 from worlds import SANITIZED, hear, processes, run_threads, tell
 
-LIMIT = 32 << 10  # bytes; larger messages are announced
+LIMIT = 128 << 10  # bytes; larger messages are announced
 WINDOW = 1 << 20  # bytes that a peer sets aside for one sender
 PAIRS = ("1x2", "2x1")
 processes_only = pytest.mark.skipif(SANITIZED, reason="processes")
