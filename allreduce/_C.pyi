@@ -185,6 +185,7 @@ class Group:
         input_count: int = 0,
         input_bounds: Sequence[int] = (),
     ) -> Work: ...
+    def allreduce(self, array: object, op: str, algo: str, timeout: float) -> bool: ...
     def transfer(
         self,
         *,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import worlds
+from benchmarks import system_calls, worlds
 from benchmarks.layouts import OURS, Layout
 from benchmarks.peers import Absent
 from benchmarks.worlds import Round, World
@@ -40,6 +40,19 @@ class Cast:
         if turn.wrong:
             self._go_on_without(player, f"{turn.wrong} wrong sums of {nbytes} B {dtype}")
         return None if player in self.absent else turn
+
+    def count_system_calls(self, player: str, nbytes: int, calls: int) -> int | None:
+        """Return those of all ranks during a turn; None if the player is absent.
+
+        Raises:
+            Absent: they cannot be counted here.
+        """
+        if self.measure(player, nbytes, "float32", calls) is None:  # warm, and with its plan made
+            return None
+        world = self._world(player)
+        return system_calls.count(
+            world.processes(), lambda: world.measure(player, nbytes, "float32", calls)
+        )
 
     def explain(self, nbytes: int) -> str:
         """Return what `algo="auto"` takes between nodes."""

@@ -4,16 +4,18 @@ Shared memory, p ranks on a node, a buffer of n bytes each. Symmetric buffers ca
 each element of each rank must be read once and written once, in place. That is the traffic of an
 update of n bytes (d[i] *= constant; a memcpy moves more, it also fetches what it overwrites):
 
-    symmetric = p / c * update(n)
+    symmetric = p / c * n * (update(m) / m), m = n p / c
 
-c = min(p, cores) ranks run at once; update(n) is what c cores need when each updates n bytes.
+c = min(p, cores) ranks run at once; update(m) is what c cores need when each updates m bytes: its
+share of all buffers, which decides what stays in a cache.
 
-A private buffer cannot be read by others: what they need goes through shared memory, a piece at a
-time at best, so that it stays in a cache (256 KiB here). There (p-1)/p n are written for the others
-to add, (p-1)/p n read to be added to my slice, n/p written as my result, (p-1)/p n of results
-read: n (1 + 2 (p-1)/p) bytes, where an update moves 2n:
+A private buffer cannot be read by others: what they need goes through shared memory, a piece at
+a time at best, so that it stays in a cache (256 KiB here). Each rank writes n bytes there,
+(p-1)/p n for the others to add and n/p of results, and reads as many at least. hand(256 KiB) is
+what cores need when each writes as much and then reads what another core has written; of p-1 peers,
+p - p/c are on other cores, the rest is taken to cost nothing:
 
-    private = symmetric + p / c * (1/2 + (p-1)/p) * n * (update(256 KiB) / 256 KiB)
+    private = symmetric + p / c * (p - p/c) / (p-1) * n * (hand(256 KiB) / 256 KiB)
 
 The sum itself costs nothing: adding runs at the speed of memory (the table shows both).
 
@@ -37,6 +39,7 @@ from benchmarks import peers
 from benchmarks.layouts import Layout
 
 _PIECE = 256 << 10  # bytes that stay in a core's cache
+_SHARES = (32 << 20, 64 << 20)  # of large buffers, where ranks exceed cores
 
 
 @dataclass
@@ -46,6 +49,7 @@ class Floors:
     copy: dict[tuple[int, int], float] = field(default_factory=dict)
     add: dict[tuple[int, int], float] = field(default_factory=dict)
     update: dict[tuple[int, int], float] = field(default_factory=dict)
+    hand: dict[tuple[int, int], float] = field(default_factory=dict)
     loopback: float = 0.0
     hop: float = 0.0
     absent: str = ""
@@ -65,10 +69,13 @@ class Floors:
         if local == 1:
             return {"limit": tcp}
         turns = layout.ranks / cores
-        symmetric = turns * self.update[cores, nbytes]
-        piece = max(size for _, size in self.update if size <= min(nbytes, _PIECE))
-        staged = nbytes / piece * self.update[cores, piece] * (0.5 + (local - 1) / local)
-        return {"limit": symmetric + turns * staged + tcp, "limit-sym": symmetric + tcp}
+        share = max(size for _, size in self.update if size <= turns * nbytes)
+        symmetric = turns * nbytes / share * self.update[cores, share]
+        staged = 0.0
+        if (cores, _PIECE) in self.hand:
+            elsewhere = (local - local / cores) / (local - 1)
+            staged = turns * elsewhere * nbytes / _PIECE * self.hand[cores, _PIECE]
+        return {"limit": symmetric + staged + tcp, "limit-sym": symmetric + tcp}
 
     def lines(self) -> Iterator[str]:
         """Yield the rows of a table."""
@@ -86,6 +93,9 @@ class Floors:
                 for cores in sorted({cores for cores, _ in self.copy})
                 for table in (self.copy, self.add, self.update)
             )
+        for (cores, nbytes), seconds in self.hand.items():
+            rate = f"{cores * nbytes / seconds / 1e9:.1f} GB/s in all"
+            yield f"shared memory from core to core, {cores} cores, {nbytes} B: {rate}"
         yield f"TCP over loopback, cubic, one way: {self.loopback / 1e9:.2f} GB/s"
         yield f"a message of 4 B over loopback, both ends polling: {self.hop * 1e6:.1f} us"
 
@@ -99,7 +109,7 @@ def measure(sizes: tuple[int, ...]) -> Floors:
     except peers.Absent as reason:
         return Floors(absent=str(reason))
     text = subprocess.run(
-        [program, *map(str, sizes)],
+        [program, *map(str, sorted({*sizes, *_SHARES}))],
         env=environ,
         capture_output=True,
         text=True,
@@ -108,7 +118,7 @@ def measure(sizes: tuple[int, ...]) -> Floors:
     ).stdout
     for line in text.splitlines():
         name, *values = line.split()
-        if name in ("copy", "add", "update"):
+        if name in ("copy", "add", "update", "hand"):
             getattr(floors, name)[int(values[0]), int(values[1])] = float(values[2])
         else:
             setattr(floors, name, float(values[0]))

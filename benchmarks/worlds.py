@@ -26,6 +26,7 @@ import numpy as np
 
 from benchmarks import peers
 from benchmarks.layouts import Layout
+from benchmarks.system_calls import processes_below
 
 _ROOT = Path(__file__).resolve().parent.parent
 _TIMEOUT = 45.0  # seconds for an answer; the first one waits for the start
@@ -98,6 +99,10 @@ class World:
         answers = self.ask(f"measure {player} {nbytes} {dtype} {warm_up} {calls} {int(check)}")
         rows = np.array([np.frombuffer(answer) for answer in answers])
         return Round(rows[:, 2:].mean(axis=0), float(rows[:, 1].sum()), int(rows[:, 0].sum()))
+
+    def processes(self) -> list[int]:
+        """Return the ids of all its processes, a launcher's too."""
+        return [pid for popen in self._processes for pid in processes_below(popen.pid)]
 
     def _answer(self, rank: int, deadline: float, line: str) -> bytes:
         (length,) = struct.unpack("@Q", self._read(rank, 8, deadline, line))

@@ -3,6 +3,7 @@
 //   copy CORES BYTES SECONDS   CORES processes copy BYTES each at the same time
 //   add CORES BYTES SECONDS    d[i] += s[i]
 //   update CORES BYTES SECONDS d[i] *= constant: what is written has just been read
+//   hand CORES BYTES SECONDS   each writes BYTES of shared memory, then reads what another has written
 //   loopback BYTES_PER_SECOND  one socket, one way, both ends on a core of their own
 //   hop SECONDS                half of a round trip of 4 bytes, both ends polling
 // argv: the sizes. PEER_CONGESTION, with congestion.c preloaded, sets the congestion control.
@@ -19,9 +20,11 @@
 #include "protocol.h"
 
 enum { kCoresMax = 256, kBatches = 21, kBatchBytes = 32 << 20, kTrips = 5000, kChunk = 256 << 10 };
+enum { kOwn = 16 << 10 };  // bytes that stay in the first cache
 
 typedef struct {
   atomic_int arrived;
+  _Alignas(64) atomic_int hands;
   double seconds[kBatches][kCoresMax];
 } Shared;
 
@@ -68,15 +71,8 @@ static void work(int core, int cores, size_t nbytes, Pass what) {
   }
 }
 
-// Returns seconds of a pass on all cores at once, the best batch.
-static double best(int cores, size_t nbytes, Pass what) {
-  atomic_store(&shared_->arrived, 0);
-  for (int core = 0; core < cores; ++core) {
-    if (fork() == 0) {
-      work(core, cores, nbytes, what);
-      _exit(0);
-    }
-  }
+// Returns the seconds that all cores at once needed, in the best batch.
+static double best(int cores) {
   while (wait(NULL) > 0) {
   }
   double least = 1e9;
@@ -88,6 +84,59 @@ static double best(int cores, size_t nbytes, Pass what) {
     if (slowest < least) least = slowest;
   }
   return least;
+}
+
+static void meet(int all) {
+  atomic_fetch_add(&shared_->hands, 1);
+  while (atomic_load(&shared_->hands) < all) {
+  }
+}
+
+static void hand_over(int core, int cores, size_t nbytes, char* slots) {
+  static float own[kOwn / sizeof(float)];
+  char* mine = slots + (size_t)core * nbytes;
+  const float* theirs = (const float*)(slots + (size_t)((core + 1) % cores) * nbytes);
+  const int repeats = (int)(kBatchBytes / nbytes);
+  int meetings = 0;
+  pin(core);
+  for (int batch = 0; batch < kBatches; ++batch) {
+    meet(cores * ++meetings);
+    const double begin = now();
+    for (int i = 0; i < repeats; ++i) {
+      for (size_t at = 0; at < nbytes; at += kOwn) memcpy(mine + at, own, kOwn);
+      meet(cores * ++meetings);
+      for (size_t at = 0; at < nbytes; at += kOwn) {
+        pass(own, theirs + at / sizeof(float), kOwn / sizeof(float), kAdd);
+      }
+      meet(cores * ++meetings);
+    }
+    shared_->seconds[batch][core] = (now() - begin) / repeats;
+  }
+}
+
+static double best_pass(int cores, size_t nbytes, Pass what) {
+  atomic_store(&shared_->arrived, 0);
+  for (int core = 0; core < cores; ++core) {
+    if (fork() == 0) {
+      work(core, cores, nbytes, what);
+      _exit(0);
+    }
+  }
+  return best(cores);
+}
+
+static double best_hand(int cores, size_t nbytes) {
+  char* slots = mmap(NULL, (size_t)cores * nbytes, PROT_READ | PROT_WRITE,
+                     MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  if (slots == MAP_FAILED) die("mmap");
+  atomic_store(&shared_->hands, 0);
+  for (int core = 0; core < cores; ++core) {
+    if (fork() == 0) {
+      hand_over(core, cores, nbytes, slots);
+      _exit(0);
+    }
+  }
+  return best(cores);
 }
 
 static void connected_pair(int fds[2]) {
@@ -171,10 +220,13 @@ int main(int argc, char** argv) {
   for (int cores = 1; cores <= all && cores <= kCoresMax; cores *= 2) {
     for (int i = 1; i < argc; ++i) {
       const size_t nbytes = strtoul(argv[i], NULL, 10);
-      printf("copy %d %zu %.9f\n", cores, nbytes, best(cores, nbytes, kCopy));
-      printf("add %d %zu %.9f\n", cores, nbytes, best(cores, nbytes, kAdd));
-      printf("update %d %zu %.9f\n", cores, nbytes, best(cores, nbytes, kUpdate));
+      printf("copy %d %zu %.9f\n", cores, nbytes, best_pass(cores, nbytes, kCopy));
+      printf("add %d %zu %.9f\n", cores, nbytes, best_pass(cores, nbytes, kAdd));
+      printf("update %d %zu %.9f\n", cores, nbytes, best_pass(cores, nbytes, kUpdate));
     }
+  }
+  for (int cores = 2; cores <= all && cores <= kCoresMax; cores *= 2) {
+    printf("hand %d %d %.9f\n", cores, kChunk, best_hand(cores, kChunk));
   }
   printf("loopback %.0f\n", loopback());
   printf("hop %.9f\n", hop());

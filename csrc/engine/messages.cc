@@ -14,7 +14,6 @@ namespace {
 
 using Type = MessageHeader::Type;
 
-constexpr size_t kQuantum = 64 << 10;  // bytes that one call to a channel moves
 constexpr int kCallsPerTurn = 16;      // to one channel and direction
 constexpr unsigned kListenEvery = 16;  // turns between two looks at peers that nobody waits for
 constexpr int kMostNamed = 8;          // messages in an error's text
@@ -213,7 +212,8 @@ bool Messages::send_some(Peer& peer) {
   const size_t done = out.sent - std::min(out.sent, kHead);
   std::array<Bytes, 2> parts;
   if (out.sent < kHead) parts[0] = std::as_bytes(std::span(&out.header, 1)).subspan(out.sent);
-  if (done < payload) parts[1] = {out.transfer->data + done, std::min(payload - done, kQuantum)};
+  if (done < payload)
+    parts[1] = {out.transfer->data + done, std::min(payload - done, peer.channel->quantum())};
   const size_t sent = peer.channel->try_write(parts);
   out.sent += sent;
   if (out.sent < kHead + payload) return sent > 0;
@@ -236,7 +236,8 @@ bool Messages::receive_some(int rank, Peer& peer) {
   }
   std::byte* to = peer.receiver ? peer.receiver->data : peer.early->payload.data();
   const size_t left = peer.header.bytes - peer.payload_done;
-  const size_t n = peer.channel->try_read({to + peer.payload_done, std::min(left, kQuantum)});
+  const size_t n =
+      peer.channel->try_read({to + peer.payload_done, std::min(left, peer.channel->quantum())});
   peer.payload_done += n;
   if (n == left) arrived(rank, peer);
   return n > 0;

@@ -18,9 +18,9 @@ size_t to_size(int n) { return static_cast<size_t>(n); }
 
 ArenaLayout ArenaLayout::plan(int local_size, int lanes) {
   const size_t rings = std::max<size_t>(1, to_size(local_size * (local_size - 1) * (lanes + 1)));
-  const size_t share = std::bit_floor((size_t{8} << 20) / rings);
+  const size_t share = std::bit_floor((size_t{32} << 20) / rings);
   return {local_size, lanes, kSlotBytes, kNumSlots,
-          std::clamp<size_t>(share, size_t{32} << 10, size_t{256} << 10)};
+          std::clamp<size_t>(share, size_t{32} << 10, size_t{512} << 10)};
 }
 
 size_t ArenaLayout::port_at(int lane, int rank) const {

@@ -137,8 +137,7 @@ class Backend final : public c10d::Backend {
     if (options.rootRank == getRank()) {
       maker.add_in_place(Collective::reduce, tensors[0], &options.reduceOp, options.rootRank);
     } else {
-      const auto scratch = tensors[0].clone(at::MemoryFormat::Contiguous);
-      maker.add(Collective::reduce, plain(scratch), &options.reduceOp, options.rootRank);
+      maker.add(Collective::reduce, staged(tensors[0]), &options.reduceOp, options.rootRank);
     }
     return maker.go(group_, ++sequence_, options);
   }

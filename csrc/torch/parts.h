@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "torch/maker.h"
+#include "torch/staging.h"
 
 namespace hier::torch_backend {
 
@@ -21,7 +22,7 @@ inline Parts parts_like(const Tensors& tensors, size_t per_element) {
   Parts parts;
   int64_t total = 0;
   for (const auto& tensor : tensors) total += tensor.numel();
-  parts.flat = at::empty({total}, tensors.front().options());
+  parts.flat = staging({total}, tensors.front().options());
   int64_t begin = 0;
   bool even = true;
   for (const auto& tensor : tensors) {
@@ -80,7 +81,7 @@ inline void add_reduce_scatter(Maker& maker, const at::Tensor& output, const at:
   const Quiet quiet;
   maker.require(input.numel() == output.numel() * maker.size(),
                 "the input must have world_size times the elements of the output");
-  const at::Tensor scratch = plain(input.clone(at::MemoryFormat::Contiguous)).view(-1);
+  const at::Tensor scratch = staged(input).view(-1);
   maker.add(Collective::reduce_scatter, scratch, &op);
   const at::Tensor mine = scratch.narrow(0, maker.rank() * output.numel(), output.numel());
   maker.copy_back(mine.view(output.sizes()), output);

@@ -33,6 +33,9 @@ class Channel {
   // What to poll while blocked on this channel; -1 if the node's doorbell tells.
   virtual int fd() const = 0;
   virtual bool over_network() const = 0;
+  // Most bytes to move before other queues have their turn: a greedy one starves them (1.18x the
+  // time at 4 MiB), but a call must be worth its cost.
+  virtual size_t quantum() const { return 64 << 10; }
   uint64_t bytes_sent = 0;  // owned by the thread that drives the channel's group
 };
 

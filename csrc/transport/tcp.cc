@@ -1,6 +1,7 @@
 // TCP channel over a connected nonblocking socket.
 #include "transport/tcp.h"
 
+#include <poll.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 
@@ -26,21 +27,33 @@ bool would_block(int error) { return error == EAGAIN || error == EWOULDBLOCK || 
 
 size_t TcpChannel::try_write(std::span<const Bytes> parts) {
   std::array<iovec, kMaxParts> vectors;
-  size_t used = 0;
+  size_t used = 0, wanted = 0;
   for (Bytes part : parts.first(std::min(parts.size(), kMaxParts))) {
-    if (!part.empty()) vectors[used++] = {const_cast<std::byte*>(part.data()), part.size()};
+    if (part.empty()) continue;
+    vectors[used++] = {const_cast<std::byte*>(part.data()), part.size()};
+    wanted += part.size();
   }
-  if (used == 0) return 0;
+  if (used == 0 || (full_ && !writable())) return 0;
   msghdr message{};
   message.msg_iov = vectors.data();
   message.msg_iovlen = used;
   const ssize_t n = ::sendmsg(socket_.get(), &message, MSG_DONTWAIT | MSG_NOSIGNAL);
   if (n < 0) {
-    if (would_block(errno)) return 0;
-    broken("send", errno);
+    if (!would_block(errno)) broken("send", errno);
+    full_ = true;
+    return 0;
   }
-  bytes_sent += static_cast<size_t>(n);
-  return static_cast<size_t>(n);
+  const auto sent = static_cast<size_t>(n);
+  full_ = sent < wanted;
+  bytes_sent += sent;
+  return sent;
+}
+
+// Linux says so once a third of the send buffer is free. To write whatever little has become free
+// instead costs a system call, and a small packet, for each acknowledgement.
+bool TcpChannel::writable() const {
+  pollfd socket{socket_.get(), POLLOUT, 0};
+  return ::poll(&socket, 1, 0) > 0;
 }
 
 size_t TcpChannel::receive(std::byte* dst, size_t n) {

@@ -19,15 +19,19 @@ class TcpChannel final : public Channel {
   void consume(size_t n) override { lo_ += n, consumed_ += n; }
   int fd() const override { return socket_.get(); }
   bool over_network() const override { return true; }
+  size_t quantum() const override { return kQuantum; }
 
  private:
+  static constexpr size_t kQuantum = 256 << 10;
   static constexpr size_t kBufferBytes = 256 << 10;  // stays in the L2 cache while it is reduced
   static constexpr size_t kSmallRead = 4 << 10;      // below this, read ahead: header and payload
                                                      // of a small message cost one system call
   size_t receive(std::byte* dst, size_t n);
   void fill();
+  bool writable() const;
 
   Fd socket_;
+  bool full_ = false;              // it did not take all of the last write
   std::vector<std::byte> buffer_;  // received and not consumed: [lo_, hi_)
   size_t lo_ = 0, hi_ = 0;
   uint64_t consumed_ = 0;  // bytes of the stream; lo_ keeps its phase modulo 8
