@@ -62,7 +62,7 @@ static_assert(sizeof(MessageHeader) == 40);
 class Messages {
  public:
   static constexpr size_t kEagerBytes = 128 << 10;  // larger messages are announced
-  static constexpr size_t kEagerWindow = 1 << 20;  // most that one peer may have set aside here
+  static constexpr size_t kEagerWindow = 1 << 20;   // most that one peer may have set aside here
 
   // channels[r] leads to rank r; null where there is none. They are not owned.
   Messages(int rank, uint32_t group_id, uint16_t generation, std::vector<Channel*> channels);
