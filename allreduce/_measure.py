@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Field", "allreduce_field", "call_of", "fit", "ladder", "measure"]
 
-_SIZES = tuple(1 << k for k in (10, 13, 16, 19, 22, 24))  # bytes
+_SIZES = tuple(1 << k for k in range(10, 26, 2))  # bytes
 _LEAST_SIZES = 2  # are measured, however long it takes: alpha and beta need them
 _BUDGET = 0.6  # seconds for all calls
-_EFFORT = Effort(seconds=0.06, least_turns=2, most_turns=7)
+_EFFORT = Effort(seconds=0.04, least_turns=2, most_turns=31)
 _CALLS_LEAST = 7  # of each algorithm at a size
 _CATCHES_UP = 1.01  # an algorithm that sends so much more than the least never does at large sizes
 _LOST = 1.6  # times the fastest
