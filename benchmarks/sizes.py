@@ -12,10 +12,13 @@ _FEW = (_KIB, 64 * _KIB, _MIB, 16 * _MIB)
 SWEEP: dict[Layout, tuple[int, ...]] = {
     Layout(2, 1): SIZES,
     Layout(2, 2): SIZES,
+    Layout(3, 1): _FEW,
+    Layout(3, 3): _FEW,
     Layout(4, 1): SIZES,
     Layout(4, 2): SIZES,
     Layout(4, 4): SIZES,
     Layout(8, 1): SIZES,
+    Layout(8, 2): _FEW,
     Layout(8, 8): SIZES,
     Layout(16, 1): (*_FEW, 100 * _MIB),
     Layout(16, 16): _FEW,
