@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, NoReturn
 
-from trainer.config import Config, ConfigError
+from trainer.options import Config, ConfigError
 
 __all__ = ["WORKER", "launch", "run_worker", "thread_count"]
 

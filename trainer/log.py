@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from trainer.config import Config
+from trainer.options import Config
 from trainer.report import PHASES, table
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.config import Config
 from trainer.data import Dataset
 from trainer.data.sampler import EpochSampler, evaluation_batches
+from trainer.options import Config
 from trainer.report import PHASES
 from trainer.schedule import Schedule
 

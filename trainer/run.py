@@ -6,8 +6,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from trainer.config import Config, ConfigError, parse
+from trainer.config import parse
 from trainer.launch import launch, run_worker
+from trainer.options import Config, ConfigError
 
 __all__ = ["main", "work"]
 

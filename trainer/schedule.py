@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from allreduce.optim.schedules import gradual_warmup, linear_scaling, step_decay
-from trainer.config import Config
+from trainer.options import Config
 
 __all__ = ["Schedule"]
 

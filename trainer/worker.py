@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 
 import allreduce.torch
-from trainer.config import Config
 from trainer.launch import thread_count
+from trainer.options import Config
 
 if TYPE_CHECKING:
     from allreduce import Communicator

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trainer.config import Config
+from trainer.options import Config
 from trainer.schedule import Schedule
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.config import Config
 from trainer.model import MODELS, BasicBlock, Bottleneck, build_model
+from trainer.options import Config
 
 
 def names_of_resnet50() -> list[str]:

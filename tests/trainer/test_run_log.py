@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from trainer.config import Config
 from trainer.log import RunLog, config_toml
+from trainer.options import Config
 from trainer.report import PHASES, main, node_layout, table
 
 TRAIN = {

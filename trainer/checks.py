@@ -1,0 +1,104 @@
+"""What the values of options must be: of one alone, and of several together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from trainer.data import DATASETS
+
+if TYPE_CHECKING:
+    from trainer.options import Config
+
+__all__ = ["TOGETHER", "ConfigError", "Remedy", "flag", "refusal"]
+
+# Looks at the value of one option: None, or what to give instead of it.
+Remedy = Callable[[Any], str | None]
+
+
+class ConfigError(ValueError):
+    """An option that cannot be; one line that names the option and the remedy."""
+
+
+def flag(name: str) -> str:
+    """The command-line option of a field of Config."""
+    return "--" + name.replace("_", "-")
+
+
+def text(value: Any) -> str:
+    """A value as one types it."""
+    if isinstance(value, tuple):
+        return ",".join(map(text, value))
+    return f"{value:g}" if value == float(f"{value:g}") else repr(value)
+
+
+def refusal(name: str, value: Any, remedy: str) -> ConfigError:
+    """The error for an option that has a wrong value."""
+    shown = text(value) if isinstance(value, tuple) else value
+    return ConfigError(f"{flag(name)} {shown}: {remedy}")
+
+
+def at_least(least: int) -> Remedy:
+    """Whole numbers from `least` up."""
+    return lambda value: None if value >= least else f"give a whole number from {least} up"
+
+
+def above_zero(value: float) -> str | None:
+    """Finite numbers above 0."""
+    return None if 0 < value < float("inf") else "give a number above 0"
+
+
+def zero_or_more(value: float) -> str | None:
+    """Finite numbers from 0 up."""
+    return None if 0 <= value < float("inf") else "give a number from 0 up"
+
+
+def below_one(value: float) -> str | None:
+    """Numbers in [0, 1)."""
+    return None if 0 <= value < 1 else "give a number from 0 to below 1"
+
+
+def batch(value: int) -> str | None:
+    """n: batch normalisation needs a variance, also at 1x1 pixel."""
+    return None if value >= 2 else "batch normalisation needs at least 2 images"
+
+
+def rising_epochs(epochs: tuple[float, ...]) -> str | None:
+    """Increasing numbers of epochs."""
+    rising = list(epochs) == sorted(set(epochs)) and all(0 < e < float("inf") for e in epochs)
+    return None if rising else "give increasing numbers of epochs above 0"
+
+
+def bucket_bytes(value: int | str) -> str | None:
+    """A number of bytes, or "auto"."""
+    return None if value == "auto" else at_least(0)(value)
+
+
+def _warmup_fits(config: Config) -> None:
+    if not config.warmup_epochs <= config.epochs:
+        raise refusal("warmup_epochs", config.warmup_epochs, f"give 0 to --epochs {config.epochs}")
+
+
+def _minibatch_fits(config: Config) -> None:
+    images = DATASETS[config.data].train_images
+    if config.minibatch > images:
+        raise ConfigError(
+            f"--batch {config.batch} x --workers {config.workers} = {config.minibatch} images, "
+            f"but --data {config.data} has {images} to train on: choose a smaller batch or "
+            "fewer workers"
+        )
+
+
+def _each_node_has_a_worker(config: Config) -> None:
+    if config.nodes > config.workers:
+        raise refusal(
+            "nodes", config.nodes, f"at most --workers {config.workers}, one worker to each node"
+        )
+
+
+# Called with a configuration whose values are right one by one; ConfigError if they clash.
+TOGETHER: tuple[Callable[[Config], None], ...] = (
+    _warmup_fits,
+    _minibatch_fits,
+    _each_node_has_a_worker,
+)

@@ -1,0 +1,155 @@
+"""Every option of a run: one field of one dataclass, with its group, help text and check.
+
+Needs no torch, so `--help` and every refusal come at once, before any process is started.
+A new option is a field in its group; checks against others are functions of checks.TOGETHER.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from trainer import checks
+from trainer.checks import ConfigError
+from trainer.data import DATASETS
+
+__all__ = ["ALGORITHMS", "GROUPS", "Config", "ConfigError"]
+
+ALGORITHMS = ("halving_doubling", "ring", "recursive_doubling", "bcube", "circulant", "auto")
+_ALIASES = {"bucket": "ring"}  # the paper's word for the ring
+_MODELS = ("resnet18", "resnet34", "resnet50", "resnet101")  # trainer.model.MODELS, without torch
+
+_WHAT, _DATA = "what to train", "data"
+_RATE, _SPEED = "optimizer and learning rate", "precision and speed"
+_WHO, _TALK, _KEEP, _OUT = "workers", "communication", "checkpoints", "output"
+GROUPS = (_WHAT, _DATA, _RATE, _SPEED, _WHO, _TALK, _KEEP, _OUT)  # as --help shows them
+
+
+def _option(
+    default: Any, group: str, text: str, check: checks.Remedy | None = None, **more: Any
+) -> Any:
+    """A field of Config: its group of `--help`, its help text, its check, argparse's settings."""
+    metadata = {"group": group, "help": text, "check": check, "argparse": more}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def _epochs(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(",") if part)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text}: give numbers of epochs, as 30,60,80") from None
+
+
+def _bucket_bytes(text: str) -> int | Literal["auto"]:
+    try:
+        return "auto" if text == "auto" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text}: give a number of bytes, or auto") from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Every option of a run, checked; ConfigError for a value or a pair of values that cannot be.
+
+    In the paper's words `batch` is n, `workers` is k and `minibatch` is kn.
+    """
+
+    # what to train
+    model: str = _option("resnet50", _WHAT, "network", choices=_MODELS)
+    epochs: int = _option(5, _WHAT, "passes over the training images", checks.at_least(1))
+    batch: int = _option(32, _WHAT, "n, the images per worker and iteration", checks.batch)
+    max_iterations: int = _option(
+        0, _WHAT, "stop after so many iterations (0: run all epochs)", checks.at_least(0)
+    )
+    seed: int = _option(
+        0, _WHAT, "seed of initial weights, shuffling and augmentation", checks.at_least(0)
+    )
+
+    # data
+    data: str = _option("digits", _DATA, "data set", choices=tuple(DATASETS))
+
+    # optimizer and learning rate
+    lr: float = _option(
+        0.1, _RATE, "learning rate per 256 images, scaled linearly to kn", checks.above_zero
+    )
+    warmup_epochs: float = _option(
+        1.0, _RATE, "epochs of gradual warmup, per iteration", checks.zero_or_more
+    )
+    milestones: tuple[float, ...] = _option(
+        (), _RATE, "epochs at which the rate is divided by 10, as 30,60,80 (default: at 2/3)",
+        checks.rising_epochs, type=_epochs, metavar="E,E,...",
+    )  # fmt: skip
+    momentum: float = _option(0.9, _RATE, "Nesterov momentum", checks.below_one)
+    weight_decay: float = _option(
+        1e-4, _RATE, "weight decay, not applied to batch normalisation", checks.zero_or_more
+    )
+
+    # precision and speed
+
+    # workers
+    workers: int = _option(
+        4, _WHO, "k, the processes to start; under torchrun it decides", checks.at_least(1)
+    )
+    nodes: int = _option(
+        0, _WHO, "split this machine into so many nodes (default: 2; under a launcher the real "
+        "ones)", checks.at_least(0),
+    )  # fmt: skip
+    threads: int = _option(
+        0, _WHO, "compute threads per worker (default: cores / workers)", checks.at_least(0)
+    )
+
+    # communication
+    algo: str = _option(
+        "auto", _TALK, "allreduce between nodes; bucket is another name of ring",
+        choices=(*ALGORITHMS, *_ALIASES),
+    )  # fmt: skip
+    bucket_bytes: int | Literal["auto"] = _option(
+        4 << 20, _TALK,
+        "bytes of gradients reduced together, 0 for one allreduce per tensor, or auto",
+        checks.bucket_bytes, type=_bucket_bytes, metavar="N",
+    )  # fmt: skip
+    timeout: float = _option(
+        120.0, _TALK, "seconds until a worker that does not answer is given up", checks.above_zero
+    )
+
+    # checkpoints
+
+    # output
+    out: str = _option("", _OUT, "run directory (default: runs/<date and time>)", metavar="DIR")
+    log_every: int = _option(4, _OUT, "iterations per line of metrics", checks.at_least(1))
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "algo", _ALIASES.get(self.algo, self.algo))
+        object.__setattr__(self, "milestones", tuple(self.milestones))
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            choices = field.metadata["argparse"].get("choices")
+            if choices and value not in choices:
+                raise checks.refusal(field.name, value, f"choose one of {', '.join(choices)}")
+            check = field.metadata["check"]
+            remedy = check(value) if check else None
+            if remedy:
+                raise checks.refusal(field.name, value, remedy)
+        for check in checks.TOGETHER:
+            check(self)
+
+    @property
+    def minibatch(self) -> int:
+        """The total minibatch kn, in images."""
+        return self.batch * self.workers
+
+    def to_argv(self) -> list[str]:
+        """Command-line arguments that `trainer.config.parse` turns into this configuration."""
+        argv = []
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value == field.default:
+                continue
+            if isinstance(value, bool):
+                argv.append(checks.flag(field.name if value else f"no_{field.name}"))
+            else:
+                text = checks.text(value) if isinstance(value, tuple) else str(value)
+                argv.append(f"{checks.flag(field.name)}={text}")
+        return argv
