@@ -54,7 +54,10 @@ class Stopwatch:
 
 @dataclass(slots=True, kw_only=True)
 class Job:
-    """Everything a worker trains with, and how far it has come."""
+    """Everything a worker trains with, and how far it has come.
+
+    `epoch` (from 0) is being trained, and the first `offset` images of its permutation are used.
+    """
 
     config: Config
     comm: Communicator
@@ -63,7 +66,8 @@ class Job:
     model: DistributedDataParallel
     optimizer: SGD
     schedule: Schedule
-    iteration: int = 0
+    epoch: int = 0
+    offset: int = 0
     last_test: dict[str, Any] = field(default_factory=dict)
     watch: Stopwatch = field(default_factory=Stopwatch)
     traffic_before: dict[str, int] = field(init=False)
@@ -73,6 +77,23 @@ class Job:
         self.traffic_before = dict(self.comm.traffic())
 
     @property
+    def iteration(self) -> int:
+        """Iterations done, counted as if all had been of this run's kn."""
+        return self.epoch * self.sampler.iterations + self.offset // self.config.minibatch
+
+    @property
+    def epochs_done(self) -> float:
+        """The position in the run, in epochs."""
+        whole = self.sampler.iterations * self.config.minibatch
+        return self.epoch + min(1.0, self.offset / whole)
+
+    @property
+    def at_end_of_epoch(self) -> bool:
+        """Whether fewer than kn images of the epoch are left, or the run ends here."""
+        left = self.sampler.size - self.offset
+        return left < self.config.minibatch or self.iteration >= self.last_iteration
+
+    @property
     def last_iteration(self) -> int:
         """How many iterations the run has."""
         whole = self.config.epochs * self.sampler.iterations
@@ -80,13 +101,12 @@ class Job:
 
 
 def train_epoch(job: Job, log: Log) -> None:
-    """Trains from `job.iteration` to the end of its epoch, or of the run."""
-    kn, watch = job.config.minibatch, job.watch
-    epoch = job.iteration // job.sampler.iterations
+    """Trains from where `job` is to the end of its epoch, or of the run."""
+    kn, watch, epoch = job.config.minibatch, job.watch, job.epoch
     window = _Window(job)
     job.model.train()
     watch.start()
-    for indices in job.sampler.epoch(epoch):
+    for indices in job.sampler.epoch(epoch, job.offset):
         images, labels = job.dataset.train_batch(indices, seed=job.config.seed, epoch=epoch)
         watch.lap("data")
 
@@ -105,15 +125,14 @@ def train_epoch(job: Job, log: Log) -> None:
         job.optimizer.zero_grad()
         watch.lap("optimizer")
 
-        job.iteration += 1
+        job.offset += kn
         window.add(loss.detach(), (logits.argmax(1) != labels).sum())
-        at_end = job.iteration in (job.last_iteration, (epoch + 1) * job.sampler.iterations)
-        if at_end or job.iteration % job.config.log_every == 0:
+        if job.at_end_of_epoch or job.iteration % job.config.log_every == 0:
             log.train(window.close())
             window = _Window(job)
         log.tick(job.iteration)
         watch.lap("other")
-        if at_end:
+        if job.at_end_of_epoch:
             break
 
 
@@ -140,7 +159,7 @@ def evaluate(job: Job) -> dict[str, Any]:
     wrong, loss, images = _sum_over_workers(job.comm, [wrong, loss, images])
     job.last_test = {
         "iteration": job.iteration,
-        "epoch": job.iteration / job.sampler.iterations,
+        "epoch": job.epochs_done,
         "test_error": wrong / images,
         "test_loss": loss / images,
         "test_images": int(images),
@@ -212,7 +231,7 @@ class _Window:
         elapsed = time.perf_counter() - self._began
         return {
             "iteration": job.iteration,
-            "epoch": job.iteration / job.sampler.iterations,
+            "epoch": job.epochs_done,
             "eta": job.schedule(job.iteration - 1),
             "loss": loss / self._iterations,
             "train_error": wrong / images,

@@ -73,6 +73,8 @@ def work(config: Config) -> None:
         while job.iteration < job.last_iteration:
             train_epoch(job, log)
             log.test(evaluate(job))
+            if job.iteration < job.last_iteration:
+                job.epoch, job.offset = job.epoch + 1, 0
         log.finish(summarize(job))
     leave_group()
 

@@ -63,6 +63,17 @@ def test_every_image_gets_its_turn_although_tails_are_dropped() -> None:
     assert seen == set(range(100))
 
 
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+def test_the_rest_of_an_epoch_is_dealt_to_other_workers_without_repeats(world_size: int) -> None:
+    before = [list(worker.epoch(2))[:3] for worker in workers(500, 16, 4)]
+    after = [list(worker.epoch(2, offset=3 * 64)) for worker in workers(500, 16, world_size)]
+    used = np.concatenate([b for each in (*before, *after) for b in each])
+    rest = (500 - 3 * 64) // (16 * world_size) * 16 * world_size
+    assert len(used) == 3 * 64 + rest
+    order = workers(500, 16, 1)[0].permutation(2)
+    assert sorted(used.tolist()) == sorted(order[: len(used)].tolist())
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 7, 300])
 @pytest.mark.parametrize(("size", "batch"), [(261, 32), (1, 8), (256, 64), (0, 4)])
 def test_evaluation_counts_each_image_once(size: int, batch: int, world_size: int) -> None:

@@ -38,10 +38,14 @@ class EpochSampler:
         """The order of all `size` images in `epoch`, the same on every worker; int64 (size,)."""
         return np.random.Generator(np.random.Philox(key=[self.seed, epoch])).permutation(self.size)
 
-    def epoch(self, epoch: int) -> Iterator[Indices]:
-        """This worker's indices for each iteration of `epoch`; int64 (batch,) each."""
-        order = self.permutation(epoch)
-        for iteration in range(self.iterations):
+    def epoch(self, epoch: int, offset: int = 0) -> Iterator[Indices]:
+        """This worker's indices for each iteration of `epoch`; int64 (batch,) each.
+
+        The first `offset` images of the permutation are used up, perhaps by another number of
+        workers: the others are dealt out.
+        """
+        order = self.permutation(epoch)[offset:]
+        for iteration in range(len(order) // (self.batch * self.world_size)):
             first = (iteration * self.world_size + self.rank) * self.batch
             yield order[first : first + self.batch]
 
