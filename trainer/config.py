@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from trainer.checks import flag, refusal
+from trainer.config_file import did_you_mean, preset_names, read_file, read_preset
 from trainer.options import GROUPS, Config, ConfigError
 
 __all__ = ["parse"]
@@ -31,7 +31,13 @@ def _parser() -> _Parser:
         epilog="Under torchrun the same command is one worker of the job that torchrun describes.",
         allow_abbrev=False,
     )
-    groups = {title: parser.add_argument_group(title) for title in GROUPS}
+    groups = {title: parser.add_argument_group(title) for title in ("recipe", *GROUPS)}
+    names = ", ".join(preset_names())
+    for name, metavar, text in (
+        ("--preset", "NAME", f"begin with the options of a recipe: {names}"),
+        ("--config", "FILE", "begin with the options in a TOML file, as a run's config.toml"),
+    ):
+        groups["recipe"].add_argument(name, default=argparse.SUPPRESS, help=text, metavar=metavar)
     for field in dataclasses.fields(Config):
         _add(groups[field.metadata["group"]], field)
     return parser
@@ -54,35 +60,48 @@ def _add(group: argparse._ArgumentGroup, field: dataclasses.Field[object]) -> No
 def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Config:
     """The configuration that the command line asks for, with its defaults resolved.
 
-    Where `environ` holds RANK, a launcher has started this process as one worker of a job: the
-    number of workers is then WORLD_SIZE, and nodes are the real ones unless --nodes is given.
+    The command line wins over the file that --config names, and this over --preset. Where `environ`
+    holds RANK, a launcher has started this process as one worker of a job: the number of workers
+    is then WORLD_SIZE, and nodes are the real ones unless --nodes is given.
     ConfigError for anything wrong; `--help` prints and exits as argparse does.
     """
     parser = _parser()
-    namespace, unknown = parser.parse_known_args(list(argv))
-    if unknown:
-        raise ConfigError(_unknown(unknown[0], parser._option_string_actions))
-    given = vars(namespace)
+    asked = _arguments(parser, argv)
+    given: dict[str, Any] = {}
+    if preset := asked.pop("preset", ""):
+        given |= _from_file(parser, f"--preset {preset}", read_preset(preset))
+    if path := asked.pop("config", ""):
+        given |= _from_file(parser, called := f"--config {path}", read_file(Path(path), called))
     if "RANK" in environ:
         world_size = _world_size(environ)
-        if given.setdefault("workers", world_size) != world_size:
+        if asked.get("workers", world_size) != world_size:
             raise refusal(
-                "workers", given["workers"],
+                "workers", asked["workers"],
                 f"the launcher started {world_size} (WORLD_SIZE); leave the option out",
             )  # fmt: skip
+        given |= {"workers": world_size, "nodes": 0} | asked
     else:
-        workers = given.get("workers", 4)
-        given.setdefault("nodes", min(2, max(workers, 1)))
-        if given["nodes"] == 0:
-            raise refusal("nodes", 0, f"give 1 to --workers {workers}")
+        given |= asked
+        given["nodes"] = given.get("nodes") or min(2, max(given.get("workers", 4), 1))
         given.setdefault("out", str(Path("runs") / time.strftime("%Y-%m-%d_%H-%M-%S")))
     return Config(**given)
 
 
-def _unknown(argument: str, flags: Iterable[str]) -> str:
-    near = difflib.get_close_matches(argument.split("=")[0], list(flags), n=1)
-    remedy = f"did you mean {near[0]}?" if near else "--help lists the options"
-    return f"{argument}: there is no such option; {remedy}"
+def _from_file(parser: _Parser, called: str, arguments: Sequence[str]) -> dict[str, Any]:
+    try:
+        return _arguments(parser, arguments)
+    except ConfigError as error:
+        raise ConfigError(f"{called}: {error}") from None
+
+
+def _arguments(parser: _Parser, argv: Sequence[str]) -> dict[str, Any]:
+    """What the arguments give, by name of the option; nothing for an option that is not there."""
+    namespace, unknown = parser.parse_known_args(list(argv))
+    if unknown:
+        flags = list(parser._option_string_actions)
+        remedy = did_you_mean(unknown[0].split("=")[0], flags, "--help lists the options")
+        raise ConfigError(f"{unknown[0]}: there is no such option; {remedy}")
+    return vars(namespace)
 
 
 def _world_size(environ: Mapping[str, str]) -> int:

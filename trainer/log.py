@@ -12,10 +12,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from trainer.config_file import to_toml
 from trainer.options import Config
 from trainer.report import PHASES, table
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from trainer.loop import Job
 
-__all__ = ["Log", "RunLog", "config_toml", "environment", "open_log"]
+__all__ = ["Log", "RunLog", "environment", "open_log"]
 
 _COLUMNS = (
     *("kind", "iteration", "epoch", "eta", "loss", "train_error", "images_per_second"),
@@ -60,7 +60,7 @@ class RunLog(Log):
     def __init__(self, directory: Path, config: Config, *, last_iteration: int) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._directory, self._last_iteration = directory, last_iteration
-        (directory / "config.toml").write_text(config_toml(config))
+        (directory / "config.toml").write_text(to_toml(config))
         (directory / "env.json").write_text(json.dumps(environment(), indent=2) + "\n")
         self._jsonl: IO[str] = (directory / "metrics.jsonl").open("w", buffering=1)
         self._csv: IO[str] = (directory / "metrics.csv").open("w", buffering=1, newline="")
@@ -181,14 +181,6 @@ def open_log(job: Job) -> Iterator[Log]:
             f"allreduce: {config.algo}, {buckets}; run directory: {directory}"
         )
         yield log
-
-
-def config_toml(config: Config) -> str:
-    """The configuration as TOML, option by option."""
-    return "".join(
-        f"{name} = {json.dumps(list(value) if isinstance(value, tuple) else value)}\n"
-        for name, value in asdict(config).items()
-    )
 
 
 def environment() -> dict[str, Any]:

@@ -28,10 +28,19 @@ GROUPS = (_WHAT, _DATA, _RATE, _SPEED, _WHO, _TALK, _KEEP, _OUT)  # as --help sh
 
 
 def _option(
-    default: Any, group: str, text: str, check: checks.Remedy | None = None, **more: Any
+    default: Any,
+    group: str,
+    text: str,
+    check: checks.Remedy | None = None,
+    *,
+    kept: bool = True,
+    **more: Any,
 ) -> Any:
-    """A field of Config: its group of `--help`, its help text, its check, argparse's settings."""
-    metadata = {"group": group, "help": text, "check": check, "argparse": more}
+    """A field of Config: its group of `--help`, its help text, its check, argparse's settings.
+
+    kept: written to a run's config.toml, since it says what is trained and not where.
+    """
+    metadata = {"group": group, "help": text, "check": check, "kept": kept, "argparse": more}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -117,7 +126,9 @@ class Config:
     # checkpoints
 
     # output
-    out: str = _option("", _OUT, "run directory (default: runs/<date and time>)", metavar="DIR")
+    out: str = _option(
+        "", _OUT, "run directory (default: runs/<date and time>)", kept=False, metavar="DIR"
+    )
     log_every: int = _option(4, _OUT, "iterations per line of metrics", checks.at_least(1))
 
     def __post_init__(self) -> None:

@@ -64,7 +64,6 @@ REFUSALS = [
     (["--workers", "0"], "--workers 0: give a whole number from 1 up"),
     (["--workers", "-3"], "--workers -3: give a whole number from 1 up"),
     (["--nodes", "5"], "--nodes 5: at most --workers 4"),
-    (["--nodes", "0"], "--nodes 0: give 1 to --workers 4"),
     (["--epochs", "0"], "--epochs 0: give a whole number from 1 up"),
     (["--seed", "-1"], "--seed -1: give a whole number from 0 up"),
     (["--threads", "-1"], "--threads -1: give a whole number from 0 up"),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.log import RunLog, config_toml
+from trainer.log import RunLog
 from trainer.options import Config
 from trainer.report import PHASES, main, node_layout, table
 
@@ -62,13 +62,6 @@ def test_metrics_are_on_disk_at_once(tmp_path: Path) -> None:
         log.train(TRAIN)
         assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 1
         assert (tmp_path / "metrics.csv").read_text().count("\n") == 2
-
-
-def test_config_file_is_toml_of_every_option() -> None:
-    tomllib = pytest.importorskip("tomllib")
-    config = Config(out='a "b" \\ c', milestones=(1.5, 3.0))
-    read = tomllib.loads(config_toml(config))
-    assert Config(**read) == config
 
 
 def test_environment_names_versions_and_machine(run: Path) -> None:
