@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from trainer.data import DATASETS
+from trainer.data import DATASETS, DataError, DatasetInfo, describe
 
 if TYPE_CHECKING:
     from trainer.options import Config
 
-__all__ = ["TOGETHER", "ConfigError", "Remedy", "flag", "refusal"]
+__all__ = ["TOGETHER", "ConfigError", "Remedy", "data_is_there", "flag", "refusal"]
 
 # Looks at the value of one option: None, or what to give instead of it.
 Remedy = Callable[[Any], str | None]
@@ -79,8 +79,21 @@ def _warmup_fits(config: Config) -> None:
         raise refusal("warmup_epochs", config.warmup_epochs, f"give 0 to --epochs {config.epochs}")
 
 
+def data_is_there(config: Config) -> DatasetInfo:
+    """Looks at the data, before any worker is started; ConfigError if they cannot be trained on."""
+    try:
+        info = describe(config.source)
+    except DataError as error:
+        raise ConfigError(str(error)) from None
+    _minibatch_fits_in(config, info.train_images)
+    return info
+
+
 def _minibatch_fits(config: Config) -> None:
-    images = DATASETS[config.data].train_images
+    _minibatch_fits_in(config, DATASETS[config.data].train_images)
+
+
+def _minibatch_fits_in(config: Config, images: int) -> None:
     if config.minibatch > images:
         raise ConfigError(
             f"--batch {config.batch} x --workers {config.workers} = {config.minibatch} images, "

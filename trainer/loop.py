@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.data import Dataset
+from trainer.data.normalize import Normalize
 from trainer.data.sampler import EpochSampler, evaluation_batches
 from trainer.options import Config
 from trainer.report import PHASES
@@ -62,6 +63,7 @@ class Job:
     config: Config
     comm: Communicator
     dataset: Dataset
+    normalize: Normalize
     sampler: EpochSampler
     model: DistributedDataParallel
     optimizer: SGD
@@ -110,7 +112,7 @@ def train_epoch(job: Job, log: Log) -> None:
         images, labels = job.dataset.train_batch(indices, seed=job.config.seed, epoch=epoch)
         watch.lap("data")
 
-        logits = job.model(images)
+        logits = job.model(job.normalize(images))
         loss = F.cross_entropy(logits, labels, reduction="sum") / kn
         watch.lap("forward")
 
@@ -152,7 +154,7 @@ def evaluate(job: Job) -> dict[str, Any]:
             size, job.config.batch, job.comm.rank, job.comm.world_size
         ):
             inputs, labels = job.dataset.test_batch(indices)
-            logits = network(inputs)
+            logits = network(job.normalize(inputs))
             wrong += (logits.argmax(1) != labels).sum()
             loss += F.cross_entropy(logits, labels, reduction="sum")
             images += len(indices)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from trainer import checks
 from trainer.checks import ConfigError
-from trainer.data import DATASETS
+from trainer.data import DATASETS, Source
 
 __all__ = ["ALGORITHMS", "GROUPS", "Config", "ConfigError"]
 
@@ -78,6 +78,11 @@ class Config:
 
     # data
     data: str = _option("digits", _DATA, "data set", choices=tuple(DATASETS))
+    data_dir: str = _option("", _DATA, "its folder (default: its usual place)", metavar="DIR")
+    side: int = _option(
+        0, _DATA, "pixels per side that the network sees (default: the data set's own)",
+        checks.at_least(0),
+    )  # fmt: skip
 
     # optimizer and learning rate
     lr: float = _option(
@@ -145,6 +150,11 @@ class Config:
                 raise checks.refusal(field.name, value, remedy)
         for check in checks.TOGETHER:
             check(self)
+
+    @property
+    def source(self) -> Source:
+        """Where the images come from."""
+        return Source(name=self.data, folder=self.data_dir, side=self.side)
 
     @property
     def minibatch(self) -> int:

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from trainer.checks import data_is_there
 from trainer.config import parse
 from trainer.launch import launch, run_worker
 from trainer.options import Config, ConfigError
@@ -17,6 +18,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Starts the job, or is one worker of it where a launcher says so (RANK is set)."""
     try:
         config = parse(sys.argv[1:] if argv is None else argv, os.environ)
+        if "TRAINER_LAUNCHER" not in os.environ:  # else our launcher has looked
+            data_is_there(config)
         if "RANK" not in os.environ:
             return launch(config)
     except ConfigError as error:
@@ -32,6 +35,7 @@ def work(config: Config) -> None:
     from allreduce.optim import SGD, split_weight_decay
     from allreduce.torch import DistributedDataParallel
     from trainer.data import open_dataset
+    from trainer.data.normalize import Normalize
     from trainer.data.sampler import EpochSampler
     from trainer.log import open_log
     from trainer.loop import Job, evaluate, summarize, train_epoch
@@ -40,7 +44,7 @@ def work(config: Config) -> None:
     from trainer.worker import join_group, leave_group
 
     comm = join_group(config)
-    dataset = open_dataset(config.data)
+    dataset = open_dataset(config.source)
     sampler = EpochSampler(
         size=dataset.info.train_images,
         batch=config.batch,
@@ -64,6 +68,7 @@ def work(config: Config) -> None:
         config=config,
         comm=comm,
         dataset=dataset,
+        normalize=Normalize(dataset.info),
         sampler=sampler,
         model=model,
         optimizer=optimizer,

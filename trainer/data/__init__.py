@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -10,17 +12,38 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
-__all__ = ["DATASETS", "Dataset", "DatasetInfo", "open_dataset"]
+__all__ = ["DATASETS", "DataError", "Dataset", "DatasetInfo", "Source", "describe", "open_dataset"]
+
+
+class DataError(ValueError):
+    """Data that cannot be trained on; one line that names the option or file, and the remedy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetInfo:
-    """Facts for checking options before any data or torch is loaded; sizes in images."""
+    """What one must know of a data set before any image or torch is loaded.
+
+    Sizes are in images; `side` in pixels, as the network sees them; `mean` and `std` are of the
+    training images, one value per channel, with pixels running from 0 to 1.
+    """
 
     train_images: int
     test_images: int
     num_classes: int
+    channels: int
+    side: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     summary: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Which data set, where it lies (`folder` "": its usual place), `side` in pixels (0: usual)."""
+
+    name: str = "digits"
+    folder: str = ""
+    side: int = 0
 
 
 DATASETS: dict[str, DatasetInfo] = {
@@ -28,17 +51,31 @@ DATASETS: dict[str, DatasetInfo] = {
         train_images=1536,
         test_images=261,
         num_classes=10,
+        channels=1,
+        side=32,
+        mean=(0.3056,),
+        std=(0.3761,),
         summary="1,797 scanned digits, shipped with the package, at 32x32",
-    )
+    ),
+    "fashion": DatasetInfo(
+        train_images=60_000,
+        test_images=10_000,
+        num_classes=10,
+        channels=1,
+        side=32,
+        mean=(0.2190,),
+        std=(0.3318,),
+        summary="Fashion-MNIST: 70,000 photos of clothes, at 32x32, 28x28 or 14x14",
+    ),
 }
 
 
 class Dataset(Protocol):
-    """Images by index. Both calls give float32 (n, 3, height, width) and int64 labels (n,)."""
+    """Images by index. Both calls give uint8 (n, channels, side, side) and int64 labels (n,)."""
 
     @property
     def info(self) -> DatasetInfo:
-        """Sizes and classes."""
+        """Sizes, classes, and what `trainer.data.normalize` needs."""
         ...
 
     def train_batch(
@@ -52,8 +89,24 @@ class Dataset(Protocol):
         ...
 
 
-def open_dataset(name: str) -> Dataset:
-    """The data set called `name` (a key of DATASETS), loaded. KeyError for another name."""
-    from trainer.data.digits import Digits
+def describe(source: Source) -> DatasetInfo:
+    """Looks at the data and says what it is, without torch and without loading any image.
 
-    return {"digits": Digits}[name]()
+    DataError if it is not there, is not what it should be, or cannot have this side.
+    """
+    if source.name == "digits":
+        if source.side not in (0, 32):
+            raise DataError(f"--side {source.side}: --data digits is shown at 32 only")
+        return DATASETS["digits"]
+    module = importlib.import_module(f"trainer.data.{source.name}_files")
+    info: DatasetInfo = module.describe(source)
+    return info
+
+
+def open_dataset(source: Source) -> Dataset:
+    """The data set that `source` names, loaded. DataError as `describe`."""
+    from trainer.data.digits import Digits
+    from trainer.data.fashion import Fashion
+
+    kinds: dict[str, Callable[[Source], Dataset]] = {"digits": Digits, "fashion": Fashion}
+    return kinds[source.name](source)

@@ -10,14 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.data import DATASETS, DatasetInfo
+from trainer.data import DATASETS, DatasetInfo, Source
 from trainer.data.augment import affine_maps
 
 __all__ = ["Digits"]
 
 _SIDE = 32
 _FULL_INK = 16.0
-_MEAN, _STD = 0.3056, 0.3761  # of the training images, after division by _FULL_INK
 
 
 class Digits:
@@ -27,17 +26,17 @@ class Digits:
 
     Bilinear sampling takes an 8x8 image to 32x32 (four output pixels a side for each input pixel,
     black outside); the training augmentation (small turn, scale and shift) is part of the same
-    sampling, so pixels are interpolated once. The grey value is repeated into three channels.
+    sampling, so pixels are interpolated once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, source: Source) -> None:
         file = resources.files("trainer.data") / "digits.npz"
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             images, labels = arrays["images"], arrays["labels"]
         test = np.arange(self.info.test_images) * len(images) // self.info.test_images
         train = np.delete(np.arange(len(images)), test)
         rows = torch.from_numpy(np.concatenate([train, test]))  # training rows first
-        pixels = torch.from_numpy(images.astype(np.float32)).div_(_FULL_INK)
+        pixels = torch.from_numpy(images.astype(np.float32)).mul_(255 / _FULL_INK)
         self._images = pixels.unsqueeze(1)[rows]  # (1797, 1, 8, 8)
         self._labels = torch.from_numpy(labels.astype(np.int64))[rows]
 
@@ -61,5 +60,4 @@ class Digits:
     def _sample(self, rows: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
         grid = F.affine_grid(maps, [len(rows), 1, _SIDE, _SIDE], align_corners=False)
         images = F.grid_sample(self._images[rows], grid, mode="bilinear", align_corners=False)
-        images = images.sub_(_MEAN).div_(_STD).expand(-1, 3, -1, -1)
-        return images.contiguous(), self._labels[rows]
+        return images.round_().to(torch.uint8), self._labels[rows]
