@@ -1,25 +1,23 @@
-"""The training and evaluation loops, and what they measure."""
+"""The training loop, and what it measures."""
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainer.data import Dataset
 from trainer.data.normalize import Normalize
-from trainer.data.sampler import EpochSampler, evaluation_batches
+from trainer.data.sampler import EpochSampler
 from trainer.options import Config
 from trainer.report import PHASES
 from trainer.schedule import Schedule
+from trainer.worker import sum_over_workers
 
 if TYPE_CHECKING:
     from allreduce import Communicator
@@ -27,7 +25,7 @@ if TYPE_CHECKING:
     from allreduce.torch import DistributedDataParallel
     from trainer.log import Log
 
-__all__ = ["Job", "Stopwatch", "evaluate", "summarize", "train_epoch"]
+__all__ = ["Job", "Stopwatch", "summarize", "train_epoch"]
 
 
 class Stopwatch:
@@ -138,37 +136,6 @@ def train_epoch(job: Job, log: Log) -> None:
             break
 
 
-@torch.no_grad()
-def evaluate(job: Job) -> dict[str, Any]:
-    """Test error and loss over the whole test set, each image counted once; alike on all workers.
-
-    Each worker takes its share of the images, with the batch normalisation statistics of rank 0:
-    one network is evaluated, the one that a checkpoint of rank 0 would hold.
-    """
-    wrong, loss, images = torch.zeros(3, dtype=torch.float64)
-    network = job.model.module
-    size = job.dataset.info.test_images
-    with _rank0_statistics(network):
-        network.eval()
-        for indices in evaluation_batches(
-            size, job.config.batch, job.comm.rank, job.comm.world_size
-        ):
-            inputs, labels = job.dataset.test_batch(indices)
-            logits = network(job.normalize(inputs))
-            wrong += (logits.argmax(1) != labels).sum()
-            loss += F.cross_entropy(logits, labels, reduction="sum")
-            images += len(indices)
-    wrong, loss, images = _sum_over_workers(job.comm, [wrong, loss, images])
-    job.last_test = {
-        "iteration": job.iteration,
-        "epoch": job.epochs_done,
-        "test_error": wrong / images,
-        "test_loss": loss / images,
-        "test_images": int(images),
-    }
-    return job.last_test
-
-
 def summarize(job: Job) -> dict[str, Any]:
     """What the end table shows (see trainer.report); every worker must call it."""
     elapsed = time.perf_counter() - job.began
@@ -177,8 +144,8 @@ def summarize(job: Job) -> dict[str, Any]:
     sent = {kind: after[kind] - job.traffic_before[kind] for kind in sorted(after)}
     table = torch.zeros(workers, 1 + len(sent), dtype=torch.float64)
     table[rank] = torch.tensor([job.comm.node, *sent.values()], dtype=torch.float64)
-    every = torch.tensor(_sum_over_workers(job.comm, table.flatten().tolist())).view(workers, -1)
-    phases = _sum_over_workers(job.comm, list(job.watch.seconds.values()))
+    every = torch.tensor(sum_over_workers(job.comm, table.flatten().tolist())).view(workers, -1)
+    phases = sum_over_workers(job.comm, list(job.watch.seconds.values()))
     seconds = {name: total / workers for name, total in zip(PHASES, phases, strict=True)}
     statistics = job.model.statistics()
     return {
@@ -223,7 +190,7 @@ class _Window:
         job, workers = self._job, self._job.comm.world_size
         spent = [job.watch.seconds[phase] - self._seconds[phase] for phase in PHASES]
         mine = [float(self._loss), float(self._wrong), *spent]
-        loss, wrong, *phases = _sum_over_workers(job.comm, mine)
+        loss, wrong, *phases = sum_over_workers(job.comm, mine)
         if not math.isfinite(loss):
             raise FloatingPointError(
                 f"the loss is {loss} in iteration {job.iteration - 1}: training diverged; "
@@ -240,32 +207,6 @@ class _Window:
             "images_per_second": images / elapsed,
             **{f"{phase}_seconds": s / workers for phase, s in zip(PHASES, phases, strict=True)},
         }
-
-
-@contextlib.contextmanager
-def _rank0_statistics(network: nn.Module) -> Iterator[None]:
-    """Inside, the network has rank 0's buffers; afterwards each worker has its own again."""
-    buffers = list(network.buffers())
-    own = [buffer.clone() for buffer in buffers]
-    kinds: dict[torch.dtype, list[Tensor]] = {}
-    for buffer in buffers:
-        kinds.setdefault(buffer.dtype, []).append(buffer)
-    for same in kinds.values():  # one message per dtype, not one per buffer
-        flat = torch.cat([buffer.flatten() for buffer in same])
-        dist.broadcast(flat, src=0)
-        for buffer, part in zip(same, torch.split(flat, [b.numel() for b in same]), strict=True):
-            buffer.copy_(part.view_as(buffer))
-    try:
-        yield
-    finally:
-        for buffer, before in zip(buffers, own, strict=True):
-            buffer.copy_(before)
-
-
-def _sum_over_workers(comm: Communicator, values: Sequence[float | Tensor]) -> list[float]:
-    numbers = torch.tensor([float(value) for value in values], dtype=torch.float64)
-    comm.allreduce(numbers, op="sum")
-    return [float(number) for number in numbers]
 
 
 def _plan(job: Job) -> str:

@@ -83,6 +83,10 @@ class Config:
         0, _DATA, "pixels per side that the network sees (default: the data set's own)",
         checks.at_least(0),
     )  # fmt: skip
+    bn_eval: str = _option(
+        "rank0", _DATA, "batch normalisation statistics of the test: of rank 0, or of all pooled",
+        choices=("rank0", "mean"),
+    )  # fmt: skip
 
     # optimizer and learning rate
     lr: float = _option(

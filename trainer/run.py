@@ -37,8 +37,9 @@ def work(config: Config) -> None:
     from trainer.data import open_dataset
     from trainer.data.normalize import Normalize
     from trainer.data.sampler import EpochSampler
+    from trainer.evaluation import evaluate
     from trainer.log import open_log
-    from trainer.loop import Job, evaluate, summarize, train_epoch
+    from trainer.loop import Job, summarize, train_epoch
     from trainer.model import build_model
     from trainer.schedule import Schedule
     from trainer.worker import join_group, leave_group

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 import allreduce.torch
 from trainer.launch import thread_count
@@ -17,7 +19,7 @@ from trainer.options import Config
 if TYPE_CHECKING:
     from allreduce import Communicator
 
-__all__ = ["join_group", "leave_group"]
+__all__ = ["join_group", "leave_group", "sum_over_workers"]
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
@@ -39,6 +41,13 @@ def join_group(config: Config) -> Communicator:
 def leave_group() -> None:
     """Leaves the group; every worker does, after its last collective call."""
     dist.destroy_process_group()
+
+
+def sum_over_workers(comm: Communicator, values: Sequence[float | Tensor]) -> list[float]:
+    """Each of `values` summed over all processes, in f64; every process calls it."""
+    numbers = torch.tensor([float(value) for value in values], dtype=torch.float64)
+    comm.allreduce(numbers, op="sum")
+    return [float(number) for number in numbers]
 
 
 def _keep_freed_memory() -> None:
