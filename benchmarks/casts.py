@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from benchmarks import system_calls, worlds
 from benchmarks.layouts import OURS, Layout
-from benchmarks.peers import Absent
+from benchmarks.peers import Absent, settings
+from benchmarks.peers.settings import Player
 from benchmarks.worlds import Round, World
 
 
@@ -13,8 +14,8 @@ class Cast:
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
-        self.absent: dict[str, str] = {}
-        self._worlds: dict[str, World] = {}
+        self.absent = settings.without(layout.players, layout.ranks)
+        self._worlds: dict[str | Player, World] = {}
 
     def measure(
         self,
@@ -23,6 +24,7 @@ class Cast:
         dtype: str,
         calls: int,
         *,
+        op: str = "sum",
         warm_up: int = 0,
         check: bool = False,
     ) -> Round | None:
@@ -30,11 +32,11 @@ class Cast:
         if player in self.absent:
             return None
         try:
-            turn = self._world(player).measure(
-                player, nbytes, dtype, calls, warm_up=warm_up, check=check
+            turn = self._world(player, nbytes).measure(
+                player, nbytes, dtype, calls, op=op, warm_up=warm_up, check=check
             )
         except Absent as reason:
-            self._forget(player)
+            self._forget(player, nbytes)
             self._go_on_without(player, str(reason))
             return None
         if turn.wrong:
@@ -49,31 +51,37 @@ class Cast:
         """
         if self.measure(player, nbytes, "float32", calls) is None:  # warm, and with its plan made
             return None
-        world = self._world(player)
+        world = self._world(player, nbytes)
         return system_calls.count(
             world.processes(), lambda: world.measure(player, nbytes, "float32", calls)
         )
 
     def explain(self, nbytes: int) -> str:
         """Return what `algo="auto"` takes between nodes."""
-        return self._world("hier").ask(f"explain {nbytes}")[0].decode()
+        return self._world("hier", nbytes).ask(f"explain {nbytes}")[0].decode()
 
     def close(self) -> None:
         """End all worlds."""
         while self._worlds:
             self._worlds.popitem()[1].close()
 
-    def _world(self, player: str) -> World:
-        name = _name_of_world(player)
-        if name not in self._worlds:
-            self._worlds[name] = self._start(name)
-        return self._worlds[name]
+    def _world(self, player: str, nbytes: int) -> World:
+        key = self._key(player, nbytes)
+        if key not in self._worlds:
+            self._worlds[key] = self._start(key)
+        return self._worlds[key]
 
-    def _start(self, name: str) -> World:
-        if name == "ring":
+    def _key(self, player: str, nbytes: int) -> str | Player:
+        """Return whose world a player is in: with settings for this size, where it is an MPI."""
+        if is_ours(player) or player.startswith("gloo"):
+            return "torch"
+        return player if player == "ring" else settings.player(player, self.layout.ranks, nbytes)
+
+    def _start(self, key: str | Player) -> World:
+        if isinstance(key, Player):
+            return worlds.mpi_world(self.layout, key)
+        if key == "ring":
             return worlds.ring_world(self.layout)
-        if name != "torch":
-            return worlds.mpi_world(self.layout, name)
         world = worlds.torch_world(self.layout)
         for reason in world.ask("absent"):
             if reason:
@@ -86,9 +94,9 @@ class Cast:
             raise RuntimeError(f"{player}: {reason}")
         self.absent[player] = reason
 
-    def _forget(self, player: str) -> None:
+    def _forget(self, player: str, nbytes: int) -> None:
         """End the world of a player that has failed; who else needs it gets a new one."""
-        world = self._worlds.pop(_name_of_world(player), None)
+        world = self._worlds.pop(self._key(player, nbytes), None)
         if world is not None:
             world.close()
 
@@ -116,7 +124,3 @@ class Casts:
 def is_ours(player: str) -> bool:
     """Say whether a player is of this project: its failure fails the benchmark."""
     return player.partition(":")[0] in (*OURS, "bare")
-
-
-def _name_of_world(player: str) -> str:
-    return "torch" if is_ours(player) or player.startswith("gloo") else player

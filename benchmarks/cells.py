@@ -44,6 +44,7 @@ class Cell:
     layout: Layout
     nbytes: int
     dtype: str = "float32"
+    op: str = "sum"
     limits: dict[str, float] = field(default_factory=dict)  # seconds
     auto: str = ""
     absent: dict[str, str] = field(default_factory=dict)
@@ -141,9 +142,9 @@ def _first_pace(cell: Cell, cast: Cast | Farm, players: Sequence[str]) -> dict[s
     """Return about how many seconds a call of each player takes, whose sums are right."""
     pace = {}
     for player in players:
-        turn = cast.measure(player, cell.nbytes, cell.dtype, 1, check=True)
+        turn = cast.measure(player, cell.nbytes, cell.dtype, 1, op=cell.op, check=True)
         if turn is not None and turn.seconds[0] < SECONDS / 10:  # a first call also makes its plan
-            turn = cast.measure(player, cell.nbytes, cell.dtype, 3)
+            turn = cast.measure(player, cell.nbytes, cell.dtype, 3, op=cell.op)
         if turn is not None:
             pace[player] = float(turn.seconds.mean())
     return pace
@@ -157,7 +158,7 @@ def _one_round(
     for player, seconds in pace.items():
         calls = max(1, min(calls_max, round(budget / _ROUNDS / seconds)))
         warm_up = min(calls_max, int(_WARM_UP_SECONDS / seconds))
-        turn = cast.measure(player, cell.nbytes, cell.dtype, calls, warm_up=warm_up)
+        turn = cast.measure(player, cell.nbytes, cell.dtype, calls, op=cell.op, warm_up=warm_up)
         if turn is not None:
             turns[player] = turn
     for player, turn in turns.items():

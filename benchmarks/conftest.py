@@ -41,7 +41,7 @@ class Report:
         for header, rows in self.tables.items():
             yield from ("", header, *rows)
         for show, tests in (
-            (tables.sweep, ("sweep", "dtypes")),
+            (tables.sweep, ("sweep", "averages", "dtypes")),
             (tables.algorithms, ("algorithms",)),
         ):
             for test in tests:

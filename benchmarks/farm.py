@@ -50,7 +50,7 @@ class Rank:
             link = self._comm.link
             assert link is not None
             return np.array([link.alpha, link.beta, link.gamma]).tobytes()
-        algorithm, nbytes, _, warm_up, calls, check = rest
+        algorithm, nbytes, _, _, warm_up, calls, check = rest
         return self._measure(algorithm, int(nbytes), int(warm_up), int(calls), check == "1")
 
     def _measure(self, algorithm: str, nbytes: int, warm_up: int, calls: int, check: bool) -> bytes:

@@ -76,11 +76,12 @@ class Farm(World):
         dtype: str,
         calls: int,
         *,
+        op: str = "sum",
         warm_up: int = 0,
         check: bool = False,
     ) -> Round:
         """Measure as a world does; wrong sums are an error."""
-        turn = super().measure(player, nbytes, dtype, calls, warm_up=warm_up, check=check)
+        turn = super().measure(player, nbytes, dtype, calls, op=op, warm_up=warm_up, check=check)
         if turn.wrong:
             raise RuntimeError(f"{self.setup}: {player}: {turn.wrong} wrong sums of {nbytes} B")
         return turn

@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 OURS = ("hier", "core", "core-sym")
+AVERAGING = ("hier", "core", "gloo", "gloo-cubic", "openmpi", "openmpi-tcp")
+_GLOO = ("gloo", "gloo-cubic")
+_MPI = ("openmpi", "openmpi+", "mpich", "impi", "impi+")
+_MPI_TCP = ("openmpi-tcp", "openmpi-tcp+", "mpich-tcp", "mpich-tcp+", "impi-tcp", "impi-tcp+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,16 +37,14 @@ class Layout:
 
         hier: `dist.all_reduce`; core: `comm.allreduce` of a NumPy array; core-sym: of one in
         symmetric memory; gloo: through torch as it is; -cubic: with cubic in place of the kernel's
-        congestion control; ring: written by hand over sockets, with cubic as ours.
+        congestion control; ring: written by hand over sockets, with cubic as ours. Others are MPI,
+        with its defaults and, "+", with the best settings that we found (peers/settings.py).
         MPI takes this machine as one node and cannot play where there are "both".
         """
         return {
-            "one node": (*OURS, "gloo", "gloo-cubic", "openmpi", "mpich"),
-            "TCP": (
-                *("hier", "core", "gloo", "gloo-cubic"),
-                *("openmpi-tcp", "openmpi-cubic", "mpich-tcp", "ring"),
-            ),
-            "both": (*OURS, "gloo", "gloo-cubic"),
+            "one node": (*OURS, *_GLOO, *_MPI),
+            "TCP": ("hier", "core", *_GLOO, *_MPI_TCP, "ring"),
+            "both": (*OURS, *_GLOO),
             "flat": ("core",),
         }[self.kind]
 

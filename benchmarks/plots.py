@@ -24,8 +24,9 @@ _SIZE_WIDTH, _WIDTH = 8, 16  # of the columns in tables.py
 _KINDS = {
     "hier": ("hier",),
     "Gloo": ("gloo", "gloo-cubic"),
-    "Open MPI": ("openmpi", "openmpi-tcp", "openmpi-cubic"),
-    "MPICH": ("mpich", "mpich-tcp"),
+    "Open MPI": ("openmpi", "openmpi+", "openmpi-tcp", "openmpi-tcp+"),
+    "MPICH": ("mpich", "mpich-tcp", "mpich-tcp+"),
+    "Intel MPI": ("impi", "impi+", "impi-tcp", "impi-tcp+"),
     "ring by hand": ("ring",),
 }
 
@@ -87,7 +88,7 @@ def sweep(lines: Sequence[str], titles: Sequence[str]) -> str:
             {kind: series.get(kind, [None] * len(sizes)) for kind in shown},
         )
         panels.append(panel)
-    best = "Each peer with the best of its settings in the report (its defaults, or cubic)."
+    best = "Each peer with the better of its defaults and the best settings that we found."
     return document(panels, shown, [best, *_machine(lines)])
 
 

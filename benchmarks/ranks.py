@@ -61,13 +61,13 @@ class Rank:
         return group
 
     def measure(
-        self, player: str, nbytes: int, dtype: str, warm_up: int, calls: int, check: bool
+        self, player: str, nbytes: int, dtype: str, op: str, warm_up: int, calls: int, check: bool
     ) -> bytes:
         """Return wrong elements, CPU seconds, and the seconds of each call."""
         tensor = self._buffer(player, nbytes).view(getattr(torch, dtype))
-        call = self._call(player, tensor)
-        wrong = self._wrong_sums(tensor, call) if check else 0
-        self._call(player, tensor[: _WARM_UP_BYTES // tensor.element_size()])()
+        call = self._call(player, tensor, op)
+        wrong = self._wrong_sums(tensor, call, op) if check else 0
+        self._call(player, tensor[: _WARM_UP_BYTES // tensor.element_size()], op)()
         return time_calls(call, warm_up, calls, wrong)
 
     def explain(self, nbytes: int) -> bytes:
@@ -84,20 +84,23 @@ class Rank:
             self._private = torch.zeros(nbytes, dtype=torch.uint8)
         return self._private
 
-    def _call(self, player: str, tensor: torch.Tensor) -> Callable[[], object]:
+    def _call(self, player: str, tensor: torch.Tensor, op: str) -> Callable[[], object]:
         name, _, algorithm = player.partition(":")
         if name in self._groups:
-            return functools.partial(dist.all_reduce, tensor, group=self._groups[name])
+            kind = {"sum": dist.ReduceOp.SUM, "avg": dist.ReduceOp.AVG}[op]
+            return functools.partial(dist.all_reduce, tensor, kind, group=self._groups[name])
         if name == "bare":  # the core's own call, its arguments made once
             call = self._comm._call(_C.Collective.allreduce, memory_of(tensor, "x", 0))
             return functools.partial(self._comm._group.run, **call)
-        return functools.partial(self._comm.allreduce, tensor.numpy(), algo=algorithm or "auto")
+        algorithm = algorithm or "auto"
+        return functools.partial(self._comm.allreduce, tensor.numpy(), op, algo=algorithm)
 
-    def _wrong_sums(self, tensor: torch.Tensor, call: Callable[[], object]) -> int:
+    def _wrong_sums(self, tensor: torch.Tensor, call: Callable[[], object], op: str) -> int:
         size = self._size
         pattern = torch.arange(_PERIOD).repeat(_PERIODS)
         mine = (pattern + dist.get_rank()).to(tensor.dtype)
         want = (pattern * size + size * (size - 1) // 2).to(tensor.dtype)
+        want = want / size if op == "avg" else want
         for part in tensor.split(len(pattern)):
             part.copy_(mine[: len(part)])
         call()
@@ -124,8 +127,8 @@ def obey(rank: Rank, line: str) -> bytes:
         return rank.explain(int(rest[0]))
     if verb == "absent":
         return rank.absent.encode()
-    player, nbytes, dtype, warm_up, calls, check = rest
-    return rank.measure(player, int(nbytes), dtype, int(warm_up), int(calls), check == "1")
+    player, nbytes, dtype, op, warm_up, calls, check = rest
+    return rank.measure(player, int(nbytes), dtype, op, int(warm_up), int(calls), check == "1")
 
 
 def main() -> None:

@@ -28,6 +28,13 @@ DTYPES: dict[Layout, tuple[int, ...]] = {
     Layout(4, 1): (64 * _KIB, _MIB, 16 * _MIB),
     Layout(2, 2): (64 * _KIB, _MIB),
 }
+AVERAGES: dict[Layout, tuple[int, ...]] = {
+    Layout(2, 1): (64 * _KIB, _MIB, 16 * _MIB),
+    Layout(2, 2): (64 * _KIB, _MIB, 16 * _MIB),
+    Layout(4, 1): (64 * _KIB, 16 * _MIB),
+    Layout(4, 2): (64 * _KIB, 16 * _MIB),
+    Layout(8, 8): (64 * _KIB,),
+}
 ALGORITHMS: dict[Layout, tuple[int, ...]] = {
     Layout(2, 2): (_KIB, 16 * _KIB, 64 * _KIB, _MIB, 16 * _MIB),
     Layout(3, 3): _FEW,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from benchmarks.cells import AUTO, Cell
 from benchmarks.layouts import Layout
+from benchmarks.peers.mpi import LIBRARIES
 
 _WIDTH = 16
 
@@ -23,14 +24,14 @@ def microseconds(seconds: float) -> str:
 
 def sweep(cells: Sequence[Cell]) -> Iterator[str]:
     """Yield the four tables of each layout and dtype, and who is absent."""
-    groups: dict[tuple[Layout, str], list[Cell]] = {}
+    groups: dict[tuple[Layout, str, str], list[Cell]] = {}
     for cell in cells:
-        groups.setdefault((cell.layout, cell.dtype), []).append(cell)
-    for (layout, dtype), group in groups.items():
+        groups.setdefault((cell.layout, cell.dtype, cell.op), []).append(cell)
+    for (layout, dtype, op), group in groups.items():
         players = [
             p for p in layout.players if any(p in cell.rounds or p in cell.absent for cell in group)
         ]
-        title = f"{layout.words()}, {dtype}"
+        title = f"{layout.words()}, {dtype}" + (f", {op}" if op != "sum" else "")
         limits = [name for name in ("limit", "limit-sym") if any(name in c.limits for c in group)]
         columns = [*limits, *players]
         yield from _table(f"{title}: us a call, p50/p99", group, columns, _latency)
@@ -80,7 +81,7 @@ def _ratios(
 ) -> Iterator[str]:
     """Each peer against what is of its kind: Gloo and hier are called through torch."""
     pairs = [(p, "hier") for p in players if p.startswith("gloo")]
-    pairs += [(p, "core") for p in players if p.startswith(("openmpi", "mpich", "ring"))]
+    pairs += [(p, "core") for p in players if p.startswith((*LIBRARIES, "ring"))]
     if "core-sym" in players:
         pairs.append(("core", "core-sym"))
     pairs += [("core" if name == "limit" else "core-sym", name) for name in limits]

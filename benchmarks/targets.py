@@ -78,7 +78,7 @@ TARGETS = [
         what="core vs the best MPI, one node, any size",
         bounds={2: 1.0, 4: 1.2, 8: 1.5, 16: 1.5},
         ours="core",
-        peers=("openmpi", "mpich"),
+        peers=("openmpi", "openmpi+", "mpich", "impi", "impi+"),
     ),
     *_gloo("<= 64 KiB", (4, 8, 10, 20), 0, 64 * _KIB, "TCP"),
     *_gloo("256 KiB-1 MiB", (1.8, 2.5, 3, 5), 256 * _KIB, _MIB, "TCP"),
@@ -91,7 +91,7 @@ TARGETS = [
             peers=(peer,),
             kind="TCP",
         )
-        for peer in ("openmpi-tcp", "openmpi-cubic")
+        for peer in ("openmpi-tcp", "openmpi-tcp+")
     ),
     Target(
         what="bf16 and f16 vs gloo's, one node, >= 64 KiB",

@@ -26,6 +26,8 @@ import numpy as np
 
 from benchmarks import peers
 from benchmarks.layouts import Layout
+from benchmarks.peers import mpi
+from benchmarks.peers.settings import Player
 from benchmarks.system_calls import processes_below
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -87,16 +89,18 @@ class World:
         dtype: str,
         calls: int,
         *,
+        op: str = "sum",
         warm_up: int = 0,
         check: bool = False,
     ) -> Round:
         """Measure `calls` allreduces in a row.
 
+        op: "sum" or "avg".
         check: before all others, one whose sums are checked.
         warm_up: calls before those that count. The kernel needs some milliseconds to give ranks
             that it has just woken a core each.
         """
-        answers = self.ask(f"measure {player} {nbytes} {dtype} {warm_up} {calls} {int(check)}")
+        answers = self.ask(f"measure {player} {nbytes} {dtype} {op} {warm_up} {calls} {int(check)}")
         rows = np.array([np.frombuffer(answer) for answer in answers])
         return Round(rows[:, 2:].mean(axis=0), float(rows[:, 1].sum()), int(rows[:, 0].sum()))
 
@@ -169,13 +173,8 @@ def ring_world(layout: Layout) -> World:
     )
 
 
-def mpi_world(layout: Layout, player: str) -> World:
-    """Start Open MPI or MPICH, over shared memory or TCP, as the player's name says."""
-    name, _, way = player.partition("-")
+def mpi_world(layout: Layout, player: Player) -> World:
+    """Start the ranks of an MPI."""
+    environ = mpi.environ(player.library, tcp=player.tcp) | dict(player.settings)
     size = layout.ranks
-    if name == "mpich":
-        return World(size, lambda folder: [peers.mpich(size, folder, tcp=way == "tcp")])
-    tcp, congestion = way != "", way == "cubic"
-    return World(
-        size, lambda folder: [peers.open_mpi(size, folder, tcp=tcp, congestion=congestion)]
-    )
+    return World(size, lambda folder: [mpi.command(player.library, size, folder)], environ)

@@ -1,6 +1,5 @@
-"""The peers written in C, and how each is compiled and started.
+"""The peers written in C, and how each is compiled: mpi.py starts MPI, settings.py tunes it.
 
-Open MPI and MPICH come from Debian: apt install openmpi-bin libopenmpi-dev mpich libmpich-dev.
 What is missing is an absence with its reason, which the tables show.
 """
 
@@ -14,7 +13,8 @@ import subprocess
 from pathlib import Path
 
 SOURCES = Path(__file__).parent
-_BUILT = SOURCES.parent.parent / "build" / "peers"
+ROOT = SOURCES.parent.parent
+BUILT = ROOT / "build" / "peers"
 _FLAGS = ("-O3", "-march=native", "-Wall", "-Wextra")
 
 
@@ -24,11 +24,18 @@ class Absent(Exception):
 
 @functools.cache
 def compiled(
-    source: str, compiler: str = "cc", *flags: str, libraries: tuple[str, ...] = ()
+    source: str,
+    compiler: str = "cc",
+    *flags: str,
+    libraries: tuple[str, ...] = (),
+    suffix: str = "",
 ) -> str:
-    """Return the path of what `compiler` makes of a source of this folder."""
-    output = _BUILT / f"{Path(source).stem}-{compiler}"
-    _BUILT.mkdir(parents=True, exist_ok=True)
+    """Return the path of what `compiler` makes of a source of this folder.
+
+    suffix: of the file's name, in place of the compiler's.
+    """
+    output = BUILT / f"{Path(source).stem}-{suffix or compiler}"
+    BUILT.mkdir(parents=True, exist_ok=True)
     unfinished = output.with_suffix(f".{os.getpid()}")
     command = [compiler, *_FLAGS, *flags, "-o", str(unfinished), str(SOURCES / source), *libraries]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
@@ -56,30 +63,3 @@ def cubic() -> dict[str, str]:
     flags = ("-shared", "-fPIC")
     library = compiled("congestion.c", c_compiler(), *flags, libraries=("-ldl",))
     return {"LD_PRELOAD": library, "PEER_CONGESTION": "cubic"}
-
-
-def open_mpi(size: int, folder: Path, *, tcp: bool = False, congestion: bool = False) -> list[str]:
-    """Return the command that starts `size` ranks of Open MPI."""
-    driver = _mpi_driver("openmpi", "apt install openmpi-bin libopenmpi-dev")
-    command = ["mpiexec.openmpi", "--allow-run-as-root", "--oversubscribe", "-np", str(size)]
-    if tcp:
-        command += ["--mca", "btl", "tcp,self", "--mca", "btl_tcp_if_include", "lo"]
-    if congestion:
-        command += [part for name, value in cubic().items() for part in ("-x", f"{name}={value}")]
-    return [*command, driver, str(folder)]
-
-
-def mpich(size: int, folder: Path, *, tcp: bool = False) -> list[str]:
-    """Return the command that starts `size` ranks of MPICH (its channel: UCX)."""
-    driver = _mpi_driver("mpich", "apt install mpich libmpich-dev")
-    command = ["mpiexec.mpich", "-n", str(size)]
-    if tcp:
-        command += ["-env", "UCX_TLS", "tcp,self", "-env", "MPIR_CVAR_NOLOCAL", "1"]
-    return [*command, driver, str(folder)]
-
-
-def _mpi_driver(name: str, remedy: str) -> str:
-    compiler = f"mpicc.{name}"
-    if not shutil.which(compiler) or not shutil.which(f"mpiexec.{name}"):
-        raise Absent(remedy)
-    return compiled("mpi.c", compiler)

@@ -3,7 +3,7 @@
 //
 // Pipes: FOLDER/RANK.in brings commands, FOLDER/RANK.out takes answers; benchmarks/ranks.py speaks
 // the same. A rank sleeps in read() between commands, so that it disturbs nobody else's turn.
-//   command  "measure PLAYER BYTES float32 WARM_UP_CALLS CALLS CHECK\n"
+//   command  "measure PLAYER BYTES float32 OP WARM_UP_CALLS CALLS CHECK\n"; OP: "sum" or "avg"
 //   answer   8-byte length, then doubles: wrong elements, CPU seconds, seconds of each call
 #pragma once
 
@@ -18,6 +18,12 @@
 typedef void (*Allreduce)(float* data, size_t count);
 
 enum { kWarmUpFloats = 1 << 18, kPeriod = 7 };
+
+// What is measured: a sum, which is then scaled where the mean is asked for.
+typedef struct {
+  Allreduce sum;
+  float scale;  // 1: none
+} Call;
 
 static void die(const char* what) {
   perror(what);
@@ -37,13 +43,21 @@ static double cpu_seconds(void) {
          1e-6 * (double)(u.ru_utime.tv_usec + u.ru_stime.tv_usec);
 }
 
+static void reduce(Call call, float* data, size_t count) {
+  call.sum(data, count);
+  if (call.scale != 1) {
+    for (size_t i = 0; i < count; ++i) data[i] *= call.scale;
+  }
+}
+
 // Sums rank + (i mod 7): small integers, exact in any order. Returns how many elements are wrong.
-static size_t wrong_sums(float* data, size_t count, int rank, int size, Allreduce allreduce) {
+static size_t wrong_sums(float* data, size_t count, int rank, int size, Call call) {
   for (size_t i = 0; i < count; ++i) data[i] = (float)(rank + (int)(i % kPeriod));
-  allreduce(data, count);
+  reduce(call, data, count);
   size_t wrong = 0;
   for (size_t i = 0; i < count; ++i) {
-    wrong += data[i] != (float)(size * (size - 1) / 2 + size * (int)(i % kPeriod));
+    const int sum = size * (size - 1) / 2 + size * (int)(i % kPeriod);
+    wrong += data[i] != (float)sum * call.scale;
   }
   memset(data, 0, count * sizeof *data);
   return wrong;
@@ -59,16 +73,16 @@ static void write_all(int fd, const void* data, size_t nbytes) {
 }
 
 static void measure(int out, float* data, size_t count, int warm_up, int calls, size_t wrong,
-                    Allreduce allreduce) {
+                    Call call) {
   const uint64_t nbytes = (2 + (uint64_t)calls) * sizeof(double);
   double* answer = malloc(nbytes);
   if (!answer) die("malloc");
-  allreduce(data, count < kWarmUpFloats ? count : kWarmUpFloats);  // brings the ranks together
-  for (int i = 0; i < warm_up; ++i) allreduce(data, count);
+  reduce(call, data, count < kWarmUpFloats ? count : kWarmUpFloats);  // brings the ranks together
+  for (int i = 0; i < warm_up; ++i) reduce(call, data, count);
   const double cpu = cpu_seconds();
   for (int i = 0; i < calls; ++i) {
     const double begin = now();
-    allreduce(data, count);
+    reduce(call, data, count);
     answer[2 + i] = now() - begin;
   }
   answer[0] = (double)wrong;
@@ -93,16 +107,18 @@ static inline void serve(const char* folder, int rank, int size, Allreduce allre
   float* data = NULL;
   size_t held = 0, nbytes;
   int warm_up, calls, check;
-  const char* format = " measure %*s %zu %*s %d %d %d";
-  while (fscanf(in, format, &nbytes, &warm_up, &calls, &check) == 4) {
+  char op[8];
+  const char* format = " measure %*s %zu %*s %7s %d %d %d";
+  while (fscanf(in, format, &nbytes, op, &warm_up, &calls, &check) == 5) {
     if (nbytes != held) {
       free(data);
       if (posix_memalign((void**)&data, 4096, nbytes)) die("posix_memalign");
       memset(data, 0, held = nbytes);
     }
     const size_t count = nbytes / sizeof *data;
-    const size_t wrong = check ? wrong_sums(data, count, rank, size, allreduce) : 0;
-    measure(fileno(out), data, count, warm_up, calls, wrong, allreduce);
+    const Call call = {allreduce, strcmp(op, "avg") == 0 ? 1 / (float)size : 1};
+    const size_t wrong = check ? wrong_sums(data, count, rank, size, call) : 0;
+    measure(fileno(out), data, count, warm_up, calls, wrong, call);
   }
   free(data);
 }
