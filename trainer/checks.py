@@ -102,16 +102,25 @@ def _minibatch_fits_in(config: Config, images: int) -> None:
         )
 
 
-def _each_node_has_a_worker(config: Config) -> None:
-    if config.nodes > config.workers:
+def _each_node_has_a_process(config: Config) -> None:
+    if config.nodes > config.processes:
         raise refusal(
-            "nodes", config.nodes, f"at most --workers {config.workers}, one worker to each node"
+            "nodes", config.nodes, f"at most {config.processes}, one process to each node"
         )
+
+
+def _processes_are_alike(config: Config) -> None:
+    if config.workers % config.workers_virtual:
+        raise refusal(
+            "workers", config.workers,
+            f"give a multiple of --workers-virtual {config.workers_virtual}",
+        )  # fmt: skip
 
 
 # Called with a configuration whose values are right one by one; ConfigError if they clash.
 TOGETHER: tuple[Callable[[Config], None], ...] = (
     _warmup_fits,
     _minibatch_fits,
-    _each_node_has_a_worker,
+    _processes_are_alike,
+    _each_node_has_a_process,
 )

@@ -61,8 +61,8 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Config:
     """The configuration that the command line asks for, with its defaults resolved.
 
     The command line wins over the file that --config names, and this over --preset. Where `environ`
-    holds RANK, a launcher has started this process as one worker of a job: the number of workers
-    is then WORLD_SIZE, and nodes are the real ones unless --nodes is given.
+    holds RANK, a launcher has started this process as one of a job: the number of processes is
+    then WORLD_SIZE, and nodes are the real ones unless --nodes is given.
     ConfigError for anything wrong; `--help` prints and exits as argparse does.
     """
     parser = _parser()
@@ -72,17 +72,20 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Config:
         given |= _from_file(parser, f"--preset {preset}", read_preset(preset))
     if path := asked.pop("config", ""):
         given |= _from_file(parser, called := f"--config {path}", read_file(Path(path), called))
+    virtual = max((given | asked).get("workers_virtual", 1), 1)
     if "RANK" in environ:
-        world_size = _world_size(environ)
-        if asked.get("workers", world_size) != world_size:
+        workers = _world_size(environ) * virtual
+        if asked.get("workers", workers) != workers:
+            each = f" with {virtual} workers each" if virtual > 1 else ""
             raise refusal(
                 "workers", asked["workers"],
-                f"the launcher started {world_size} (WORLD_SIZE); leave the option out",
+                f"the launcher started {workers // virtual}{each} (WORLD_SIZE); leave it out",
             )  # fmt: skip
-        given |= {"workers": world_size, "nodes": 0} | asked
+        given |= {"workers": workers, "nodes": 0} | asked
     else:
         given |= asked
-        given["nodes"] = given.get("nodes") or min(2, max(given.get("workers", 4), 1))
+        workers = given.setdefault("workers", virtual if virtual > 1 else Config().workers)
+        given["nodes"] = given.get("nodes") or min(2, max(workers // virtual, 1))
         given.setdefault("out", str(Path("runs") / time.strftime("%Y-%m-%d_%H-%M-%S")))
     return Config(**given)
 

@@ -52,7 +52,7 @@ class _Worker:
 
 
 def launch(config: Config, command: Sequence[str] = WORKER) -> int:
-    """Runs the job as `config.workers` processes on this machine; the exit code for the shell.
+    """Runs the job as `config.processes` processes on this machine; the exit code for the shell.
 
     Each worker is `command` with the configuration's arguments.
 
@@ -66,7 +66,7 @@ def launch(config: Config, command: Sequence[str] = WORKER) -> int:
         try:
             environ = _job_environ(config)
             arguments = [*command, *config.to_argv()]
-            workers.extend(_start(arguments, rank, environ) for rank in range(config.workers))
+            workers.extend(_start(arguments, rank, environ) for rank in range(config.processes))
             failed = _wait(workers)
             if failed is not None:
                 _stop(workers)
@@ -121,9 +121,9 @@ def _job_environ(config: Config) -> dict[str, str]:
         port = probe.getsockname()[1]
     return {
         **os.environ,
-        "OMP_NUM_THREADS": str(thread_count(config.threads, config.workers)),
-        "WORLD_SIZE": str(config.workers),
-        "LOCAL_WORLD_SIZE": str(config.workers),
+        "OMP_NUM_THREADS": str(thread_count(config.threads, config.processes)),
+        "WORLD_SIZE": str(config.processes),
+        "LOCAL_WORLD_SIZE": str(config.processes),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }

@@ -176,11 +176,17 @@ def open_log(job: Job) -> Iterator[Log]:
         log.say(
             f"{config.model}, {values:,} parameters, on {config.data}: "
             f"{info.train_images} training and {info.test_images} test images\n"
-            f"{job.comm.world_size} workers on {job.comm.num_nodes} nodes, n = {config.batch}, "
+            f"{_workers(config)} on {job.comm.num_nodes} nodes, n = {config.batch}, "
             f"kn = {config.minibatch}, {job.last_iteration} iterations, {job.schedule}\n"
             f"allreduce: {config.algo}, {buckets}; run directory: {directory}"
         )
         yield log
+
+
+def _workers(config: Config) -> str:
+    if config.workers_virtual == 1:
+        return f"{config.workers} workers"
+    return f"{config.workers} workers, {config.workers_virtual} in each process,"
 
 
 def environment() -> dict[str, Any]:

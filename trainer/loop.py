@@ -17,6 +17,7 @@ from trainer.data.sampler import EpochSampler
 from trainer.options import Config
 from trainer.report import PHASES
 from trainer.schedule import Schedule
+from trainer.virtual import VirtualWorkers
 from trainer.worker import sum_over_workers
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class Job:
     normalize: Normalize
     sampler: EpochSampler
     model: DistributedDataParallel
+    virtual: VirtualWorkers
     optimizer: SGD
     schedule: Schedule
     epoch: int = 0
@@ -107,17 +109,19 @@ def train_epoch(job: Job, log: Log) -> None:
     job.model.train()
     watch.start()
     for indices in job.sampler.epoch(epoch, job.offset):
-        images, labels = job.dataset.train_batch(indices, seed=job.config.seed, epoch=epoch)
+        batch = job.dataset.train_batch(indices, seed=job.config.seed, epoch=epoch)
         watch.lap("data")
 
-        logits = job.model(job.normalize(images))
-        loss = F.cross_entropy(logits, labels, reduction="sum") / kn
-        watch.lap("forward")
+        for images, labels in job.virtual.turns(*batch):  # one for each worker in here
+            logits = job.model(job.normalize(images))
+            loss = F.cross_entropy(logits, labels, reduction="sum") / kn
+            watch.lap("forward")
 
-        waited = job.model.statistics()["exposed_seconds"]
-        torch.autograd.backward(loss)  # gradients are summed over workers while backprop goes on
-        watch.lap("backward")
-        watch.move(job.model.statistics()["exposed_seconds"] - waited, "backward", "exposed")
+            waited = job.model.statistics()["exposed_seconds"]
+            torch.autograd.backward(loss)  # gradients are summed over workers as backprop goes on
+            watch.lap("backward")
+            watch.move(job.model.statistics()["exposed_seconds"] - waited, "backward", "exposed")
+            window.add(loss.detach(), (logits.argmax(1) != labels).sum())
 
         for group in job.optimizer.param_groups:
             group["lr"] = job.schedule(job.iteration)
@@ -126,7 +130,7 @@ def train_epoch(job: Job, log: Log) -> None:
         watch.lap("optimizer")
 
         job.offset += kn
-        window.add(loss.detach(), (logits.argmax(1) != labels).sum())
+        window.iterations += 1
         if job.at_end_of_epoch or job.iteration % job.config.log_every == 0:
             log.train(window.close())
             window = _Window(job)
@@ -172,15 +176,14 @@ class _Window:
         self._job = job
         self._loss: Tensor | float = 0.0
         self._wrong: Tensor | int = 0
-        self._iterations = 0
+        self.iterations = 0
         self._seconds = dict(job.watch.seconds)
         self._began = time.perf_counter()
 
     def add(self, loss: Tensor, wrong: Tensor) -> None:
-        """This worker's part of one iteration: loss / kn summed over its images, wrong answers."""
+        """One worker's part of an iteration: loss / kn summed over its images, wrong answers."""
         self._loss = self._loss + loss  # stay on the device: nothing waits for it here
         self._wrong = self._wrong + wrong
-        self._iterations += 1
 
     def close(self) -> dict[str, Any]:
         """The window's line of metrics, the same on every worker.
@@ -196,13 +199,13 @@ class _Window:
                 f"the loss is {loss} in iteration {job.iteration - 1}: training diverged; "
                 "lower --lr or raise --warmup-epochs"
             )
-        images = self._iterations * job.config.minibatch
+        images = self.iterations * job.config.minibatch
         elapsed = time.perf_counter() - self._began
         return {
             "iteration": job.iteration,
             "epoch": job.epochs_done,
             "eta": job.schedule(job.iteration - 1),
-            "loss": loss / self._iterations,
+            "loss": loss / self.iterations,
             "train_error": wrong / images,
             "images_per_second": images / elapsed,
             **{f"{phase}_seconds": s / workers for phase, s in zip(PHASES, phases, strict=True)},

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["MODELS", "BasicBlock", "Bottleneck", "ResNet", "build_model"]
+__all__ = ["MODELS", "BasicBlock", "Bottleneck", "ResNet", "Shape", "build_model"]
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
@@ -85,6 +85,20 @@ def _level(
     return nn.Sequential(first, *rest)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """What sets one ResNet apart: its block, the blocks of each level, and the first level's width.
+
+    The width doubles from level to level. A `small` one, for images of some 14 to 32 pixels, begins
+    with a 3x3 convolution of stride 2 instead of the 7x7 and the pooling.
+    """
+
+    block: type[BasicBlock] | type[Bottleneck]
+    depths: tuple[int, ...]
+    width: int = 64
+    small: bool = False
+
+
 class ResNet(nn.Module):
     """ResNet for images of shape (n, 3, height, width), float32; gives (n, num_classes) logits.
 
@@ -92,21 +106,21 @@ class ResNet(nn.Module):
     names, shapes and order of torchvision's ResNet, so checkpoints travel both ways.
     """
 
-    def __init__(
-        self,
-        block: type[BasicBlock] | type[Bottleneck],
-        depths: Sequence[int],
-        num_classes: int = 1000,
-    ) -> None:
+    def __init__(self, shape: Shape, num_classes: int = 1000) -> None:
         super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(3, 64, 7, 2, padding=3, bias=False), nn.BatchNorm2d(64)
-        self.relu, self.maxpool = nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, padding=1)
-        self.layer1 = _level(block, 64, 64, depths[0], stride=1)
-        self.layer2 = _level(block, 64 * block.expansion, 128, depths[1], stride=2)
-        self.layer3 = _level(block, 128 * block.expansion, 256, depths[2], stride=2)
-        self.layer4 = _level(block, 256 * block.expansion, 512, depths[3], stride=2)
+        width = shape.width
+        kernel = 3 if shape.small else 7
+        self.conv1, self.bn1 = _conv(3, width, kernel, stride=2), nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.Identity() if shape.small else nn.MaxPool2d(3, 2, padding=1)
+        inputs = width
+        for index, depth in enumerate(shape.depths):
+            level = _level(shape.block, inputs, width << index, depth, 2 if index else 1)
+            self.add_module(f"layer{index + 1}", level)
+            inputs = (width << index) * shape.block.expansion
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(512 * block.expansion, num_classes)
+        self.fc = nn.Linear(inputs, num_classes)
+        self._levels = len(shape.depths)
         self._initialize()
 
     @torch.no_grad()
@@ -122,16 +136,18 @@ class ResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits of a batch of images."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        for level in range(1, self._levels + 1):
+            x = getattr(self, f"layer{level}")(x)
         y: Tensor = self.fc(torch.flatten(self.avgpool(x), 1))
         return y
 
 
-MODELS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
-    "resnet18": (BasicBlock, (2, 2, 2, 2)),
-    "resnet34": (BasicBlock, (3, 4, 6, 3)),
-    "resnet50": (Bottleneck, (3, 4, 6, 3)),
-    "resnet101": (Bottleneck, (3, 4, 23, 3)),
+MODELS = {
+    "resnet8": Shape(block=BasicBlock, depths=(1, 1, 1), width=8, small=True),
+    "resnet18": Shape(block=BasicBlock, depths=(2, 2, 2, 2)),
+    "resnet34": Shape(block=BasicBlock, depths=(3, 4, 6, 3)),
+    "resnet50": Shape(block=Bottleneck, depths=(3, 4, 6, 3)),
+    "resnet101": Shape(block=Bottleneck, depths=(3, 4, 23, 3)),
 }
 
 
@@ -140,5 +156,4 @@ def build_model(name: str, num_classes: int = 1000) -> ResNet:
 
     Weights come from torch's global random generator: seed it first. KeyError for another name.
     """
-    block, depths = MODELS[name]
-    return ResNet(block, depths, num_classes)
+    return ResNet(MODELS[name], num_classes)

@@ -19,7 +19,13 @@ __all__ = ["ALGORITHMS", "GROUPS", "Config", "ConfigError"]
 
 ALGORITHMS = ("halving_doubling", "ring", "recursive_doubling", "bcube", "circulant", "auto")
 _ALIASES = {"bucket": "ring"}  # the paper's word for the ring
-_MODELS = ("resnet18", "resnet34", "resnet50", "resnet101")  # trainer.model.MODELS, without torch
+_MODELS = (
+    "resnet8",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+)  # trainer.model.MODELS, without torch
 
 _WHAT, _DATA = "what to train", "data"
 _RATE, _SPEED = "optimizer and learning rate", "precision and speed"
@@ -108,14 +114,23 @@ class Config:
 
     # workers
     workers: int = _option(
-        4, _WHO, "k, the processes to start; under torchrun it decides", checks.at_least(1)
-    )
+        4, _WHO, "k, the workers of the job; under torchrun its processes decide",
+        checks.at_least(1),
+    )  # fmt: skip
+    workers_virtual: int = _option(
+        1, _WHO, "workers that each process runs in turn, with their own batch normalisation "
+        "statistics; alone it means one process", checks.at_least(1),
+    )  # fmt: skip
+    ghost_bn: bool = _option(
+        False, _WHO, "run virtual workers as one batch: faster for small networks, and equal but "
+        "for the last bits",
+    )  # fmt: skip
     nodes: int = _option(
         0, _WHO, "split this machine into so many nodes (default: 2; under a launcher the real "
         "ones)", checks.at_least(0),
     )  # fmt: skip
     threads: int = _option(
-        0, _WHO, "compute threads per worker (default: cores / workers)", checks.at_least(0)
+        0, _WHO, "compute threads per process (default: cores / processes)", checks.at_least(0)
     )
 
     # communication
@@ -164,6 +179,11 @@ class Config:
     def minibatch(self) -> int:
         """The total minibatch kn, in images."""
         return self.batch * self.workers
+
+    @property
+    def processes(self) -> int:
+        """Processes of the job; each has `workers_virtual` of the workers."""
+        return self.workers // self.workers_virtual
 
     def to_argv(self) -> list[str]:
         """Command-line arguments that `trainer.config.parse` turns into this configuration."""

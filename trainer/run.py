@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from trainer.checks import data_is_there
 from trainer.config import parse
 from trainer.launch import launch, run_worker
 from trainer.options import Config, ConfigError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = ["main", "work"]
 
@@ -29,9 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def work(config: Config) -> None:
-    """What each of the k workers does, from joining the group to the table at the end."""
-    import torch  # here, so that --help and refusals do not wait for it
-
+    """What each process does, from joining the group to the table at the end."""
+    # Imported here, so that --help and refusals do not wait for torch.
     from allreduce.optim import SGD, split_weight_decay
     from allreduce.torch import DistributedDataParallel
     from trainer.data import open_dataset
@@ -40,22 +43,21 @@ def work(config: Config) -> None:
     from trainer.evaluation import evaluate
     from trainer.log import open_log
     from trainer.loop import Job, summarize, train_epoch
-    from trainer.model import build_model
     from trainer.schedule import Schedule
+    from trainer.virtual import VirtualWorkers
     from trainer.worker import join_group, leave_group
 
     comm = join_group(config)
     dataset = open_dataset(config.source)
     sampler = EpochSampler(
         size=dataset.info.train_images,
-        batch=config.batch,
+        batch=config.batch * config.workers_virtual,
         rank=comm.rank,
         world_size=comm.world_size,
         seed=config.seed,
     )
-    torch.manual_seed(config.seed)  # the same initial weights on every worker
     model = DistributedDataParallel(
-        build_model(config.model, dataset.info.num_classes),
+        _network(config, dataset.info.num_classes),
         bucket_bytes=config.bucket_bytes,
         op="sum",  # losses are divided by kn, so gradients are summed (Remark 3)
         algo=config.algo,
@@ -72,6 +74,7 @@ def work(config: Config) -> None:
         normalize=Normalize(dataset.info),
         sampler=sampler,
         model=model,
+        virtual=VirtualWorkers(model, count=config.workers_virtual, rank=comm.rank),
         optimizer=optimizer,
         schedule=Schedule.from_config(config, sampler.iterations),
     )
@@ -83,6 +86,19 @@ def work(config: Config) -> None:
                 job.epoch, job.offset = job.epoch + 1, 0
         log.finish(summarize(job))
     leave_group()
+
+
+def _network(config: Config, num_classes: int) -> nn.Module:
+    import torch
+
+    from trainer.ghost import ghost
+    from trainer.model import build_model
+
+    torch.manual_seed(config.seed)  # the same initial weights on every worker
+    network = build_model(config.model, num_classes)
+    if config.ghost_bn:
+        ghost(network, config.workers_virtual)
+    return network
 
 
 if __name__ == "__main__":

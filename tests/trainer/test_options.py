@@ -63,7 +63,7 @@ REFUSALS = [
     (["--batch", "400"], "--batch 400 x --workers 4 = 1600 images, but --data digits has 1536"),
     (["--workers", "0"], "--workers 0: give a whole number from 1 up"),
     (["--workers", "-3"], "--workers -3: give a whole number from 1 up"),
-    (["--nodes", "5"], "--nodes 5: at most --workers 4"),
+    (["--nodes", "5"], "--nodes 5: at most 4, one process to each node"),
     (["--epochs", "0"], "--epochs 0: give a whole number from 1 up"),
     (["--seed", "-1"], "--seed -1: give a whole number from 0 up"),
     (["--threads", "-1"], "--threads -1: give a whole number from 0 up"),

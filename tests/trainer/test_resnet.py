@@ -45,6 +45,7 @@ def test_resnet50_has_the_names_of_torchvision_in_order(resnet50: nn.Module) -> 
 @pytest.mark.parametrize(
     ("name", "parameters"),
     [
+        ("resnet8", 52_624),
         ("resnet18", 11_689_512),
         ("resnet34", 21_797_672),
         ("resnet50", 25_557_032),
@@ -83,7 +84,7 @@ def test_classifier_begins_small_with_no_bias(resnet50: nn.Module) -> None:
     assert fc.bias.abs().max().item() == 0
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("name", ["resnet8", "resnet18", "resnet50"])
 def test_only_the_last_norm_of_each_block_begins_at_zero(name: str) -> None:
     model = build_model(name, 10)
     last = {id(m.last_norm) for m in model.modules() if isinstance(m, (BasicBlock, Bottleneck))}
@@ -99,9 +100,10 @@ def test_each_block_begins_as_its_shortcut(name: str) -> None:
     torch.testing.assert_close(block(x), x.relu())
 
 
-def test_logits_have_one_column_per_class_and_reach_every_parameter() -> None:
-    model = build_model("resnet18", 7)
-    logits = model(torch.randn(2, 3, 32, 32))
+@pytest.mark.parametrize(("name", "side"), [("resnet8", 14), ("resnet8", 28), ("resnet18", 32)])
+def test_logits_have_one_column_per_class_and_reach_every_parameter(name, side) -> None:
+    model = build_model(name, 7)
+    logits = model(torch.randn(2, 3, side, side))
     assert logits.shape == (2, 7)
     logits.square().sum().backward()
     assert all(p.grad is not None for p in model.parameters())
