@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,8 @@ def text(value: Any) -> str:
     """A value as one types it."""
     if isinstance(value, tuple):
         return ",".join(map(text, value))
+    if isinstance(value, str):
+        return value
     return f"{value:g}" if value == float(f"{value:g}") else repr(value)
 
 
@@ -72,6 +75,31 @@ def rising_epochs(epochs: tuple[float, ...]) -> str | None:
 def bucket_bytes(value: int | str) -> str | None:
     """A number of bytes, or "auto"."""
     return None if value == "auto" else at_least(0)(value)
+
+
+def save_every(value: int | str) -> str | None:
+    """A number of iterations, "epoch" or "never"."""
+    return None if value in ("epoch", "never") else at_least(1)(value)
+
+
+def given(value: str) -> str | None:
+    """Any text but none."""
+    return None if value else "give a value"
+
+
+def loggers(names: tuple[str, ...]) -> str | None:
+    """Packages that take metrics, installed."""
+    if not set(names) <= {"tensorboard", "wandb"}:
+        return "choose from tensorboard, wandb"
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    return f"pip install 'hier-allreduce[{missing[0]}]' first" if missing else None
+
+
+def window(value: str) -> str | None:
+    """FIRST:LAST, whole numbers, FIRST below LAST; or nothing."""
+    first, _, last = value.partition(":")
+    right = first.isdecimal() and last.isdecimal() and int(first) < int(last)
+    return None if right or not value else "give iterations FIRST:LAST, as 10:15"
 
 
 def _warmup_fits(config: Config) -> None:

@@ -13,7 +13,7 @@ from trainer.checks import flag, refusal
 from trainer.config_file import did_you_mean, preset_names, read_file, read_preset
 from trainer.options import GROUPS, Config, ConfigError
 
-__all__ = ["parse"]
+__all__ = ["default_directory", "parse"]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -57,6 +57,11 @@ def _add(group: argparse._ArgumentGroup, field: dataclasses.Field[object]) -> No
     group.add_argument(flag(field.name), default=argparse.SUPPRESS, help=text, **settings)
 
 
+def default_directory() -> str:
+    """The run directory of a run that names none."""
+    return f"runs/{time.strftime('%Y-%m-%d_%H-%M-%S')}"
+
+
 def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Config:
     """The configuration that the command line asks for, with its defaults resolved.
 
@@ -86,7 +91,7 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Config:
         given |= asked
         workers = given.setdefault("workers", virtual if virtual > 1 else Config().workers)
         given["nodes"] = given.get("nodes") or min(2, max(workers // virtual, 1))
-        given.setdefault("out", str(Path("runs") / time.strftime("%Y-%m-%d_%H-%M-%S")))
+        given.setdefault("out", default_directory())
     return Config(**given)
 
 

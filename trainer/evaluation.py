@@ -16,7 +16,7 @@ from trainer.worker import sum_over_workers
 if TYPE_CHECKING:
     from allreduce import Communicator
     from trainer.data.normalize import Normalize
-    from trainer.loop import Job
+    from trainer.job import Job
 
 __all__ = ["count_errors", "evaluate", "mean_statistics", "rank0_statistics", "wearing"]
 
@@ -45,7 +45,7 @@ def evaluate(job: Job) -> dict[str, Any]:
     with wearing(network, statistics):
         batches = (job.dataset.test_batch(indices) for indices in shares)
         counts = count_errors(network, batches, job.normalize, job.comm)
-    job.last_test = {"iteration": job.iteration, "epoch": job.epochs_done, **counts}
+    job.last_test = {"iteration": job.iteration, "epoch": job.progress, **counts}
     return job.last_test
 
 

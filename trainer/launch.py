@@ -18,7 +18,9 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, NoReturn
 
+from trainer.ending import SAVED, SIGNALS
 from trainer.options import Config, ConfigError
+from trainer.resume import begin
 
 __all__ = ["WORKER", "launch", "run_worker", "thread_count"]
 
@@ -27,6 +29,8 @@ WORKER = (sys.executable, "-m", "trainer.run")
 _POLL = 0.05  # seconds between looks at the workers
 _GRACE = 1.0  # seconds: for the root cause to show after a first failure; to leave after SIGTERM
 _TEXT_LIMIT = 16 << 10  # bytes of a failed worker's words that are shown
+_SAVING = 60.0  # seconds for the workers to save and end, once a signal has asked for it
+_GOOD = (0, SAVED)  # exit codes of a worker that did what it should
 _FAILED, _LOST_PEER = 1, 3  # exit codes of a worker: its own fault; another worker's
 _PR_SET_PDEATHSIG = 1
 
@@ -56,22 +60,27 @@ def launch(config: Config, command: Sequence[str] = WORKER) -> int:
 
     Each worker is `command` with the configuration's arguments.
 
-    The first worker that fails ends the job, and its error is printed, once. Ctrl-C, SIGTERM and
-    SIGHUP end all workers at once; should this process be killed, the kernel kills them.
-    ConfigError if the run directory cannot be made.
+    The first worker that fails ends the job, and its error is printed, once. SIGTERM and SIGUSR1
+    go on to the workers, which save a checkpoint and end (exit code `ending.SAVED`); a second one,
+    Ctrl-C and SIGHUP end all workers at once; should this process be killed, the kernel kills them.
+    ConfigError if the run directory cannot be made, or cannot be gone on from.
     """
+    begin(config)
     _make_run_directory(Path(config.out))
     workers: list[_Worker] = []
-    with _termination_raises():
+    with _hang_up_raises(), _forwarding(workers) as asked:
         try:
             environ = _job_environ(config)
             arguments = [*command, *config.to_argv()]
             workers.extend(_start(arguments, rank, environ) for rank in range(config.processes))
-            failed = _wait(workers)
-            if failed is not None:
-                _stop(workers)
-                _explain(failed, workers)
-            return 0 if failed is None else 1
+            failed = _wait(workers, asked)
+            if failed is None:
+                return max(worker.process.returncode for worker in workers)
+            _stop(workers)
+            if asked and failed.process.returncode in (-asked[0], None):
+                return 128 + asked[0]  # before there was anything to save, or too late
+            _explain(failed, workers)
+            return 1
         except KeyboardInterrupt:
             _stop(workers)
             print("\ntrainer: stopped by Ctrl-C", file=sys.stderr)
@@ -82,31 +91,27 @@ def launch(config: Config, command: Sequence[str] = WORKER) -> int:
                 print("\033[?25h", end="", flush=True)  # a killed progress line hid the cursor
 
 
-def run_worker(work: Callable[[], None]) -> int:
-    """Calls `work` as one worker of a job; returns 0, or ends the process.
+def run_worker(work: Callable[[], int]) -> int:
+    """Calls `work` as one worker of a job; returns the exit code it gives, or ends the process.
 
     For a worker that `launch` started, an exception goes to the launcher, and the process leaves
     at once, without the seconds that unloading everything takes: other workers wait for it.
     """
     launcher = os.environ.get("TRAINER_LAUNCHER")
     if launcher is None:  # torchrun and its like deal with exceptions themselves
-        work()
-        return 0
+        return work()
     parent, error_file = (int(number) for number in launcher.split(":"))
     _die_with(parent)
     try:
-        work()
+        return work()
     except BaseException as error:
         with contextlib.suppress(OSError):
             os.write(error_file, traceback.format_exc()[-_TEXT_LIMIT:].encode())
             sys.stdout.flush()
         os._exit(_LOST_PEER if isinstance(error, (ConnectionError, TimeoutError)) else _FAILED)
-    return 0
 
 
 def _make_run_directory(path: Path) -> None:
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ConfigError(f"--out {path}: already holds something; name another directory")
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -148,8 +153,10 @@ def _start(command: Sequence[str], rank: int, environ: dict[str, str]) -> _Worke
     return _Worker(rank, process, words)
 
 
-def _wait(workers: list[_Worker]) -> _Worker | None:
-    """Waits until all workers succeeded (None), or for the one whose failure began it all.
+def _wait(workers: list[_Worker], asked: list[int]) -> _Worker | None:
+    """Waits until all workers ended well (None), or for the one whose failure began it all.
+
+    Where they were `asked` by a signal to save and end, they have a minute for it.
 
     A worker that only lost its peer fails too, perhaps first seen: for a moment after the first
     failure a better culprit may come, best one killed by a signal, then one with an own error.
@@ -158,9 +165,11 @@ def _wait(workers: list[_Worker]) -> _Worker | None:
     deadline = float("inf")
     while time.monotonic() < deadline:
         codes = {worker.rank: worker.process.poll() for worker in workers}
-        if all(code == 0 for code in codes.values()):
+        if all(code in _GOOD for code in codes.values()):
             return None
-        failed = [worker for worker in workers if codes[worker.rank]]
+        if asked and deadline == float("inf"):
+            deadline, culprit = time.monotonic() + _SAVING, workers[0]
+        failed = [worker for worker in workers if codes[worker.rank] not in (None, *_GOOD)]
         if failed:
             first = [culprit] if culprit else []
             culprit = min([*first, *failed], key=lambda worker: _blame(codes[worker.rank]))
@@ -203,18 +212,39 @@ def _explain(failed: _Worker, workers: list[_Worker]) -> None:
 
 
 @contextlib.contextmanager
-def _termination_raises() -> Iterator[None]:
-    """SIGTERM and SIGHUP unwind this process as Ctrl-C does, with the usual exit codes."""
+def _hang_up_raises() -> Iterator[None]:
+    """SIGHUP unwinds this process as Ctrl-C does, with the usual exit code."""
 
     def leave(number: int, frame: FrameType | None) -> NoReturn:
         raise SystemExit(128 + number)
 
-    numbers = (signal.SIGTERM, signal.SIGHUP)
-    before = [signal.signal(number, leave) for number in numbers]
+    before = signal.signal(signal.SIGHUP, leave)
     try:
         yield
     finally:
-        for number, handler in zip(numbers, before, strict=True):
+        signal.signal(signal.SIGHUP, before)
+
+
+@contextlib.contextmanager
+def _forwarding(workers: list[_Worker]) -> Iterator[list[int]]:
+    """Inside, signals that ask to save and end go on to the workers; gives those that came.
+
+    The second one unwinds this process.
+    """
+    asked: list[int] = []
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        if asked:
+            raise SystemExit(128 + number)
+        asked.append(number)
+        for worker in workers:
+            worker.process.send_signal(number)
+
+    before = [signal.signal(number, forward) for number in SIGNALS]
+    try:
+        yield asked
+    finally:
+        for number, handler in zip(SIGNALS, before, strict=True):
             signal.signal(number, handler)
 
 

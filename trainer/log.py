@@ -3,38 +3,35 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import importlib.metadata
 import json
-import os
-import platform
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from trainer.config_file import to_toml
+from trainer.environment import environment
+from trainer.metrics_files import MetricsFiles
 from trainer.options import Config
-from trainer.report import PHASES, table
+from trainer.report import table
+from trainer.sinks import open_sinks
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from trainer.loop import Job
+    from trainer.checkpoint import Facts
+    from trainer.job import Job
+    from trainer.restart import Restart
 
-__all__ = ["Log", "RunLog", "environment", "open_log"]
-
-_COLUMNS = (
-    *("kind", "iteration", "epoch", "eta", "loss", "train_error", "images_per_second"),
-    *(f"{phase}_seconds" for phase in PHASES),
-    *("test_error", "test_loss", "test_images"),
-)
+__all__ = ["Log", "RunLog", "open_log"]
 
 
 class Log:
     """What a worker reports; this one, for all ranks but 0, keeps silent."""
+
+    def say(self, text: str) -> None:
+        """A line for whoever watches."""
 
     def tick(self, iteration: int) -> None:
         """`iteration` iterations are done."""
@@ -54,18 +51,19 @@ class RunLog(Log):
 
     Files: config.toml, env.json, metrics.jsonl and metrics.csv (a line as soon as it is known),
     summary.json at the end. Progress is one live line on a terminal where rich is installed, and
-    plain lines elsewhere.
+    plain lines elsewhere. A run resumed from `before` goes on in the same files.
     """
 
-    def __init__(self, directory: Path, config: Config, *, last_iteration: int) -> None:
+    def __init__(
+        self, directory: Path, config: Config, *, last_iteration: int, before: Facts | None = None
+    ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._directory, self._last_iteration = directory, last_iteration
         (directory / "config.toml").write_text(to_toml(config))
-        (directory / "env.json").write_text(json.dumps(environment(), indent=2) + "\n")
-        self._jsonl: IO[str] = (directory / "metrics.jsonl").open("w", buffering=1)
-        self._csv: IO[str] = (directory / "metrics.csv").open("w", buffering=1, newline="")
-        self._rows = csv.DictWriter(self._csv, _COLUMNS)
-        self._rows.writeheader()
+        _write_environment(directory / "env.json", resumed=before is not None)
+        self._files = MetricsFiles(directory, progress=before.progress if before else None)
+        first = before.iteration if before else None
+        self._sinks = open_sinks(config.log, directory, asdict(config), first=first)
         self._live = _LiveLine.open(last_iteration)
 
     def __enter__(self) -> RunLog:
@@ -73,8 +71,9 @@ class RunLog(Log):
 
     def __exit__(self, *_: object) -> None:
         self._close_live()
-        self._jsonl.close()
-        self._csv.close()
+        self._files.__exit__(None, None, None)
+        for sink in self._sinks:
+            sink.close()
 
     def say(self, text: str) -> None:
         """Prints a line; above the live one, if there is one."""
@@ -116,9 +115,9 @@ class RunLog(Log):
         print(f"\n{table(summary)}\nrun directory: {self._directory}", flush=True)
 
     def _record(self, kind: str, line: dict[str, Any]) -> None:
-        row = {"kind": kind, **line}
-        self._jsonl.write(json.dumps(row) + "\n")
-        self._rows.writerow(row)
+        self._files.record({"kind": kind, **line})
+        for sink in self._sinks:
+            sink.record(kind, line)
 
     def _close_live(self) -> None:
         if self._live:
@@ -162,14 +161,14 @@ class _LiveLine:
 
 
 @contextlib.contextmanager
-def open_log(job: Job) -> Iterator[Log]:
+def open_log(job: Job, directory: Path, restart: Restart | None) -> Iterator[Log]:
     """The log of this worker: on rank 0 one that opens by saying what runs, elsewhere silence."""
     if job.comm.rank != 0:
         yield Log()
         return
     config, info = job.config, job.dataset.info
-    directory = Path(config.out or f"runs/{time.strftime('%Y-%m-%d_%H-%M-%S')}")
-    with RunLog(directory, config, last_iteration=job.last_iteration) as log:
+    before = restart.facts if restart else None
+    with RunLog(directory, config, last_iteration=job.last_iteration, before=before) as log:
         values = sum(p.numel() for p in job.model.module.parameters())
         cap = config.bucket_bytes
         buckets = f"buckets of {cap if cap == 'auto' else f'{cap:,} B'}" if cap else "per tensor"
@@ -180,6 +179,8 @@ def open_log(job: Job) -> Iterator[Log]:
             f"kn = {config.minibatch}, {job.last_iteration} iterations, {job.schedule}\n"
             f"allreduce: {config.algo}, {buckets}; run directory: {directory}"
         )
+        if restart:
+            log.say(restart.words)
         yield log
 
 
@@ -189,47 +190,8 @@ def _workers(config: Config) -> str:
     return f"{config.workers} workers, {config.workers_virtual} in each process,"
 
 
-def environment() -> dict[str, Any]:
-    """Versions, machine and commit: what one needs to understand the run's numbers."""
-    return {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": sys.argv,
-        "python": platform.python_version(),
-        **{name: _version(name) for name in ("torch", "numpy", "hier-allreduce")},
-        "commit": _commit(),
-        "kernel": platform.release(),
-        "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)),
-        "load": os.getloadavg(),
-    }
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    """The commit of the source tree that this file lies in, "+changes" if it was edited since."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        return subprocess.run(
-            command, check=True, capture_output=True, text=True, timeout=10
-        ).stdout.strip()
-
-    try:
-        commit = git("rev-parse", "HEAD")
-        return commit + ("+changes" if git("status", "--porcelain", ".") else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _cpu_model() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor()
+def _write_environment(path: Path, *, resumed: bool) -> None:
+    """Each start of a run has its environment; the newest is at the top."""
+    earlier = json.loads(path.read_text()) if resumed and path.exists() else None
+    starts = {**environment(), **({"resumed after": earlier} if earlier else {})}
+    path.write_text(json.dumps(starts, indent=2) + "\n")

@@ -64,6 +64,18 @@ def _bucket_bytes(text: str) -> int | Literal["auto"]:
         raise argparse.ArgumentTypeError(f"{text}: give a number of bytes, or auto") from None
 
 
+def _save_every(text: str) -> int | str:
+    try:
+        return text if text in ("epoch", "never") else int(text)
+    except ValueError:
+        message = f"{text}: give a number of iterations, epoch or never"
+        raise argparse.ArgumentTypeError(message) from None
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name for name in text.split(",") if name)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """Every option of a run, checked; ConfigError for a value or a pair of values that cannot be.
@@ -148,16 +160,46 @@ class Config:
     )
 
     # checkpoints
+    resume: str = _option(
+        "auto", _KEEP, "auto: go on from the newest whole checkpoint in --out, if there is one; "
+        "strict: only with as many workers; none: begin anew; or a checkpoint or run to begin with",
+        checks.given, metavar="auto|strict|none|PATH",
+    )  # fmt: skip
+    save_every: int | Literal["epoch", "never"] = _option(
+        "epoch", _KEEP, "iterations between checkpoints, besides those at the begin and after each "
+        "epoch (epoch: only these)", checks.save_every, type=_save_every, metavar="N|epoch|never",
+    )  # fmt: skip
+    keep: int = _option(
+        0, _KEEP, "keep the checkpoint after every N-th epoch (always kept: the newest two, and "
+        "the best)", checks.at_least(0),
+    )  # fmt: skip
+    on_bad_loss: str = _option(
+        "stop", _KEEP, "what to do if a loss is not finite or exploded: stop, or skip the update",
+        choices=("stop", "skip"),
+    )  # fmt: skip
+    max_loss: float = _option(
+        0.0, _KEEP, "a worker's loss above this has exploded (default: 20 ln(classes))",
+        checks.zero_or_more,
+    )  # fmt: skip
 
     # output
     out: str = _option(
         "", _OUT, "run directory (default: runs/<date and time>)", kept=False, metavar="DIR"
     )
     log_every: int = _option(4, _OUT, "iterations per line of metrics", checks.at_least(1))
+    log: tuple[str, ...] = _option(
+        (), _OUT, "write the metrics there, too: tensorboard, wandb, or both", checks.loggers,
+        type=_names, metavar="NAME,...",
+    )  # fmt: skip
+    profile: str = _option(
+        "", _OUT, "iterations FIRST:LAST that torch.profiler records on rank 0, as 10:15",
+        checks.window, metavar="FIRST:LAST",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "algo", _ALIASES.get(self.algo, self.algo))
         object.__setattr__(self, "milestones", tuple(self.milestones))
+        object.__setattr__(self, "log", tuple(self.log))
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             choices = field.metadata["argparse"].get("choices")

@@ -5,17 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from trainer.checks import data_is_there
 from trainer.config import parse
 from trainer.launch import launch, run_worker
 from trainer.options import Config, ConfigError
+from trainer.resume import begin
 
-if TYPE_CHECKING:
-    from torch import nn
-
-__all__ = ["main", "work"]
+__all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,79 +23,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             data_is_there(config)
         if "RANK" not in os.environ:
             return launch(config)
+        if os.environ["RANK"] == "0":
+            begin(config)  # refuses before the others are waited for
     except ConfigError as error:
         print(f"trainer: {error}", file=sys.stderr)
         return 2
-    return run_worker(lambda: work(config))
+    return run_worker(lambda: _work(config))
 
 
-def work(config: Config) -> None:
-    """What each process does, from joining the group to the table at the end."""
-    # Imported here, so that --help and refusals do not wait for torch.
-    from allreduce.optim import SGD, split_weight_decay
-    from allreduce.torch import DistributedDataParallel
-    from trainer.data import open_dataset
-    from trainer.data.normalize import Normalize
-    from trainer.data.sampler import EpochSampler
-    from trainer.evaluation import evaluate
-    from trainer.log import open_log
-    from trainer.loop import Job, summarize, train_epoch
-    from trainer.schedule import Schedule
-    from trainer.virtual import VirtualWorkers
-    from trainer.worker import join_group, leave_group
+def _work(config: Config) -> int:
+    from trainer.work import work  # here, so that --help and refusals do not wait for torch
 
-    comm = join_group(config)
-    dataset = open_dataset(config.source)
-    sampler = EpochSampler(
-        size=dataset.info.train_images,
-        batch=config.batch * config.workers_virtual,
-        rank=comm.rank,
-        world_size=comm.world_size,
-        seed=config.seed,
-    )
-    model = DistributedDataParallel(
-        _network(config, dataset.info.num_classes),
-        bucket_bytes=config.bucket_bytes,
-        op="sum",  # losses are divided by kn, so gradients are summed (Remark 3)
-        algo=config.algo,
-    )
-    optimizer = SGD(
-        split_weight_decay(model.module, config.weight_decay),
-        lr=config.lr,
-        momentum=config.momentum,
-    )
-    job = Job(
-        config=config,
-        comm=comm,
-        dataset=dataset,
-        normalize=Normalize(dataset.info),
-        sampler=sampler,
-        model=model,
-        virtual=VirtualWorkers(model, count=config.workers_virtual, rank=comm.rank),
-        optimizer=optimizer,
-        schedule=Schedule.from_config(config, sampler.iterations),
-    )
-    with open_log(job) as log:
-        while job.iteration < job.last_iteration:
-            train_epoch(job, log)
-            log.test(evaluate(job))
-            if job.iteration < job.last_iteration:
-                job.epoch, job.offset = job.epoch + 1, 0
-        log.finish(summarize(job))
-    leave_group()
-
-
-def _network(config: Config, num_classes: int) -> nn.Module:
-    import torch
-
-    from trainer.ghost import ghost
-    from trainer.model import build_model
-
-    torch.manual_seed(config.seed)  # the same initial weights on every worker
-    network = build_model(config.model, num_classes)
-    if config.ghost_bn:
-        ghost(network, config.workers_virtual)
-    return network
+    return work(config)
 
 
 if __name__ == "__main__":

@@ -56,6 +56,11 @@ class VirtualWorkers:
             for index, parameter in enumerate(self._parameters):
                 parameter.register_hook(self._adder(index))  # type: ignore[no-untyped-call]
 
+    @property
+    def workers(self) -> range:
+        """Which workers of the job live here."""
+        return range(self._first, self._first + self.count)
+
     def turns(self, images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Deals out this process's images of one iteration, worker by worker.
 

@@ -16,6 +16,7 @@ import pytest
 pytestmark = pytest.mark.timeout(400)
 
 SMALL = ["--model=resnet18", "--batch=16", "--epochs=1", "--max-iterations=6", "--log-every=2"]
+SMALL += ["--save-every=never"]  # tests of checkpoints are in test_resume.py
 
 
 def run_job(*argv: str, launcher: tuple[str, ...] = (), deadline: float = 300):
@@ -98,8 +99,7 @@ def test_job_runs_under_torchrun(finished, tmp_path) -> None:
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_worker_that_dies_ends_the_job_and_is_named(tmp_path, number: int) -> None:
+def test_a_worker_that_dies_ends_the_job_and_is_named(tmp_path) -> None:
     command = [sys.executable, "-m", "trainer.run", *SMALL, "--max-iterations=0"]
     job = subprocess.Popen(
         [*command, "--workers=2", "--epochs=50", f"--out={tmp_path / 'run'}"],
@@ -113,19 +113,19 @@ def test_a_worker_that_dies_ends_the_job_and_is_named(tmp_path, number: int) -> 
             assert time.monotonic() < deadline, "the job does not begin to train"
             time.sleep(0.05)
         workers = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
-        os.kill(int(workers[1]), number)
+        os.kill(int(workers[1]), signal.SIGKILL)
         _, errors = job.communicate(timeout=60)
     finally:
         if job.poll() is None:
             job.kill()
             job.communicate(timeout=60)
     assert job.returncode == 1
-    assert f"worker 1 of 2 was killed by {signal.Signals(number).name}" in errors
+    assert "worker 1 of 2 was killed by SIGKILL" in errors
     assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
 
 
 def test_a_diverging_job_says_so_once(tmp_path) -> None:
     done = run_job("--workers=2", "--lr=1e12", "--warmup-epochs=0", f"--out={tmp_path / 'run'}")
     assert done.returncode == 1
-    assert done.stderr.count("FloatingPointError: the loss is") == 1
+    assert done.stderr.count("BadLoss: the loss of rank 0 is ") == 1
     assert "lower --lr or raise --warmup-epochs" in done.stderr

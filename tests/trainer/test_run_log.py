@@ -14,7 +14,8 @@ from trainer.report import PHASES, main, node_layout, table
 
 TRAIN = {
     "iteration": 4, "epoch": 0.5, "eta": 0.05, "loss": 1.25, "train_error": 0.5,
-    "images_per_second": 250.0, **{f"{phase}_seconds": 0.5 for phase in PHASES},
+    "skipped": 0, "images_per_second": 250.0, "step_p50_seconds": 0.1, "step_p90_seconds": 0.2,
+    **{f"{phase}_seconds": 0.5 for phase in PHASES},
 }  # fmt: skip
 TEST = {"iteration": 8, "epoch": 1.0, "test_error": 0.25, "test_loss": 0.75, "test_images": 8}
 SUMMARY = {

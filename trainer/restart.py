@@ -1,0 +1,95 @@
+"""Going on from a checkpoint: rank 0 reads it, all take it over, whatever their number."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from trainer import resume
+from trainer.checkpoint import CheckpointError, Facts
+from trainer.checks import ConfigError
+
+if TYPE_CHECKING:
+    from allreduce import Communicator
+    from trainer.job import Job
+    from trainer.state import States
+
+__all__ = ["Restart", "restart"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Restart:
+    """What a run goes on from, and what there is to say about it."""
+
+    facts: Facts
+    words: str
+
+
+def restart(job: Job, states: States) -> Restart | None:
+    """Brings `job` and `states` to where the newest whole checkpoint was; every process calls it.
+
+    None if the run begins anew. ConfigError, on every process, if it cannot go on.
+    """
+    comm, payload, answer = job.comm, b"", {}
+    if comm.rank == 0:
+        try:
+            found = resume.load(resume.begin(job.config))
+            if found is not None:
+                payload, facts, path, refused = found
+                answer = {"facts": dataclasses.asdict(facts), "path": str(path)}
+                answer["refused"] = refused
+        except (ConfigError, CheckpointError) as error:
+            answer = {"error": str(error)}
+    answer = json.loads(_share(comm, json.dumps(answer).encode()))
+    if "error" in answer:
+        raise ConfigError(answer["error"])
+    if not answer:
+        return None
+    facts = Facts(**answer["facts"])
+    states.restore(_share(comm, payload), facts.workers)
+    _take_over(job, facts)
+    lines = [f"refused: {line}" for line in answer["refused"]]
+    return Restart(facts=facts, words="\n".join([*lines, _words(job, facts, answer["path"])]))
+
+
+def _take_over(job: Job, facts: Facts) -> None:
+    job.move_to(facts.epoch, facts.offset)
+    job.best_error = math.inf if facts.best_error is None else facts.best_error
+    job.last_test = facts.test
+    spent = dict(facts.spent)
+    job.images = job.images_before = int(spent.pop("images"))
+    job.began -= spent.pop("elapsed")
+    job.watch.seconds.update(spent)
+
+
+def _words(job: Job, facts: Facts, path: str) -> str:
+    config = job.config
+    line = f"resumed from {path}: epoch {facts.progress:.4g}, iteration {job.iteration}"
+    if facts.workers == config.workers:
+        return line
+    left = job.sampler.size - job.offset
+    group = job.optimizer.param_groups[0]
+    momentum = "form (9) holds no eta and stays"
+    if group["form"] == "absorbed":
+        momentum = "form (10) is corrected by eta / eta_before in the next update"
+    return (
+        f"{line}; {config.workers} workers instead of {facts.workers}: kn = {config.minibatch}, "
+        f"eta {job.schedule(job.iteration):.4g}; momentum of {momentum}; the {left} images left "
+        f"of the epoch are dealt out anew; worker w has the statistics of worker w mod "
+        f"{facts.workers}"
+    )
+
+
+def _share(comm: Communicator, data: bytes) -> bytes:
+    """What rank 0 gives, on every rank."""
+    size = comm.broadcast(np.array([len(data)], np.int64))
+    buffer = np.empty(int(size[0]), np.uint8)
+    if comm.rank == 0:
+        buffer[:] = np.frombuffer(data, np.uint8)
+    if buffer.size:
+        comm.broadcast(buffer)
+    return buffer.tobytes()

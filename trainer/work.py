@@ -1,0 +1,96 @@
+"""What each process of the job does, from top to bottom, as in the paper."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from allreduce.optim import SGD, split_weight_decay
+from allreduce.torch import DistributedDataParallel
+from trainer.checkpoint import Checkpoints
+from trainer.config import default_directory
+from trainer.data import open_dataset
+from trainer.data.normalize import Normalize
+from trainer.data.sampler import EpochSampler
+from trainer.ending import SAVED, StopRequest
+from trainer.ghost import ghost
+from trainer.guard import Guard
+from trainer.job import Job
+from trainer.log import open_log
+from trainer.loop import train
+from trainer.metrics import summarize
+from trainer.model import build_model
+from trainer.options import Config
+from trainer.profiler import Profiler
+from trainer.restart import restart
+from trainer.saver import Saver
+from trainer.schedule import Schedule
+from trainer.state import RandomStates, States, seed_all
+from trainer.virtual import VirtualWorkers
+from trainer.worker import join_group, leave_group
+
+__all__ = ["work"]
+
+
+def work(config: Config) -> int:
+    """Joins the group, trains, and reports.
+
+    Returns the exit code: 0 for a complete run, `ending.SAVED` for one that a signal ended.
+    """
+    request = StopRequest()
+    request.listen()
+    comm = join_group(config)
+    dataset = open_dataset(config.source)
+    sampler = EpochSampler(
+        size=dataset.info.train_images,
+        batch=config.batch * config.workers_virtual,
+        rank=comm.rank,
+        world_size=comm.world_size,
+        seed=config.seed,
+    )
+    seed_all(config.seed)  # the same initial weights on every worker
+    model = DistributedDataParallel(
+        _network(config, dataset.info.num_classes),
+        bucket_bytes=config.bucket_bytes,
+        op="sum",  # losses are divided by kn, so gradients are summed (Remark 3)
+        algo=config.algo,
+    )
+    optimizer = SGD(
+        split_weight_decay(model.module, config.weight_decay),
+        lr=config.lr,
+        momentum=config.momentum,
+    )
+    virtual = VirtualWorkers(model, count=config.workers_virtual, rank=comm.rank)
+    states = States(
+        common={"model": model.module, "optimizer": optimizer},
+        workers={"statistics": virtual, "random": RandomStates(virtual.workers)},
+    )
+    directory = Path(config.out or default_directory())
+    job = Job(
+        config=config,
+        comm=comm,
+        dataset=dataset,
+        normalize=Normalize(dataset.info),
+        sampler=sampler,
+        model=model,
+        virtual=virtual,
+        optimizer=optimizer,
+        schedule=Schedule.from_config(config, sampler.iterations),
+        guard=Guard(config, comm, virtual.state_dict().values(), dataset.info.num_classes, request),
+        saver=Saver(config, comm, states, Checkpoints(directory)),
+        profiler=Profiler(config.profile if comm.rank == 0 else "", directory),
+    )
+    with open_log(job, directory, restart(job, states)) as log:
+        train(job, log)
+        if job.complete:
+            log.finish(summarize(job))
+    leave_group()
+    return 0 if job.complete else SAVED
+
+
+def _network(config: Config, num_classes: int) -> nn.Module:
+    network = build_model(config.model, num_classes)
+    if config.ghost_bn:
+        ghost(network, config.workers_virtual)
+    return network
