@@ -31,14 +31,14 @@ config = parse(sys.argv[1:], os.environ)
 if "RANK" not in os.environ:
     sys.exit(launch(config, (sys.executable, __file__)))
 import torch
-from trainer import loop, run
-summarize = loop.summarize
+from trainer import work
+summarize = work.summarize
 def save_and_summarize(job):
     torch.save(job.model.module.state_dict(), f"{config.out}/weights{job.comm.rank}.pt")
     torch.save(job.virtual.state_dict(), f"{config.out}/statistics{job.comm.rank}.pt")
     return summarize(job)
-loop.summarize = save_and_summarize
-sys.exit(run_worker(lambda: run.work(config)))
+work.summarize = save_and_summarize
+sys.exit(run_worker(lambda: work.work(config)))
 """
 N = 4  # images of a worker
 
