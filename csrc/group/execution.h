@@ -26,7 +26,8 @@ struct Plan {
   int divisor = 1;                      // avg: by what the finished elements are divided
   size_t divide_lo = 0, divide_hi = 0;  // which elements of a flat plan to divide at the end
 
-  bool local = false;     // has a local stage
+  bool staged = false;    // some node has a local stage
+  bool local = false;     // this one has
   bool one_shot = false;  // every rank reduces everything (one piece, one node)
   int rails = 1;          // ranks of a node that own a shard of each piece
   size_t piece = 0;       // elements of a piece

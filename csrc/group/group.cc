@@ -93,6 +93,7 @@ void Group::set_timeout(double seconds) {
 void Group::set_choices(std::vector<Choice> choices) {
   const std::lock_guard lock(mutex_);
   choices_ = std::move(choices);
+  known_ = {};
 }
 
 void Group::check_usable() const {

@@ -12,6 +12,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -142,6 +143,12 @@ class Group {
     std::deque<std::unique_ptr<Run>> runs;
     uint64_t local_runs = 0;  // runs of this lane that had a local stage
   };
+  // A call that was planned; the plan lacks the place of the buffer.
+  struct Known {
+    Call call;
+    Plan plan;
+    RunHeader header;
+  };
   struct Symmetric {
     std::weak_ptr<SharedMapping> mapping;
     size_t bytes;  // per local rank
@@ -168,6 +175,11 @@ class Group {
   uint32_t options_hash() const;
   void fill_header(RunHeader& header, const Call& call, const std::string& algorithm) const;
   Plan make_plan(const Call& call, RunHeader& header);
+  bool recall(const Call& call, Plan& plan, RunHeader& header);
+  std::optional<Known>& known_place(const Call& call);
+  void remember(const Call& call, const Plan& plan, const RunHeader& header);
+  Plan new_plan(const Call& call, RunHeader& header);
+  void place(Plan& plan, const Call& call, uint32_t& place_hash);
   Plan flat_plan(const Call& call, const std::string& algorithm);
   Plan alltoall_plan(const Call& call, const std::string& algorithm);
   std::vector<std::byte*> symmetric_places(const Call& call, uint32_t& place_hash);
@@ -243,6 +255,7 @@ class Group {
   std::exception_ptr error_;
   std::string error_text_;
   std::vector<Choice> choices_;
+  std::array<std::optional<Known>, 64> known_;  // by a hash of the call
   std::vector<Symmetric> symmetric_;
   std::map<std::tuple<Collective, std::string, int, int>, Schedule> schedules_;
   std::map<std::tuple<std::string, std::vector<size_t>, int>, std::shared_ptr<const Program>>

@@ -1,6 +1,8 @@
 // Offsets within the arena: sleep words, ports, ring control words, ring bytes, slots.
 #include "local/arena.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <bit>
 
@@ -19,7 +21,9 @@ size_t to_size(int n) { return static_cast<size_t>(n); }
 ArenaLayout ArenaLayout::plan(int local_size, int lanes) {
   const size_t rings = std::max<size_t>(1, to_size(local_size * (local_size - 1) * (lanes + 1)));
   const size_t share = std::bit_floor((size_t{32} << 20) / rings);
-  return {local_size, lanes, kSlotBytes, kNumSlots,
+  // The machine's cores, not those that this rank is bound to: all ranks must find the same.
+  const bool crowded = local_size > ::sysconf(_SC_NPROCESSORS_ONLN);
+  return {local_size, lanes, crowded ? kCrowdedSlotBytes : kSlotBytes, kNumSlots,
           std::clamp<size_t>(share, size_t{32} << 10, size_t{512} << 10)};
 }
 
