@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.data.sampler import evaluation_batches
 from trainer.worker import sum_over_workers
 
 if TYPE_CHECKING:
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["count_errors", "evaluate", "mean_statistics", "rank0_statistics", "wearing"]
 
 Statistics = dict[str, Tensor]  # buffers by name
-_WITHOUT_BACKWARD = 4  # times as many images fit into memory
 
 
 def evaluate(job: Job) -> dict[str, Any]:
@@ -36,15 +34,8 @@ def evaluate(job: Job) -> dict[str, Any]:
         statistics = mean_statistics(job.virtual.statistics(), job.comm)
     else:
         statistics = rank0_statistics(network, job.comm)
-    shares = evaluation_batches(
-        job.dataset.info.test_images,
-        _WITHOUT_BACKWARD * job.config.batch,
-        job.comm.rank,
-        job.comm.world_size,
-    )
     with wearing(network, statistics):
-        batches = (job.dataset.test_batch(indices) for indices in shares)
-        counts = count_errors(network, batches, job.normalize, job.comm)
+        counts = count_errors(network, job.feed.test(), job.normalize, job.comm)
     job.last_test = {"iteration": job.iteration, "epoch": job.progress, **counts}
     return job.last_test
 

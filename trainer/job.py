@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from allreduce.optim import SGD
     from allreduce.torch import DistributedDataParallel
     from trainer.data import Dataset
+    from trainer.data.feed import Feed
     from trainer.data.normalize import Normalize
     from trainer.data.sampler import EpochSampler
     from trainer.guard import Guard
@@ -76,6 +77,7 @@ class Job:
     last_test: dict[str, Any] = field(default_factory=dict)
     watch: Stopwatch = field(default_factory=Stopwatch)
     images_before: int = 0  # those of them before this start
+    feed: Feed = field(init=False)  # opened when training begins
     traffic_before: dict[str, int] = field(init=False)
     began: float = field(default_factory=time.perf_counter)
 

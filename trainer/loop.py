@@ -59,10 +59,9 @@ def train_epoch(job: Job, log: Log) -> bool:
     window = Window(job)
     job.model.train()
     watch.start()
-    for indices in job.sampler.epoch(epoch, job.offset):
+    for batch in job.feed.train(epoch, job.offset):
         job.profiler.before(job.iteration)
         job.guard.begin()
-        batch = job.dataset.train_batch(indices, seed=job.config.seed, epoch=epoch)
         watch.lap("data")
 
         for images, labels in job.virtual.turns(*batch):  # one for each worker in here

@@ -86,8 +86,10 @@ def summarize(job: Job) -> dict[str, Any]:
     phases = sum_over_workers(job.comm, list(job.watch.seconds.values()))
     seconds = {name: total / workers for name, total in zip(PHASES, phases, strict=True)}
     statistics = job.model.statistics()
+    (bad_images,) = sum_over_workers(job.comm, [sum(job.feed.bad.values())])
     return {
         **job.last_test,
+        "bad_images": int(bad_images),
         "iterations": job.iteration,
         "images": job.images,
         "images_per_second": job.images / max(sum(seconds.values()), 1e-9),

@@ -101,6 +101,14 @@ class Config:
         0, _DATA, "pixels per side that the network sees (default: the data set's own)",
         checks.at_least(0),
     )  # fmt: skip
+    data_workers: int = _option(
+        -1, _DATA, "processes per worker that decode images (0: none; -1: a fair share of the "
+        "cores, at most 16)", checks.at_least(-1),
+    )  # fmt: skip
+    bad_images: str = _option(
+        "fail", _DATA, "for images that cannot be read: end the run, or take others and count them",
+        choices=("fail", "skip"),
+    )  # fmt: skip
     bn_eval: str = _option(
         "rank0", _DATA, "batch normalisation statistics of the test: of rank 0, or of all pooled",
         choices=("rank0", "mean"),

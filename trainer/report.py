@@ -30,7 +30,7 @@ def table(summary: Mapping[str, Any]) -> str:
         lines.extend(f"  {name:<24}{text}" for name, text in rows)
 
     images, error = summary["test_images"], summary["test_error"]
-    training = summary["training_seconds"]
+    training, bad = summary["training_seconds"], summary.get("bad_images", 0)
     section(
         "result",
         [
@@ -38,6 +38,7 @@ def table(summary: Mapping[str, Any]) -> str:
             ("images per second", f"{summary['images_per_second']:,.0f}"),
             ("iterations", f"{summary['iterations']} in {training:.1f} s of training"),
             ("elapsed", f"{summary['elapsed_seconds']:.1f} s, with evaluation"),
+            *([("bad images", f"replaced {bad} times")] if bad else []),
         ],
     )
     section(

@@ -11,6 +11,7 @@ from allreduce.torch import DistributedDataParallel
 from trainer.checkpoint import Checkpoints
 from trainer.config import default_directory
 from trainer.data import open_dataset
+from trainer.data.feed import open_feed
 from trainer.data.normalize import Normalize
 from trainer.data.sampler import EpochSampler
 from trainer.ending import SAVED, StopRequest
@@ -81,7 +82,10 @@ def work(config: Config) -> int:
         saver=Saver(config, comm, states, Checkpoints(directory)),
         profiler=Profiler(config.profile if comm.rank == 0 else "", directory),
     )
-    with open_log(job, directory, restart(job, states)) as log:
+    with (
+        open_feed(config, dataset, sampler) as job.feed,
+        open_log(job, directory, restart(job, states)) as log,
+    ):
         train(job, log)
         if job.complete:
             log.finish(summarize(job))

@@ -12,7 +12,16 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
-__all__ = ["DATASETS", "DataError", "Dataset", "DatasetInfo", "Source", "describe", "open_dataset"]
+__all__ = [
+    "DATASETS",
+    "IMAGENET",
+    "DataError",
+    "Dataset",
+    "DatasetInfo",
+    "Source",
+    "describe",
+    "open_dataset",
+]
 
 
 class DataError(ValueError):
@@ -46,6 +55,19 @@ class Source:
     side: int = 0
 
 
+IMAGENET = DatasetInfo(
+    train_images=1_281_167,
+    test_images=50_000,
+    num_classes=1000,
+    channels=3,
+    side=224,
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
+    summary="ImageNet-1k",
+)
+
+# What is known without a look at the disk: exact for the data sets that are always the same,
+# ImageNet's figures for those of the user, of which `describe` knows more.
 DATASETS: dict[str, DatasetInfo] = {
     "digits": DatasetInfo(
         train_images=1536,
@@ -67,7 +89,11 @@ DATASETS: dict[str, DatasetInfo] = {
         std=(0.3318,),
         summary="Fashion-MNIST: 70,000 photos of clothes, at 32x32, 28x28 or 14x14",
     ),
+    "folder": IMAGENET,
 }
+
+
+_DESCRIBED_IN = {"fashion": "fashion_files", "folder": "folder"}
 
 
 class Dataset(Protocol):
@@ -98,7 +124,7 @@ def describe(source: Source) -> DatasetInfo:
         if source.side not in (0, 32):
             raise DataError(f"--side {source.side}: --data digits is shown at 32 only")
         return DATASETS["digits"]
-    module = importlib.import_module(f"trainer.data.{source.name}_files")
+    module = importlib.import_module(f"trainer.data.{_DESCRIBED_IN[source.name]}")
     info: DatasetInfo = module.describe(source)
     return info
 
@@ -107,6 +133,11 @@ def open_dataset(source: Source) -> Dataset:
     """The data set that `source` names, loaded. DataError as `describe`."""
     from trainer.data.digits import Digits
     from trainer.data.fashion import Fashion
+    from trainer.data.folder import Folder
 
-    kinds: dict[str, Callable[[Source], Dataset]] = {"digits": Digits, "fashion": Fashion}
+    kinds: dict[str, Callable[[Source], Dataset]] = {
+        "digits": Digits,
+        "fashion": Fashion,
+        "folder": Folder,
+    }
     return kinds[source.name](source)
