@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.data import DATASETS, DataError, DatasetInfo, describe
@@ -11,7 +12,15 @@ from trainer.data import DATASETS, DataError, DatasetInfo, describe
 if TYPE_CHECKING:
     from trainer.options import Config
 
-__all__ = ["TOGETHER", "ConfigError", "Remedy", "data_is_there", "flag", "refusal"]
+__all__ = [
+    "TOGETHER",
+    "ConfigError",
+    "Remedy",
+    "data_is_there",
+    "flag",
+    "refusal",
+    "weights_are_there",
+]
 
 # Looks at the value of one option: None, or what to give instead of it.
 Remedy = Callable[[Any], str | None]
@@ -102,6 +111,12 @@ def window(value: str) -> str | None:
     return None if right or not value else "give iterations FIRST:LAST, as 10:15"
 
 
+def weights_are_there(config: Config) -> None:
+    """Looks for the file of --weights, before any worker is started; ConfigError without it."""
+    if config.weights and not Path(config.weights).is_file():
+        raise refusal("weights", config.weights, "there is no such file; give a state dict (.pth)")
+
+
 def _warmup_fits(config: Config) -> None:
     if not config.warmup_epochs <= config.epochs:
         raise refusal("warmup_epochs", config.warmup_epochs, f"give 0 to --epochs {config.epochs}")
@@ -115,6 +130,17 @@ def data_is_there(config: Config) -> DatasetInfo:
         raise ConfigError(str(error)) from None
     _minibatch_fits_in(config, info.train_images)
     return info
+
+
+def _cosine_comes_after_warmup(config: Config) -> None:
+    warmup = 0 if config.warmup == "none" else config.warmup_epochs
+    if config.schedule == "cosine" and warmup >= config.epochs:
+        raise refusal("warmup_epochs", warmup, "leave epochs for --schedule cosine to fall in")
+
+
+def _lars_has_one_form(config: Config) -> None:
+    if config.optimizer == "lars" and config.sgd_form != "reference":
+        raise refusal("sgd_form", config.sgd_form, "--optimizer lars has the reference form alone")
 
 
 def _minibatch_fits(config: Config) -> None:
@@ -148,6 +174,8 @@ def _processes_are_alike(config: Config) -> None:
 # Called with a configuration whose values are right one by one; ConfigError if they clash.
 TOGETHER: tuple[Callable[[Config], None], ...] = (
     _warmup_fits,
+    _cosine_comes_after_warmup,
+    _lars_has_one_form,
     _minibatch_fits,
     _processes_are_alike,
     _each_node_has_a_process,

@@ -106,7 +106,8 @@ def run_worker(work: Callable[[], int]) -> int:
         return work()
     except BaseException as error:
         with contextlib.suppress(OSError):
-            os.write(error_file, traceback.format_exc()[-_TEXT_LIMIT:].encode())
+            said = f"trainer: {error}" if isinstance(error, ConfigError) else traceback.format_exc()
+            os.write(error_file, said[-_TEXT_LIMIT:].encode())
             sys.stdout.flush()
         os._exit(_LOST_PEER if isinstance(error, (ConnectionError, TimeoutError)) else _FAILED)
 

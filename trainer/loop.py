@@ -55,7 +55,8 @@ def test(job: Job, log: Log) -> bool:
 
 def train_epoch(job: Job, log: Log) -> bool:
     """Trains from where `job` is to the end of its epoch or of the run; whether all stop before."""
-    kn, watch, epoch = job.config.minibatch, job.watch, job.epoch
+    kn, smoothing = job.config.minibatch, job.config.label_smoothing
+    watch, epoch = job.watch, job.epoch
     window = Window(job)
     job.model.train()
     watch.start()
@@ -66,7 +67,7 @@ def train_epoch(job: Job, log: Log) -> bool:
 
         for images, labels in job.virtual.turns(*batch):  # one for each worker in here
             logits = job.model(job.normalize(images))
-            loss = F.cross_entropy(logits, labels, reduction="sum") / kn
+            loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing) / kn
             watch.lap("forward")
 
             waited = job.model.statistics()["exposed_seconds"]

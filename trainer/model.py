@@ -128,8 +128,6 @@ class ResNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):  # He et al. 2015, fan-out
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            elif isinstance(module, (BasicBlock, Bottleneck)):  # each block starts as its shortcut
-                module.last_norm.weight.zero_()
         self.fc.weight.normal_(0.0, 0.01)
         self.fc.bias.zero_()
 
@@ -151,9 +149,14 @@ MODELS = {
 }
 
 
-def build_model(name: str, num_classes: int = 1000) -> ResNet:
+def build_model(name: str, num_classes: int = 1000, gamma: float = 0.0) -> ResNet:
     """The network called `name` (a key of MODELS), initialised as the paper says.
 
+    gamma: of the last normalisation of each block; with 0 each block starts as its shortcut.
     Weights come from torch's global random generator: seed it first. KeyError for another name.
     """
-    return ResNet(MODELS[name], num_classes)
+    network = ResNet(MODELS[name], num_classes)
+    for module in network.modules():
+        if isinstance(module, (BasicBlock, Bottleneck)):
+            nn.init.constant_(module.last_norm.weight, gamma)
+    return network

@@ -94,6 +94,15 @@ class Config:
         0, _WHAT, "seed of initial weights, shuffling and augmentation", checks.at_least(0)
     )
 
+    gamma: int = _option(
+        0, _WHAT, "initial gamma of the last batch normalisation of each residual block",
+        choices=(0, 1),
+    )  # fmt: skip
+    weights: str = _option(
+        "", _WHAT, "begin with a state dict of these names, as torchvision's (default: random "
+        "weights)", metavar="FILE",
+    )  # fmt: skip
+
     # data
     data: str = _option("digits", _DATA, "data set", choices=tuple(DATASETS))
     data_dir: str = _option("", _DATA, "its folder (default: its usual place)", metavar="DIR")
@@ -115,19 +124,42 @@ class Config:
     )  # fmt: skip
 
     # optimizer and learning rate
-    lr: float = _option(
-        0.1, _RATE, "learning rate per 256 images, scaled linearly to kn", checks.above_zero
-    )
-    warmup_epochs: float = _option(
-        1.0, _RATE, "epochs of gradual warmup, per iteration", checks.zero_or_more
-    )
+    lr: float = _option(0.1, _RATE, "learning rate per 256 images", checks.above_zero)
+    scaling: str = _option(
+        "linear", _RATE, "how the learning rate follows the minibatch kn; fixed: not",
+        choices=("linear", "sqrt", "fixed"),
+    )  # fmt: skip
+    warmup: str = _option(
+        "gradual", _RATE, "climb by equal amounts each iteration, stay low and jump, or neither",
+        choices=("gradual", "constant", "none"),
+    )  # fmt: skip
+    warmup_epochs: float = _option(1.0, _RATE, "epochs that warmup takes", checks.zero_or_more)
+    warmup_start: float = _option(
+        0.0, _RATE, "rate that warmup starts at (default: --lr, or for small minibatches the rate "
+        "of one worker alone)", checks.zero_or_more,
+    )  # fmt: skip
+    schedule: str = _option(
+        "step", _RATE, "after warmup: divide by 10 at milestones, or fall as half a cosine wave",
+        choices=("step", "cosine"),
+    )  # fmt: skip
     milestones: tuple[float, ...] = _option(
-        (), _RATE, "epochs at which the rate is divided by 10, as 30,60,80 (default: at 2/3)",
+        (), _RATE, "epochs at which step divides the rate, as 30,60,80 (default: at 2/3)",
         checks.rising_epochs, type=_epochs, metavar="E,E,...",
     )  # fmt: skip
+    optimizer: str = _option(
+        "sgd", _RATE, "SGD, or LARS with rates per layer", choices=("sgd", "lars")
+    )
     momentum: float = _option(0.9, _RATE, "Nesterov momentum", checks.below_one)
+    sgd_form: Literal["reference", "absorbed"] = _option(
+        "reference", _RATE, "SGD by equation (9), or by (10) with momentum correction",
+        choices=("reference", "absorbed"),
+    )  # fmt: skip
+    lars_trust: float = _option(0.001, _RATE, "trust coefficient of LARS", checks.above_zero)
     weight_decay: float = _option(
         1e-4, _RATE, "weight decay, not applied to batch normalisation", checks.zero_or_more
+    )
+    label_smoothing: float = _option(
+        0.0, _RATE, "share of the target that goes to all classes alike", checks.below_one
     )
 
     # precision and speed

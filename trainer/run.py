@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from trainer.checks import data_is_there
+from trainer.checks import data_is_there, weights_are_there
 from trainer.config import parse
 from trainer.launch import launch, run_worker
 from trainer.options import Config, ConfigError
@@ -21,6 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = parse(sys.argv[1:] if argv is None else argv, os.environ)
         if "TRAINER_LAUNCHER" not in os.environ:  # else our launcher has looked
             data_is_there(config)
+            weights_are_there(config)
         if "RANK" not in os.environ:
             return launch(config)
         if os.environ["RANK"] == "0":

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from torch import nn
 
-from allreduce.optim import SGD, split_weight_decay
 from allreduce.torch import DistributedDataParallel
 from trainer.checkpoint import Checkpoints
 from trainer.config import default_directory
@@ -22,6 +21,7 @@ from trainer.log import open_log
 from trainer.loop import train
 from trainer.metrics import summarize
 from trainer.model import build_model
+from trainer.optimizer import build_optimizer
 from trainer.options import Config
 from trainer.profiler import Profiler
 from trainer.restart import restart
@@ -29,6 +29,7 @@ from trainer.saver import Saver
 from trainer.schedule import Schedule
 from trainer.state import RandomStates, States, seed_all
 from trainer.virtual import VirtualWorkers
+from trainer.weights import load_weights
 from trainer.worker import join_group, leave_group
 
 __all__ = ["work"]
@@ -57,11 +58,7 @@ def work(config: Config) -> int:
         op="sum",  # losses are divided by kn, so gradients are summed (Remark 3)
         algo=config.algo,
     )
-    optimizer = SGD(
-        split_weight_decay(model.module, config.weight_decay),
-        lr=config.lr,
-        momentum=config.momentum,
-    )
+    optimizer = build_optimizer(config, model.module)
     virtual = VirtualWorkers(model, count=config.workers_virtual, rank=comm.rank)
     states = States(
         common={"model": model.module, "optimizer": optimizer},
@@ -94,7 +91,9 @@ def work(config: Config) -> int:
 
 
 def _network(config: Config, num_classes: int) -> nn.Module:
-    network = build_model(config.model, num_classes)
+    network = build_model(config.model, num_classes, config.gamma)
+    if config.weights:
+        load_weights(network, config.weights)
     if config.ghost_bn:
         ghost(network, config.workers_virtual)
     return network

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
-__all__ = ["constant_warmup", "gradual_warmup", "linear_scaling", "step_decay"]
+__all__ = [
+    "constant_warmup",
+    "cosine_decay",
+    "gradual_warmup",
+    "linear_scaling",
+    "sqrt_scaling",
+    "step_decay",
+]
 
 
 def linear_scaling(kn: int, reference: float = 0.1, base: int = 256) -> float:
@@ -12,9 +20,17 @@ def linear_scaling(kn: int, reference: float = 0.1, base: int = 256) -> float:
 
     The paper's linear scaling rule (section 2.1). ValueError unless kn and base are positive.
     """
-    if kn <= 0 or base <= 0:
-        raise ValueError(f"kn and base count images and must be positive, not {kn} and {base}")
+    _check_images(kn, base)
     return reference * kn / base
+
+
+def sqrt_scaling(kn: int, reference: float = 0.1, base: int = 256) -> float:
+    """As `linear_scaling`, but by the square root of kn / base, which the paper finds worse.
+
+    (Table 2a; Krizhevsky 2014.) ValueError unless kn and base are positive.
+    """
+    _check_images(kn, base)
+    return reference * math.sqrt(kn / base)
 
 
 def gradual_warmup(iteration: int, *, start: float, target: float, iterations: int) -> float:
@@ -39,6 +55,24 @@ def step_decay(iteration: int, milestones: Sequence[int], factor: float = 0.1) -
     """Multiplier `factor` to the power of the milestones that `iteration` has reached."""
     _check_counts(iteration, 0)
     return factor ** sum(iteration >= milestone for milestone in milestones)
+
+
+def cosine_decay(iteration: int, *, begin: int, end: int) -> float:
+    """Multiplier that falls from 1 at iteration `begin` to 0 at `end`, as half a cosine wave.
+
+    It is 1 before `begin`. (Loshchilov and Hutter 2017, without restarts.) ValueError unless
+    0 <= begin < end.
+    """
+    _check_counts(iteration, begin)
+    if end <= begin:
+        raise ValueError(f"a decay ends after it begins, not at {end} with a begin at {begin}")
+    share = min(max(iteration - begin, 0) / (end - begin), 1.0)
+    return 0.5 * (1.0 + math.cos(math.pi * share))
+
+
+def _check_images(kn: int, base: int) -> None:
+    if kn <= 0 or base <= 0:
+        raise ValueError(f"kn and base count images and must be positive, not {kn} and {base}")
 
 
 def _check_counts(iteration: int, iterations: int) -> None:

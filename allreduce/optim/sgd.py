@@ -84,13 +84,19 @@ class SGD(Optimizer):
             params = [p for p in group["params"] if p.grad is not None]
             if not params:
                 continue
-            if any(g.is_sparse for g in _gradients(params)):
+            gradients = _gradients(params)
+            if any(g.is_sparse for g in gradients):
                 raise RuntimeError("allreduce.optim.SGD takes dense gradients, not sparse ones")
-            if group["form"] == "reference":
-                self._reference_step(group, params)
-            else:
-                self._absorbed_step(group, params)
+            self._step_group(group, params, gradients)
         return loss
+
+    def _step_group(
+        self, group: dict[str, Any], params: list[Tensor], gradients: list[Tensor]
+    ) -> None:
+        if group["form"] == "reference":
+            self._reference_step(group, params, gradients, group["weight_decay"])
+        else:
+            self._absorbed_step(group, params, gradients)
 
     def _momenta(self, params: list[Tensor]) -> list[Tensor]:
         for param in params:
@@ -98,15 +104,21 @@ class SGD(Optimizer):
                 self.state[param]["momentum"] = torch.zeros_like(param)
         return [self.state[param]["momentum"] for param in params]
 
-    def _reference_step(self, group: dict[str, Any], params: list[Tensor]) -> None:
+    def _reference_step(
+        self,
+        group: dict[str, Any],
+        params: list[Tensor],
+        gradients: list[Tensor],
+        weight_decay: float,
+    ) -> None:
         # torch's own SGD is form (9); its fused kernel reads and writes each value once.
         momentum = group["momentum"]
         _torch_sgd(
             params,
-            _gradients(params),
+            gradients,
             [*self._momenta(params)] if momentum else [None] * len(params),
             fused=all(p.device.type in ("cpu", "cuda") for p in params),
-            weight_decay=group["weight_decay"],
+            weight_decay=weight_decay,
             momentum=momentum,
             lr=group["lr"],
             dampening=0.0,
@@ -114,9 +126,11 @@ class SGD(Optimizer):
             maximize=False,
         )
 
-    def _absorbed_step(self, group: dict[str, Any], params: list[Tensor]) -> None:
+    def _absorbed_step(
+        self, group: dict[str, Any], params: list[Tensor], gradients: list[Tensor]
+    ) -> None:
         lr, momentum, decay = group["lr"], group["momentum"], group["weight_decay"]
-        steps: list[Tensor] = list(torch._foreach_mul(_gradients(params), lr))
+        steps: list[Tensor] = list(torch._foreach_mul(gradients, lr))
         if decay:
             torch._foreach_add_(steps, params, alpha=lr * decay)
         if momentum:

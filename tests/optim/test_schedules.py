@@ -8,7 +8,14 @@ import sys
 
 import pytest
 
-from allreduce.optim import constant_warmup, gradual_warmup, linear_scaling, step_decay
+from allreduce.optim import (
+    constant_warmup,
+    cosine_decay,
+    gradual_warmup,
+    linear_scaling,
+    sqrt_scaling,
+    step_decay,
+)
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -18,9 +25,15 @@ def test_linear_scaling_gives_the_rates_of_the_paper(kn: int, eta: float) -> Non
     assert linear_scaling(kn) == pytest.approx(eta, rel=1e-15)
 
 
-def test_linear_scaling_refuses_an_empty_minibatch() -> None:
+@pytest.mark.parametrize(("kn", "eta"), [(64, 0.05), (256, 0.1), (8192, 0.1 * 32**0.5)])
+def test_sqrt_scaling_gives_the_rates_of_table_2a(kn: int, eta: float) -> None:
+    assert sqrt_scaling(kn) == pytest.approx(eta, rel=1e-15)
+
+
+@pytest.mark.parametrize("scaling", [linear_scaling, sqrt_scaling])
+def test_scaling_refuses_an_empty_minibatch(scaling) -> None:
     with pytest.raises(ValueError, match="positive, not 0 and 256"):
-        linear_scaling(0)
+        scaling(0)
 
 
 def test_gradual_warmup_adds_a_constant_amount_each_iteration() -> None:
@@ -45,6 +58,17 @@ def test_no_warmup_is_the_target_at_once(warmup) -> None:
 def test_step_decay_multiplies_at_each_milestone() -> None:
     factors = [step_decay(epoch, [30, 60, 80]) for epoch in (0, 29, 30, 59, 60, 80, 89)]
     assert factors == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.001, 0.001], rel=1e-12)
+
+
+def test_cosine_decay_is_half_a_wave() -> None:
+    factors = [cosine_decay(i, begin=10, end=50) for i in (0, 10, 20, 30, 40, 50, 60)]
+    high, low = 0.5 + 0.5**1.5, 0.5 - 0.5**1.5
+    assert factors == pytest.approx([1, 1, high, 0.5, low, 0, 0], abs=1e-15)
+
+
+def test_cosine_decay_needs_iterations_to_fall_in() -> None:
+    with pytest.raises(ValueError, match="not at 10 with a begin at 10"):
+        cosine_decay(0, begin=10, end=10)
 
 
 @pytest.mark.parametrize("rate", [gradual_warmup, constant_warmup])

@@ -74,7 +74,8 @@ FILES = [
     ("batch = true", "--batch: expected one argument"),
     ('model = "vgg"', "--model: invalid choice: 'vgg'"),
     ("milestones = [3, []]", "milestones: give a text, a number, true, false or a list of numbers"),
-    ("[optimizer]\nlr = 1", "optimizer: there is no such option"),
+    ("[train]\nlr = 1", "train: there is no such option"),
+    ("[optimizer]\nlr = 1", "optimizer: give a text, a number"),
     ("lr = 1\nlr = 2", "is no TOML .*write lines as batch = 32"),
     ("lr 1", "is no TOML .*write lines as batch = 32"),
 ]

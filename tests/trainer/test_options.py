@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from trainer.checks import weights_are_there
 from trainer.config import parse
 from trainer.options import ALGORITHMS, GROUPS, Config, ConfigError
 
@@ -77,6 +78,22 @@ REFUSALS = [
     (["--momentum", "1"], "--momentum 1.0: give a number from 0 to below 1"),
     (["--weight-decay", "-1"], "--weight-decay -1.0: give a number from 0 up"),
     (["--warmup-epochs", "6"], "--warmup-epochs 6.0: give 0 to --epochs 5"),
+    (["--warmup", "linear"], "--warmup: invalid choice: 'linear' .*gradual"),
+    (["--scaling", "log"], "--scaling: invalid choice: 'log' .*linear"),
+    (["--schedule", "poly"], "--schedule: invalid choice: 'poly' .*cosine"),
+    (["--gamma", "0.5"], "--gamma: invalid int value: '0.5'"),
+    (["--gamma", "2"], "--gamma: invalid choice: 2"),
+    (["--warmup-start", "-1"], "--warmup-start -1.0: give a number from 0 up"),
+    (["--label-smoothing", "1"], "--label-smoothing 1.0: give a number from 0 to below 1"),
+    (["--lars-trust", "0"], "--lars-trust 0.0: give a number above 0"),
+    (
+        ["--optimizer", "lars", "--sgd-form", "absorbed"],
+        "--sgd-form absorbed: --optimizer lars has the reference form alone",
+    ),
+    (
+        ["--schedule", "cosine", "--warmup-epochs", "5"],
+        "--warmup-epochs 5.0: leave epochs for --schedule cosine to fall in",
+    ),
     (["--milestones", "3,2"], "--milestones 3,2: give increasing numbers of epochs"),
     (["--milestones", "a"], "--milestones: a: give numbers of epochs, as 30,60,80"),
     (["--algoo", "ring"], "--algoo: there is no such option; did you mean --algo?"),
@@ -90,6 +107,11 @@ def test_a_mistake_is_refused_in_one_line(argv: list[str], message: str) -> None
     with pytest.raises(ConfigError, match=message) as caught:
         parse(argv, {})
     assert "\n" not in str(caught.value)
+
+
+def test_weights_that_are_not_there_are_refused_before_any_worker_starts() -> None:
+    with pytest.raises(ConfigError, match=r"--weights no.pth: there is no such file; give a state"):
+        weights_are_there(parse(["--weights", "no.pth"], {}))
 
 
 @pytest.mark.parametrize(

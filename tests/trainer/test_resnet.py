@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 
 import pytest
@@ -11,23 +12,15 @@ from torch import nn
 from trainer.model import MODELS, BasicBlock, Bottleneck, build_model
 from trainer.options import Config
 
-
-def names_of_resnet50() -> list[str]:
-    """torchvision's state-dict names of ResNet-50, in order, from its naming rule."""
-
-    def norm(name: str) -> list[str]:
-        kinds = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-        return [f"{name}.{kind}" for kind in kinds]
-
-    names = ["conv1.weight", *norm("bn1")]
-    for level, depth in enumerate((3, 4, 6, 3), start=1):
-        for block in range(depth):
-            at = f"layer{level}.{block}"
-            for i in (1, 2, 3):
-                names += [f"{at}.conv{i}.weight", *norm(f"{at}.bn{i}")]
-            if block == 0:
-                names += [f"{at}.downsample.0.weight", *norm(f"{at}.downsample.1")]
-    return [*names, "fc.weight", "fc.bias"]
+# SHA-256 of "name dtype shape" line by line of torchvision 0.28.0's state dicts, from
+#     "".join(f"{k} {str(v.dtype).removeprefix('torch.')} {list(v.shape)}\n"
+#             for k, v in torchvision.models.resnet50().state_dict().items())
+TORCHVISION = {
+    "resnet18": "529e30bc272976e686bcd4998bd77cf019b37c842bbcd6e16fc1b1170db7bb45",
+    "resnet34": "01ec9df63cc4dcd41377b3df3568854797687f6b04b0c49c7d9012d8b1a1cb61",
+    "resnet50": "0875ba6f0b7f1dca320de9f691b5230a990c7af0123b4bbd16bd2572c9a9e036",
+    "resnet101": "5f48c9da9dd9192c3cc358d551e29c71a2e3a93e60d1311297d615985a4457e3",
+}
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +29,23 @@ def resnet50() -> nn.Module:
     return build_model("resnet50")
 
 
-def test_resnet50_has_the_names_of_torchvision_in_order(resnet50: nn.Module) -> None:
-    assert list(resnet50.state_dict()) == names_of_resnet50()
-    assert len(resnet50.state_dict()) == 320
-    assert len(list(resnet50.parameters())) == 161
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_state_dict_has_names_dtypes_shapes_and_order_of_torchvision(name: str) -> None:
+    with torch.device("meta"):
+        state = build_model(name).state_dict()
+    text = "".join(
+        f"{k} {str(v.dtype).removeprefix('torch.')} {list(v.shape)}\n" for k, v in state.items()
+    )
+    assert hashlib.sha256(text.encode()).hexdigest() == TORCHVISION[name]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_a_state_dict_of_torchvision_gives_its_logits(name: str) -> None:
+    models = pytest.importorskip("torchvision.models", exc_type=Exception)
+    theirs, ours = getattr(models, name)().eval(), build_model(name).eval()
+    ours.load_state_dict(theirs.state_dict())
+    images = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(ours(images), theirs(images))
 
 
 @pytest.mark.parametrize(
@@ -91,6 +97,12 @@ def test_only_the_last_norm_of_each_block_begins_at_zero(name: str) -> None:
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             assert set(module.weight.tolist()) == {0.0 if id(module) in last else 1.0}
+
+
+def test_gamma_1_is_the_usual_beginning() -> None:
+    for module in build_model("resnet18", 10, gamma=1.0).modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert set(module.weight.tolist()) == {1.0}
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
