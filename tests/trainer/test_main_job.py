@@ -122,10 +122,3 @@ def test_a_worker_that_dies_ends_the_job_and_is_named(tmp_path) -> None:
     assert job.returncode == 1
     assert "worker 1 of 2 was killed by SIGKILL" in errors
     assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
-
-
-def test_a_diverging_job_says_so_once(tmp_path) -> None:
-    done = run_job("--workers=2", "--lr=1e12", "--warmup-epochs=0", f"--out={tmp_path / 'run'}")
-    assert done.returncode == 1
-    assert done.stderr.count("BadLoss: the loss of rank 0 is ") == 1
-    assert "lower --lr or raise --warmup-epochs" in done.stderr
