@@ -34,7 +34,8 @@ __all__ = ["Field", "allreduce_field", "call_of", "fit", "ladder", "measure"]
 _SIZES = tuple(1 << k for k in range(10, 26, 2))  # bytes
 _LEAST_SIZES = 2  # are measured, however long it takes: alpha and beta need them
 _BUDGET = 0.6  # seconds for all calls
-_EFFORT = Effort(seconds=0.04, least_turns=2, most_turns=31)
+_EFFORT = Effort(seconds=0.06, least_turns=2, most_turns=32)
+_EFFORT_ALONE = Effort(seconds=0.04, least_turns=2, most_turns=6)  # nothing to choose: figures only
 _CALLS_LEAST = 7  # of each algorithm at a size
 _CATCHES_UP = 1.01  # an algorithm that sends so much more than the least never does at large sizes
 _LOST = 1.6  # times the fastest
@@ -48,7 +49,9 @@ def measure(comm: Communicator) -> Tuning:
     """Return what was measured of this communicator, the same on all ranks; every rank calls it."""
     begin = time.perf_counter()
     layout = comm.layout
-    times = ladder(comm, allreduce_field(layout), _SIZES, _EFFORT, _BUDGET)
+    field = allreduce_field(layout)
+    effort = _EFFORT if len(field.sent) > 1 else _EFFORT_ALONE
+    times = ladder(comm, field, _SIZES, effort, _BUDGET)
     links = fit(comm, times)
     rows = decide(times, slopes(layout, times, links))
     choices = {} if layout.ranks_of_schedule == 1 else {"allreduce": rows}

@@ -14,7 +14,7 @@ from benchmarks.farms import Farm
 from benchmarks.layouts import Layout
 from benchmarks.worlds import Round
 
-SECONDS = 0.5  # that a player gets in a cell of a sweep, over all rounds
+SECONDS = 0.3  # that a player gets in a cell of a sweep, over all rounds
 _ROUNDS = 5
 _FEWER_ROUNDS = 3  # where one takes long
 _LONG = 2.0
@@ -64,6 +64,19 @@ class Cell:
         One of the two may be the name of a limit.
         """
         return float(np.median(np.array(self._medians(slow)) / np.array(self._medians(fast))))
+
+    @property
+    def twice(self) -> float:
+        """Return how far apart two measurements of one call are here: what no choice explains.
+
+        That of "auto" and that of the same algorithm by name, by each round: the median of their
+        ratios, the larger one over the other. 1 where they were not measured.
+        """
+        names = ("core", f"core:{self.auto}")
+        if not self.has(*names):
+            return 1.0
+        pairs = zip(*map(self._medians, names), strict=True)
+        return float(np.median([max(a, b) / min(a, b) for a, b in pairs]))
 
     def fastest(self, players: Sequence[str]) -> str:
         """Return the player with the least p50, or the limit."""

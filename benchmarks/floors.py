@@ -19,9 +19,10 @@ p - p/c are on other cores, the rest is taken to cost nothing:
 
 The sum itself costs nothing: adding runs at the speed of memory (the table shows both).
 
-TCP, N nodes: at least 2 (N-1) n bytes cross in all (each node sends 2 (N-1)/N n), each byte takes
-a sender's and a receiver's core, so c cores carry c/2 one-way streams; and no result can be had
-before ceil(lg N) messages in a row:
+TCP, N nodes: at least 2 (N-1) n bytes cross in all (each node sends 2 (N-1)/N n). Two cores carry
+`loopback` of them a second if neither ever waits: the CPU time that a sender and a receiver need
+for a byte, in the best windows, with the best of chunks of 64 KiB to 1 MiB, which stay in caches.
+And no result can be had before ceil(lg N) messages in a row:
 
     limit = max(2 (N-1) n / (c/2 * loopback), ceil(lg N) * hop)
 
@@ -44,15 +45,23 @@ _SHARES = (32 << 20, 64 << 20)  # of large buffers, where ranks exceed cores
 
 @dataclass
 class Floors:
-    """Seconds of a pass by (cores at once, bytes each); loopback in bytes per second."""
+    """Seconds of a pass by (cores at once, bytes each).
+
+    loopbacks: bytes per second that two cores carry, by the bytes of a chunk.
+    """
 
     copy: dict[tuple[int, int], float] = field(default_factory=dict)
     add: dict[tuple[int, int], float] = field(default_factory=dict)
     update: dict[tuple[int, int], float] = field(default_factory=dict)
     hand: dict[tuple[int, int], float] = field(default_factory=dict)
-    loopback: float = 0.0
+    loopbacks: dict[int, float] = field(default_factory=dict)
     hop: float = 0.0
     absent: str = ""
+
+    @property
+    def loopback(self) -> float:
+        """Return the bytes per second that two cores carry at best."""
+        return max(self.loopbacks.values())
 
     def limits(self, layout: Layout, nbytes: int) -> dict[str, float]:
         """Return seconds by name: "limit", and "limit-sym" for symmetric buffers."""
@@ -96,7 +105,9 @@ class Floors:
         for (cores, nbytes), seconds in self.hand.items():
             rate = f"{cores * nbytes / seconds / 1e9:.1f} GB/s in all"
             yield f"shared memory from core to core, {cores} cores, {nbytes} B: {rate}"
-        yield f"TCP over loopback, cubic, one way: {self.loopback / 1e9:.2f} GB/s"
+        for chunk, rate in self.loopbacks.items():
+            what = f"TCP over loopback, cubic, chunks of {chunk >> 10} KiB"
+            yield f"{what}: two cores that never wait carry {rate / 1e9:.2f} GB/s"
         yield f"a message of 4 B over loopback, both ends polling: {self.hop * 1e6:.1f} us"
 
 
@@ -120,6 +131,8 @@ def measure(sizes: tuple[int, ...]) -> Floors:
         name, *values = line.split()
         if name in ("copy", "add", "update", "hand"):
             getattr(floors, name)[int(values[0]), int(values[1])] = float(values[2])
+        elif name == "loopback":
+            floors.loopbacks[int(values[0])] = float(values[1])
         else:
-            setattr(floors, name, float(values[0]))
+            floors.hop = float(values[0])
     return floors

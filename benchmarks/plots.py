@@ -3,7 +3,8 @@
     python -m benchmarks.plots scaling REPORT.md OUT.svg
     python -m benchmarks.plots sweep REPORT.md OUT.svg [TITLE...]
 
-scaling: images per second and exposed communication of a training step (test_scaling.py).
+scaling: images per second of a training step, its exposed communication, and how much of it is
+hidden (test_scaling.py).
 sweep: time against size, ours and each peer (test_allreduce.py), of the layouts whose titles hold
 one of TITLE: "4 ranks on one node", say. Without a TITLE, of all.
 """
@@ -18,7 +19,9 @@ from pathlib import Path
 from benchmarks.svg import Panel, decades, document, steps
 
 _NAMES = {"none": "without communication", "hier": "hier's DDP"}
-_STEP = re.compile(r"\s*(\d+)   (.{14})\s+([\d.]+)\s+[\d.]+%\s+(-?[\d.]+)$")
+_STEP = re.compile(
+    r"\s*(\d+)   (.{14})\s+([\d.]+)\s+[\d.]+%\s+(-?[\d.]+)(?:\s+[\d.]+\s+(-?\d+)%)?$"
+)
 _SWEEP = re.compile(r"(.*), float32: us a call, p50/p99$")
 _SIZE_WIDTH, _WIDTH = 8, 16  # of the columns in tables.py
 _KINDS = {
@@ -34,7 +37,9 @@ _KINDS = {
 def scaling(lines: Sequence[str]) -> str:
     """Return the picture of a report of test_scaling.py."""
     rows = [
-        (int(m[1]), m[2].strip(), float(m[3]), float(m[4])) for m in map(_STEP.match, lines) if m
+        (int(m[1]), m[2].strip(), float(m[3]), float(m[4]), float(m[5]) if m[5] else None)
+        for m in map(_STEP.match, lines)
+        if m
     ]
     if not rows:
         raise SystemExit("the report has no rows of test_scaling.py")
@@ -46,7 +51,7 @@ def scaling(lines: Sequence[str]) -> str:
         values = {
             w: [found[r, w][column] if (r, w) in found else None for r in ranks] for w in ways
         }
-        high = max(v for w in shown for v in values[w] if v is not None)
+        high = max((v for w in shown for v in values[w] if v is not None), default=1.0)
         made = Panel(title=title, x_title="ranks on one node", y_title=unit, y_ticks=steps(high))
         made.bars(
             [str(r) for r in ranks],
@@ -54,11 +59,14 @@ def scaling(lines: Sequence[str]) -> str:
         )
         return made
 
+    reducing = [way for way in ways if way != "none"]
     head = next(line for line in lines if "images a rank; ranks" in line).split(";")[0]
     panels = [
         panel(f"{head}: images per second", "images/s", 0, ways),
-        panel("communication that a step exposes", "ms", 1, [w for w in ways if w != "none"]),
+        panel("communication that a step exposes", "ms", 1, reducing),
     ]
+    if any(row[4] is not None for row in rows):
+        panels.append(panel("communication that is hidden", "percent", 2, reducing))
     legend = [_NAMES.get(way, way.replace("stock on", "stock DDP on")) for way in ways]
     return document(panels, legend, _machine(lines))
 

@@ -61,6 +61,7 @@ def algorithms(cells: Sequence[Cell]) -> Iterator[str]:
             best = cell.fastest([name for name in names if name in cell.rounds])
             ratio = cell.ratio(AUTO, best)
             took = f"   {cell.auto}; best {best.removeprefix('core:')}; auto/best {ratio:.2f}"
+            took += f"; the same twice {cell.twice:.2f}"
             yield f"{size_name(cell.nbytes):>8}" + "".join(times) + took
         yield ""
 

@@ -155,8 +155,14 @@ def _line(target: Target, ranks: int, bound: float, found: list[tuple[float, Cel
     pick = max if target.at_most else min
     worst, cell = pick(found, key=lambda pair: pair[0])
     met = worst <= bound if target.at_most else worst >= bound
+    verdict = "met" if met else "MISSED"
+    if target.ours == AUTO and not met:
+        noise = max(cell.twice for _, cell in found)
+        verdict += f"; the same call twice: to {noise:.2f}"
+        beyond = [size_name(c.nbytes) for ratio, c in found if ratio > bound * noise]
+        verdict += f"; beyond that: {', '.join(beyond) or 'nowhere, so within noise'}"
     where = size_name(cell.nbytes) + (f" {cell.dtype}" if target.test == "dtypes" else "")
     return (
         f"{target.what:<58} {ranks:>2} ranks   target {'<=' if target.at_most else '>='}"
-        f" {bound:<5g} got {worst:>7.2f} at {where:<16} {'met' if met else 'MISSED'}"
+        f" {bound:<5g} got {worst:>7.2f} at {where:<16} {verdict}"
     )

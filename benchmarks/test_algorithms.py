@@ -12,6 +12,7 @@ from benchmarks.conftest import Report, is_smoke
 from benchmarks.layouts import Layout
 from benchmarks.sizes import ALGORITHMS, pairs
 
+_SECONDS = 0.4  # that an algorithm gets in a cell
 pytestmark = [pytest.mark.timeout(118), pytest.mark.benchmark(timer=cells.clock)]
 
 
@@ -29,4 +30,4 @@ def test_algorithms(layout: Layout, nbytes: int, casts: Casts, benchmark, report
     names = [f"core:{name}" for name in dict.fromkeys(stands_for.values())]
     names += ["core:ring"] if layout.kind == "TCP" and "core:ring" not in names else []
     others = ["ring"] if layout.kind == "TCP" else []
-    cells.measure(cell, cast, ("core", *names, *others), benchmark)
+    cells.measure(cell, cast, ("core", *names, *others), benchmark, _SECONDS)

@@ -1,45 +1,66 @@
 """One rank of a training job whose steps are timed: with our reducer, stock DDP, and none.
 
-Started by `Job` of this module, one process per rank; rank 0 writes the times as JSON. All ways
-train replicas of one model in the same processes, turn by turn, so that they meet the same machine.
+Started by `run_job`, one process per rank; rank 0 writes the times as JSON. All ways train replicas
+of one model in the same processes, turn by turn, so that they meet the same machine. After each
+step the same reductions run once more, alone: what they take where nothing else computes.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel as StockDDP
 
 from allreduce.torch import DistributedDataParallel
 from trainer.model import build_model
 
 WAYS = ("none", "hier", "stock on hier", "stock on gloo")
+BUCKETS_MB = (1, 5, 25, 100)  # that stock DDP on Gloo chooses from
 _DEADLINE = 400  # seconds
 _WARM_UP = 5  # steps: stock DDP makes its buckets anew after the first, ours after the third
+_TRIAL_WARM_UP, _TRIAL = 2, 3  # steps with each of BUCKETS_MB
 
 
-def run_job(ranks: int, *, model: str, images: int, rounds: int, bucket_mb: int) -> dict:
-    """Run a job on one node and return {way: [seconds of each step]}, barrier to barrier.
+@dataclass(slots=True, kw_only=True)
+class Times:
+    """Seconds of each step by way, barrier to barrier, and of its reductions alone.
+
+    buckets: median seconds of a step of stock DDP on Gloo by MB of a bucket; stock DDP took the
+    best one, `bucket_mb`.
+    """
+
+    steps: dict[str, list[float]] = field(default_factory=dict)
+    alone: dict[str, list[float]] = field(default_factory=dict)
+    buckets: dict[str, float] = field(default_factory=dict)
+    bucket_mb: int = 0
+
+
+def run_job(
+    ranks: int, *, model: str, images: int, rounds: int, buckets_mb: Sequence[int] = BUCKETS_MB
+) -> Times:
+    """Run a job on one node.
 
     Args:
         images: per rank and step, 32 x 32 of three colours.
-        bucket_mb: of stock DDP; ours chooses by itself.
+        buckets_mb: of stock DDP, to choose from; ours chooses by itself.
     """
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder, "times.json")
         command = [sys.executable, "-m", "benchmarks.training", folder, str(ranks)]
-        options = [model, str(images), str(rounds), str(bucket_mb)]
+        options = [model, str(images), str(rounds), ",".join(map(str, buckets_mb))]
         env = os.environ | {"OMP_NUM_THREADS": "1", "ALLREDUCE_NODES": "1"}
         root = Path(__file__).resolve().parent.parent
         peers = [
@@ -53,62 +74,125 @@ def run_job(ranks: int, *, model: str, images: int, rounds: int, bucket_mb: int)
                 peer.kill()
         if any(codes):
             raise RuntimeError(f"a rank of the training job failed: exit {codes}")
-        times: dict = json.loads(result.read_text())
+        return Times(**json.loads(result.read_text()))
+
+
+class Job:
+    """One rank's replicas, data and groups."""
+
+    def __init__(self, model: str, images: int) -> None:
+        self._model = model
+        self._gloo = dist.new_group(backend="gloo")
+        self._x = torch.randn(images, 3, 32, 32)
+        self._y = torch.randint(10, (images,))
+
+    def choose_bucket(self, sizes: Sequence[int]) -> dict[int, float]:
+        """Return the median seconds of a step of stock DDP on Gloo, by MB of a bucket."""
+        found = {}
+        for megabytes in sizes:  # one replica at a time: memory
+            step = self._step(self._stock(megabytes, self._gloo))
+            taken = [self.time(step) for _ in range(_TRIAL_WARM_UP + _TRIAL)]
+            seconds = torch.tensor([statistics.median(taken[_TRIAL_WARM_UP:])])
+            dist.all_reduce(seconds)
+            found[megabytes] = float(seconds) / dist.get_world_size()
+        return found
+
+    def run(self, bucket_mb: int, rounds: int) -> Times:
+        """Time every way's step, and its reductions alone, in turn."""
+        replicas = {
+            "none": self._fresh(),
+            "hier": DistributedDataParallel(self._fresh(), bucket_bytes="auto"),
+            "stock on hier": self._stock(bucket_mb, None),
+            "stock on gloo": self._stock(bucket_mb, self._gloo),
+        }
+        steps = {way: self._step(replica) for way, replica in replicas.items()}
+        times = Times(bucket_mb=bucket_mb)
+        alone: dict[str, Callable[[], None]] = {}
+        for turn in range(_WARM_UP + rounds):
+            if turn == _WARM_UP:
+                alone = {w: self._reductions(replicas[w], w) for w in WAYS[1:]}
+            for way, step in steps.items():
+                seconds = self.time(step)
+                if turn >= _WARM_UP:
+                    times.steps.setdefault(way, []).append(seconds)
+            for way, reduce in alone.items():
+                times.alone.setdefault(way, []).append(self.time(reduce))
         return times
 
+    def time(self, call: Callable[[], None]) -> float:
+        """Return the seconds of a call on all ranks, barrier to barrier."""
+        dist.barrier()
+        begin = time.perf_counter()
+        call()
+        dist.barrier()
+        return time.perf_counter() - begin
 
-def _replicas(model: str, bucket_mb: int, gloo: dist.ProcessGroup) -> dict[str, nn.Module]:
-    def fresh() -> nn.Module:
+    def _fresh(self) -> nn.Module:
         torch.manual_seed(0)
-        return build_model(model, num_classes=10)
+        return build_model(self._model, num_classes=10)
 
-    stock = {
-        "gradient_as_bucket_view": True,
-        "bucket_cap_mb": bucket_mb,
-        "broadcast_buffers": False,
-    }
-    return {
-        "none": fresh(),
-        "hier": DistributedDataParallel(fresh(), bucket_bytes="auto"),
-        "stock on hier": StockDDP(fresh(), **stock),
-        "stock on gloo": StockDDP(fresh(), process_group=gloo, **stock),
-    }
+    def _stock(self, bucket_mb: int, group: dist.ProcessGroup | None) -> nn.Module:
+        return StockDDP(
+            self._fresh(),
+            process_group=group,
+            gradient_as_bucket_view=True,
+            bucket_cap_mb=bucket_mb,
+            broadcast_buffers=False,
+        )
+
+    def _step(self, model: nn.Module) -> Callable[[], None]:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, fused=True)
+
+        def step() -> None:
+            optimizer.zero_grad()
+            F.cross_entropy(model(self._x), self._y).backward()
+            optimizer.step()
+
+        return step
+
+    def _reductions(self, replica: nn.Module, way: str) -> Callable[[], None]:
+        """Return a call of the reductions of a step, one bucket after the other."""
+        if isinstance(replica, DistributedDataParallel):
+            reducer = replica._reducer
+            flats = [bucket.flat for bucket in reducer._buckets] if reducer else []
+            comm = reducer._comm if reducer else None
+
+            def ours() -> None:
+                for work in [comm.allreduce(flat, async_op=True) for flat in flats if comm]:
+                    work.wait()
+
+            return ours
+        group = self._gloo if way == "stock on gloo" else None
+        tensors = [torch.zeros(nbytes // 4) for nbytes in _bucket_sizes(replica)]
+
+        def stock() -> None:
+            for work in [dist.all_reduce(t, group=group, async_op=True) for t in tensors]:
+                work.wait()
+
+        return stock
 
 
-def _step(model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], None]:
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, fused=True)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        F.cross_entropy(model(images), labels).backward()
-        optimizer.step()
-
-    return step
+def _bucket_sizes(replica: nn.Module) -> Iterator[int]:
+    """Yield the bytes of each bucket of stock DDP; it makes them anew after the first step."""
+    logged = replica._get_ddp_logging_data()
+    text = logged.get("rebuilt_bucket_sizes") or logged["bucket_sizes"]
+    return (int(part) for part in text.split(", "))
 
 
 def main() -> None:
     """Be one rank."""
-    folder, ranks, rank, model, images, rounds, bucket_mb = sys.argv[1:]
+    folder, ranks, rank, model, images, rounds, buckets_mb = sys.argv[1:]
     torch.set_num_threads(1)
     dist.init_process_group(
         "hier", init_method=f"file://{folder}/store", rank=int(rank), world_size=int(ranks)
     )
-    gloo = dist.new_group(backend="gloo")
-    x = torch.randn(int(images), 3, 32, 32)
-    y = torch.randint(10, (int(images),))
-    replicas = _replicas(model, int(bucket_mb), gloo)
-    steps = {way: _step(replica, x, y) for way, replica in replicas.items()}
-    times: dict[str, list[float]] = {way: [] for way in steps}
-    for turn in range(_WARM_UP + int(rounds)):
-        for way, step in steps.items():
-            dist.barrier()
-            begin = time.perf_counter()
-            step()
-            dist.barrier()
-            if turn >= _WARM_UP:
-                times[way].append(time.perf_counter() - begin)
+    job = Job(model, int(images))
+    sizes = [int(size) for size in buckets_mb.split(",")]
+    tried = job.choose_bucket(sizes) if len(sizes) > 1 else dict.fromkeys(sizes, 0.0)
+    times = job.run(min(tried, key=tried.__getitem__), int(rounds))
+    times.buckets = {str(size): seconds for size, seconds in tried.items()}
     if int(rank) == 0:
-        Path(folder, "times.json").write_text(json.dumps(times))
+        Path(folder, "times.json").write_text(json.dumps(asdict(times)))
     dist.destroy_process_group()
 
 

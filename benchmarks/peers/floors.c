@@ -3,8 +3,8 @@
 //   copy CORES BYTES SECONDS   CORES processes copy BYTES each at the same time
 //   add CORES BYTES SECONDS    d[i] += s[i]
 //   update CORES BYTES SECONDS d[i] *= constant: what is written has just been read
-//   hand CORES BYTES SECONDS   each writes BYTES of shared memory, then reads what another has written
-//   loopback BYTES_PER_SECOND  one socket, one way, both ends on a core of their own
+//   hand CORES BYTES SECONDS   each writes BYTES of shared memory, then reads what another wrote
+//   loopback CHUNK BYTES_PER_SECOND  that two cores carry over sockets when neither ever waits
 //   hop SECONDS                half of a round trip of 4 bytes, both ends polling
 // argv: the sizes. PEER_CONGESTION, with congestion.c preloaded, sets the congestion control.
 #define _GNU_SOURCE
@@ -20,6 +20,8 @@
 #include "protocol.h"
 
 enum { kCoresMax = 256, kBatches = 21, kBatchBytes = 32 << 20, kTrips = 5000, kChunk = 256 << 10 };
+enum { kChunkLeast = 64 << 10, kChunkMost = 1 << 20, kWindow = 16 << 20, kForever = 100 };
+static const double kStreamSeconds = 0.3;
 enum { kOwn = 16 << 10 };  // bytes that stay in the first cache
 
 typedef struct {
@@ -29,13 +31,13 @@ typedef struct {
 } Shared;
 
 static Shared* shared_;
+static cpu_set_t allowed_;  // before any process is pinned
 
 static void pin(int index) {
-  cpu_set_t allowed, one;
-  sched_getaffinity(0, sizeof allowed, &allowed);
+  cpu_set_t one;
   CPU_ZERO(&one);
   for (size_t cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
-    if (CPU_ISSET(cpu, &allowed) && index-- == 0) CPU_SET(cpu, &one);
+    if (CPU_ISSET(cpu, &allowed_) && index-- == 0) CPU_SET(cpu, &one);
   }
   sched_setaffinity(0, sizeof one, &one);
 }
@@ -126,8 +128,8 @@ static double best_pass(int cores, size_t nbytes, Pass what) {
 }
 
 static double best_hand(int cores, size_t nbytes) {
-  char* slots = mmap(NULL, (size_t)cores * nbytes, PROT_READ | PROT_WRITE,
-                     MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  char* slots =
+      mmap(NULL, (size_t)cores * nbytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   if (slots == MAP_FAILED) die("mmap");
   atomic_store(&shared_->hands, 0);
   for (int core = 0; core < cores; ++core) {
@@ -182,39 +184,47 @@ static double hop(void) {
   return least;
 }
 
-// The best of windows of 64 MiB; nobody pins, the kernel places both ends.
-static double loopback(void) {
-  static char chunk[kChunk];
+// Moves chunks for a while, or until the other end has gone. Returns the least CPU seconds a byte.
+static double stream(int fd, size_t chunk, int sends, double seconds) {
+  static char data[kChunkMost];
+  double least = 1;
+  for (const double start = now(); now() < start + seconds;) {
+    const double begin = cpu_seconds();
+    size_t bytes = 0;
+    while (bytes < kWindow) {
+      const ssize_t n = sends ? send(fd, data, chunk, MSG_NOSIGNAL) : recv(fd, data, chunk, 0);
+      if (n <= 0) return least;
+      bytes += (size_t)n;
+    }
+    const double taken = (cpu_seconds() - begin) / (double)bytes;
+    if (taken < least) least = taken;
+  }
+  return least;
+}
+
+// Returns bytes per second that two cores can carry when neither ever waits: what both ends of a
+// socket compute for a byte, by the clock of the CPU, halved. So queues and other work are no help
+// and no harm.
+static double loopback(size_t chunk) {
   int fds[2];
   connected_pair(fds);
   const pid_t sender = fork();
   if (sender == 0) {
     close(fds[1]);
-    for (;;) {
-      if (send(fds[0], chunk, sizeof chunk, MSG_NOSIGNAL) < 0) _exit(0);
-    }
+    shared_->seconds[0][0] = stream(fds[0], chunk, 1, kForever);
+    _exit(0);
   }
   close(fds[0]);
-  double rate = 0;
-  for (int window = 0; window < 40; ++window) {
-    const double begin = now();
-    size_t got = 0;
-    while (got < 64u << 20) {
-      const ssize_t n = recv(fds[1], chunk, sizeof chunk, 0);
-      if (n <= 0) die("recv");
-      got += (size_t)n;
-    }
-    const double seen = (double)got / (now() - begin);
-    if (seen > rate) rate = seen;
-  }
+  const double receiving = stream(fds[1], chunk, 0, kStreamSeconds);
   close(fds[1]);
   waitpid(sender, NULL, 0);
-  return rate;
+  return 2 / (receiving + shared_->seconds[0][0]);
 }
 
 int main(int argc, char** argv) {
   shared_ = mmap(NULL, sizeof *shared_, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   if (shared_ == MAP_FAILED) die("mmap");
+  sched_getaffinity(0, sizeof allowed_, &allowed_);
   const int all = (int)sysconf(_SC_NPROCESSORS_ONLN);
   setvbuf(stdout, NULL, _IONBF, 0);  // a forked child must not print again what its parent did
   for (int cores = 1; cores <= all && cores <= kCoresMax; cores *= 2) {
@@ -228,6 +238,8 @@ int main(int argc, char** argv) {
   for (int cores = 2; cores <= all && cores <= kCoresMax; cores *= 2) {
     printf("hand %d %d %.9f\n", cores, kChunk, best_hand(cores, kChunk));
   }
-  printf("loopback %.0f\n", loopback());
+  for (size_t chunk = kChunkLeast; chunk <= kChunkMost; chunk *= 2) {
+    printf("loopback %zu %.0f\n", chunk, loopback(chunk));
+  }
   printf("hop %.9f\n", hop());
 }

@@ -7,7 +7,7 @@ table:
   0.9 at 2 ranks), two links (btl_tcp_links), larger buffers (btl_tcp_sndbuf), other algorithms for
   large buffers, coll_sm from 4 ranks on (up to 100 times slower).
 - Intel MPI: I_MPI_THREAD_YIELD=3 where ranks exceed cores is 1000 times slower.
-- MPICH where ranks exceed cores: it spins without giving up its core, 8 to 50 ms a call, whatever
+- MPICH where ranks exceed cores: it spins without giving up its core, whatever
   MPIR_CVAR_POLLS_BEFORE_YIELD, binding and algorithm say.
 - Gloo, through torch: one thread (6 times slower for small calls) or four, the device `lo`. It has
   no other transport in torch's wheels, and torch always asks it for its ring. So its best is cubic.
@@ -22,6 +22,11 @@ from benchmarks import peers
 
 _ANY = 1 << 62
 _KIB = 1 << 10
+_MPICH_RANKS = 4
+_SPINS = (
+    f"spins without giving up its core, 8 to 50 ms a call at {_MPICH_RANKS} ranks; more would take"
+    " the time of the others"
+)
 BEST = "+"  # the last letter of a player with its best settings
 
 
@@ -156,14 +161,17 @@ def player(name: str, ranks: int, nbytes: int) -> Player:
 
 
 def without(names: Iterable[str], ranks: int) -> dict[str, str]:
-    """Return the players that have no better settings than their defaults, and the reason."""
+    """Return the players that are not measured at so many ranks, and the reason."""
     plain = {name: name.removesuffix(BEST).partition("-") for name in names if name.endswith(BEST)}
     reason = "nothing better than its defaults is known (benchmarks/peers/settings.py)"
-    return {
+    none = {
         name: reason
         for name, (library, _, way) in plain.items()
         if not _rows(library, way == "tcp", ranks)
     }
+    if ranks > _MPICH_RANKS:
+        none |= {name: _SPINS for name in names if name.startswith("mpich")}
+    return none
 
 
 def _rows(library: str, tcp: bool, ranks: int) -> list[Row]:
