@@ -90,9 +90,7 @@ class Panel:
 
         values_of_x: by the names that stand under the axis; at least two.
         """
-        logs = [math.log(value) for value in values_of_x.values()]
-        spread = (logs[-1] - logs[0]) / 0.86
-        places = [self.x(0.07 + (log - logs[0]) / spread) for log in logs]
+        places = self._log_places(list(values_of_x.values()))
         for place, name in zip(places, values_of_x, strict=True):
             self._text(place, self.height - _BOTTOM + 18, name)
         for number, values in enumerate(series.values()):
@@ -103,6 +101,27 @@ class Panel:
                 f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{4 if number == 0 else 3}" fill="{colour}"/>'
                 for x, y in points
             ]
+
+    def whiskers(
+        self, values_of_x: Mapping[str, float], ranges: Sequence[tuple[float, float] | None]
+    ) -> None:
+        """Draw vertical bars from low to high at the places of `lines`, in its first colour."""
+        places = self._log_places(list(values_of_x.values()))
+        for x, ends in zip(places, ranges, strict=True):
+            if ends is None:
+                continue
+            bottom, top = (min(max(end, self.y_ticks[0]), self.y_ticks[-1]) for end in ends)
+            self._line([(x, self.y(bottom)), (x, self.y(top))], COLOURS[0], 2)
+
+    def curves(self, width: float, curves: Mapping[str, Sequence[tuple[float, float]]]) -> None:
+        """Draw named curves of (x, y) over a linear x axis from 0 to `width`."""
+        for tick in steps(width):
+            if tick <= width:
+                self._text(self.x(tick / width), self.height - _BOTTOM + 18, f"{tick:g}")
+        for number, (name, points) in enumerate(curves.items()):
+            colour = COLOURS[number % len(COLOURS)]
+            self._line([(self.x(x / width), self.y(y)) for x, y in points], colour, 1.5)
+            self._text(self.x(0.98), _TOP + 14 * (number + 1), name, "end", colour=colour)
 
     def bars(self, names: Sequence[str], series: Mapping[str, Sequence[float | None]]) -> None:
         """Draw groups of bars with their values; names: of the groups. Less than 0 is nothing."""
@@ -122,6 +141,11 @@ class Panel:
                 )
                 self._text(x + bar / 2, y - 3, f"{value:.0f}", size=9)
 
+    def _log_places(self, values: Sequence[float]) -> list[float]:
+        logs = [math.log(value) for value in values]
+        spread = (logs[-1] - logs[0]) / 0.86
+        return [self.x(0.07 + (log - logs[0]) / spread) for log in logs]
+
     def _line(self, points: Sequence[tuple[float, float]], colour: str, width: float) -> None:
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
         stroke = f'stroke="{colour}" stroke-width="{width:g}"'
@@ -129,11 +153,11 @@ class Panel:
 
     def _text(
         self, x: float, y: float, text: str, anchor: str = "middle", *, size: int = 11,
-        weight: str = "normal",
+        weight: str = "normal", colour: str = "#222",
     ) -> None:  # fmt: skip
         self.parts.append(
             f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}"'
-            f' font-weight="{weight}">{escape(text)}</text>'
+            f' font-weight="{weight}" fill="{colour}">{escape(text)}</text>'
         )
 
 

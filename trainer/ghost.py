@@ -6,6 +6,8 @@ workers' own passes; only the order of the sums over images, so the last bits, d
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,8 +29,18 @@ class GhostBatchNorm2d(nn.BatchNorm2d):
         self.workers = workers
         self._rows: dict[str, Tensor] = {}
         for name, buffer in of.named_buffers():
-            self._rows[name] = torch.stack([buffer] * workers)
-            self._buffers[name] = self.of_worker(name, 0)
+            self._keep(name, torch.stack([buffer] * workers))
+
+    def _keep(self, name: str, rows: Tensor) -> None:
+        self._rows[name] = rows
+        self._buffers[name] = rows[0]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GhostBatchNorm2d:
+        """What `to`, `double` and the like do: here for the rows of all workers."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, rows in self._rows.items():
+            self._keep(name, fn(rows))
+        return self
 
     def of_worker(self, name: str, worker: int) -> Tensor:
         """A worker's running_mean, running_var or num_batches_tracked: a view, not a copy."""
@@ -55,10 +67,7 @@ class GhostBatchNorm2d(nn.BatchNorm2d):
 
 
 def ghost(module: nn.Module, workers: int) -> None:
-    """Turns every BatchNorm2d inside `module` into ghost normalisation of `workers` workers.
-
-    Do it once the module is on its device: running statistics are views of one tensor.
-    """
+    """Turns every BatchNorm2d inside `module` into ghost normalisation of `workers` workers."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
             setattr(module, name, GhostBatchNorm2d(child, workers))

@@ -151,6 +151,18 @@ def test_ghost_normalisation_is_the_same_mathematics() -> None:
         torch.testing.assert_close(states[1][name], value, rtol=1e-9, atol=1e-11, msg=name)
 
 
+def test_a_ghost_that_is_moved_still_has_the_statistics_of_all_workers() -> None:
+    network = small_network()
+    ghost(network, 2)
+    network.float().double()
+    virtual = VirtualWorkers(model := wrapped(network), count=2)
+    train(virtual, model, 1)
+    state = virtual.state_dict()
+    for name, buffer in network.named_buffers():
+        assert torch.equal(buffer, state[f"0.{name}"]), name
+    assert not torch.equal(state["0.bn1.running_mean"], state["1.bn1.running_mean"])
+
+
 def test_one_batch_of_all_workers_would_be_another_network() -> None:
     networks = [small_network(), small_network()]
     for network, count in zip(networks, (4, 1), strict=True):
