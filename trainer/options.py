@@ -105,7 +105,9 @@ class Config:
 
     # data
     data: str = _option("digits", _DATA, "data set", choices=tuple(DATASETS))
-    data_dir: str = _option("", _DATA, "its folder (default: its usual place)", metavar="DIR")
+    data_dir: str = _option(
+        "", _DATA, "its folder, or packed file (default: its usual place)", metavar="DIR"
+    )
     side: int = _option(
         0, _DATA, "pixels per side that the network sees (default: the data set's own)",
         checks.at_least(0),

@@ -76,8 +76,8 @@ def test_test_images_are_the_digits_four_times_larger(digits) -> None:
 
 def test_mean_and_deviation_are_those_of_the_training_digits(digits) -> None:
     pixels = digits._images[:1536] / 255
-    assert pixels.mean().item() == pytest.approx(digits.info.mean[0], abs=1e-4)
-    assert pixels.std().item() == pytest.approx(digits.info.std[0], abs=1e-4)
+    assert pixels.mean().item() == pytest.approx(digits.info.mean[0], abs=1e-3)
+    assert pixels.std().item() == pytest.approx(digits.info.std[0], abs=1e-3)
 
 
 def test_an_augmented_image_depends_on_seed_epoch_and_index_alone(digits) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from trainer.data import photos
 from trainer.data.augment import uniforms
-from trainer.data.photos import DRAWS, decode, make, middle_box, random_box
+from trainer.data.photos import DRAWS, crops, decode, make, middle_box, random_box
 
 
 def draws(count: int) -> list[list[float]]:
@@ -58,11 +58,9 @@ def test_the_test_crop_is_resize_256_then_the_middle_224(size: tuple[int, int]) 
 
 
 def test_half_of_the_training_images_are_mirrored() -> None:
-    numbers = uniforms(np.arange(200), DRAWS, seed=0, epoch=0)
-    numbers[:, :-1] = [0.999, 0.5] * 11  # the whole photo, always
     ramp = Image.fromarray(np.arange(64, dtype=np.uint8)[None, :, None].repeat(64, 0).repeat(3, 2))
     out = np.empty((200, 8, 8, 3), np.uint8)
-    assert make([("ramp", lambda: ramp)] * 200, numbers, out) == []
+    assert make([("ramp", lambda: ramp)] * 200, crops((np.arange(200), 0, 0), 200, 8), out) == []
     rising = (out[:, 4, 7, 0] > out[:, 4, 0, 0]).sum()
     assert 70 < rising < 130
 
@@ -108,7 +106,7 @@ def test_a_file_that_is_no_whole_image_is_reported_with_its_row(tmp_path, harm, 
     bad.write_bytes(harm(good.read_bytes()))
     files = [(str(path), lambda path=path: decode(str(path))) for path in (good, bad, good)]
     out = np.zeros((3, 8, 8, 3), np.uint8)
-    (failure,) = make(files, None, out)
+    (failure,) = make(files, crops(None, 3, 8), out)
     assert failure.row == 1
     assert failure.reason.startswith(f"{bad}: ")
     assert says in failure.reason

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -90,10 +90,18 @@ DATASETS: dict[str, DatasetInfo] = {
         summary="Fashion-MNIST: 70,000 photos of clothes, at 32x32, 28x28 or 14x14",
     ),
     "folder": IMAGENET,
+    "packed": IMAGENET,
+    "synthetic": IMAGENET,
+    "dali": IMAGENET,
 }
 
 
-_DESCRIBED_IN = {"fashion": "fashion_files", "folder": "folder"}
+_DESCRIBED_IN = {  # modules without torch
+    "fashion": "fashion_files",
+    "folder": "folder",
+    "packed": "packed_file",
+    "dali": "dali",
+}
 
 
 class Dataset(Protocol):
@@ -120,10 +128,13 @@ def describe(source: Source) -> DatasetInfo:
 
     DataError if it is not there, is not what it should be, or cannot have this side.
     """
+    usual = DATASETS[source.name]
+    if source.name == "synthetic":
+        return dataclasses.replace(usual, side=source.side or usual.side)
     if source.name == "digits":
-        if source.side not in (0, 32):
-            raise DataError(f"--side {source.side}: --data digits is shown at 32 only")
-        return DATASETS["digits"]
+        if source.side not in (0, usual.side):
+            raise DataError(f"--side {source.side}: --data digits is shown at {usual.side} only")
+        return usual
     module = importlib.import_module(f"trainer.data.{_DESCRIBED_IN[source.name]}")
     info: DatasetInfo = module.describe(source)
     return info
@@ -131,13 +142,5 @@ def describe(source: Source) -> DatasetInfo:
 
 def open_dataset(source: Source) -> Dataset:
     """The data set that `source` names, loaded. DataError as `describe`."""
-    from trainer.data.digits import Digits
-    from trainer.data.fashion import Fashion
-    from trainer.data.folder import Folder
-
-    kinds: dict[str, Callable[[Source], Dataset]] = {
-        "digits": Digits,
-        "fashion": Fashion,
-        "folder": Folder,
-    }
-    return kinds[source.name](source)
+    dataset: Dataset = importlib.import_module(f"trainer.data.{source.name}").load(source)
+    return dataset

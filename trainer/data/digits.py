@@ -13,10 +13,27 @@ from torch import Tensor
 from trainer.data import DATASETS, DatasetInfo, Source
 from trainer.data.augment import affine_maps
 
-__all__ = ["Digits"]
+__all__ = ["Digits", "load", "read"]
 
 _SIDE = 32
 _FULL_INK = 16.0
+
+
+def read() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """The images, uint8 (1797, 8, 8) with ink from 0 to 255, training ones first, and labels."""
+    file = resources.files("trainer.data") / "digits.npz"
+    with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+        images, labels = arrays["images"], arrays["labels"]
+    count = DATASETS["digits"].test_images
+    test = np.arange(count) * len(images) // count
+    rows = np.concatenate([np.delete(np.arange(len(images)), test), test])
+    ink = np.rint(images[rows] * (255 / _FULL_INK)).astype(np.uint8)
+    return ink, labels[rows].astype(np.int64)
+
+
+def load(source: Source) -> Digits:
+    """The shipped digits."""
+    return Digits(DATASETS["digits"], *read())
 
 
 class Digits:
@@ -29,21 +46,17 @@ class Digits:
     sampling, so pixels are interpolated once.
     """
 
-    def __init__(self, source: Source) -> None:
-        file = resources.files("trainer.data") / "digits.npz"
-        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-            images, labels = arrays["images"], arrays["labels"]
-        test = np.arange(self.info.test_images) * len(images) // self.info.test_images
-        train = np.delete(np.arange(len(images)), test)
-        rows = torch.from_numpy(np.concatenate([train, test]))  # training rows first
-        pixels = torch.from_numpy(images.astype(np.float32)).mul_(255 / _FULL_INK)
-        self._images = pixels.unsqueeze(1)[rows]  # (1797, 1, 8, 8)
-        self._labels = torch.from_numpy(labels.astype(np.int64))[rows]
+    def __init__(
+        self, info: DatasetInfo, images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64]
+    ) -> None:
+        self._info = info
+        self._images = torch.from_numpy(images.astype(np.float32)).unsqueeze(1)  # (1797, 1, 8, 8)
+        self._labels = torch.from_numpy(labels)
 
     @property
     def info(self) -> DatasetInfo:
         """Sizes and classes."""
-        return DATASETS["digits"]
+        return self._info
 
     def train_batch(
         self, indices: npt.NDArray[np.int64], *, seed: int, epoch: int

@@ -10,26 +10,31 @@ from torch import Tensor
 from trainer.data import DatasetInfo, Source, fashion_files
 from trainer.data.augment import uniforms
 
-__all__ = ["Fashion"]
+__all__ = ["Fashion", "load"]
 
 _SIDE = 28
 _SHIFT = 2  # pixels of 28, each way
 
 
-class Fashion:
-    """All images in memory; a training image is shifted by up to 2 pixels and perhaps mirrored.
+def load(source: Source) -> Fashion:
+    """Fashion-MNIST from its files. DataError as `fashion_files.describe`."""
+    return Fashion(fashion_files.describe(source), *fashion_files.read(source))
 
-    At 32 there is a black border; at 14 each pixel is the mean of 2x2, after the shift.
+
+class Fashion:
+    """Images uint8 (n, 28, 28), training ones first, and labels int64 (n,); all in memory.
+
+    A training image is shifted by up to 2 pixels and perhaps mirrored. At 32 there is a black
+    border; at 14 each pixel is the mean of 2x2, after the shift.
     """
 
-    def __init__(self, source: Source) -> None:
-        self._info = fashion_files.describe(source)
-        parts = [fashion_files.read(source, part) for part in ("train", "test")]  # train first
-        self._window = max(self._info.side, _SIDE)
+    def __init__(
+        self, info: DatasetInfo, images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64]
+    ) -> None:
+        self._info, self._labels = info, labels
+        self._window = max(info.side, _SIDE)
         border = _SHIFT + (self._window - _SIDE) // 2
-        images = np.concatenate([images for images, _ in parts])
         self._canvas = np.pad(images, ((0, 0), (border, border), (border, border)))
-        self._labels = np.concatenate([labels for _, labels in parts]).astype(np.int64)
 
     @property
     def info(self) -> DatasetInfo:

@@ -46,17 +46,20 @@ def describe(source: Source) -> DatasetInfo:
     )  # fmt: skip
 
 
-def read(source: Source, part: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """Images uint8 (n, 28, 28) and labels uint8 (n,) of "train" or "test"."""
-    images, labels = (_Idx(_path(source, part, kind)).read() for kind in ("images", "labels"))
+def read(source: Source) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """All images, uint8 (n, 28, 28), training ones first, and their labels (n,)."""
+    images, labels = (
+        np.concatenate([_Idx(_path(source, part, kind)).read() for part in _PARTS])
+        for kind in ("images", "labels")
+    )
     classes = DATASETS["fashion"].num_classes
     if labels.max(initial=0) >= classes:
-        path = _path(source, part, "labels")
+        path = _path(source, "train", "labels")
         raise DataError(
-            f"--data fashion: {path} holds label {labels.max()}, but there are {classes} classes: "
-            + _REMEDY
+            f"--data fashion: {path} or its like holds label {labels.max()}, but there are "
+            f"{classes} classes: {_REMEDY}"
         )
-    return images, labels
+    return images, labels.astype(np.int64)
 
 
 def _path(source: Source, part: str, kind: str) -> Path:

@@ -12,7 +12,7 @@ from trainer.data import DATASETS, DatasetInfo, Source, photos
 from trainer.data.decoding import DecodingDataset, Failure, Indices, Pixels, Split
 from trainer.data.folder_index import FOLDERS, FolderIndex, load_index
 
-__all__ = ["Folder", "describe"]
+__all__ = ["Folder", "describe", "load"]
 
 
 def describe(source: Source) -> DatasetInfo:
@@ -45,7 +45,12 @@ class _Decode:
         """Makes the images."""
         paths = [os.path.join(self.folder, os.fsdecode(name)) for name in self.names]
         files = [(path, functools.partial(photos.decode, path)) for path in paths]
-        return photos.make(files, photos.draws_of(self.augment), out)
+        return photos.make(files, photos.crops(self.augment, len(files), out.shape[1]), out)
+
+
+def load(source: Source) -> Folder:
+    """The folder as a data set. DataError if it is no image folder."""
+    return Folder(source)
 
 
 class Folder(DecodingDataset):

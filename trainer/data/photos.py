@@ -5,6 +5,7 @@ simplejpeg decodes JPEG where it is installed: a third faster than Pillow, and t
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 from collections.abc import Callable, Sequence
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from trainer.data import DataError
 from trainer.data.augment import uniforms
@@ -26,9 +26,20 @@ try:
 except ImportError:
     simplejpeg = None
 
-__all__ = ["DRAWS", "decode", "draws_of", "make", "middle_box", "need_pillow", "random_box"]
+__all__ = [
+    "DRAWS",
+    "Crop",
+    "crops",
+    "decode",
+    "make",
+    "middle_box",
+    "need_pillow",
+    "random_box",
+    "square",
+]
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels of the photo
+Crop = Callable[[int, int], tuple[Box, bool]]  # of width and height: what to show, mirrored?
 
 _TRIES = 10
 DRAWS = 2 * _TRIES + 3  # random numbers for an image: area and shape of each try, place, mirror
@@ -45,14 +56,6 @@ def need_pillow() -> None:
         raise DataError(
             "--data folder and packed photos need Pillow: pip install 'hier-allreduce[photos]'"
         ) from None
-
-
-def draws_of(augment: tuple[Indices, int, int] | None) -> npt.NDArray[np.float64] | None:
-    """The random numbers for (indices, seed, epoch): float64 (n, DRAWS); None for test images."""
-    if augment is None:
-        return None
-    indices, seed, epoch = augment
-    return uniforms(indices, DRAWS, seed=seed, epoch=epoch)
 
 
 def random_box(width: int, height: int, draws: Sequence[float]) -> Box:
@@ -90,6 +93,13 @@ def middle_box(width: int, height: int, side: int) -> Box:
     return left * x, top * y, (left + side) * x, (top + side) * y
 
 
+def square(width: int, height: int) -> tuple[Box, bool]:
+    """A Crop: the largest square in the middle."""
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    return (left, top, left + side, top + side), False
+
+
 def decode(path: str) -> Image:
     """The photo in RGB. Whatever Pillow raises for a file that is no image, or not all of one."""
     from PIL import Image
@@ -104,38 +114,46 @@ def decode(path: str) -> Image:
         return image.convert("RGB")
 
 
-def make(
-    photos: Sequence[tuple[str, Callable[[], Image]]],
-    draws: npt.NDArray[np.float64] | None,
-    out: Pixels,
-) -> list[Failure]:
-    """Crops, scales and perhaps mirrors each of `photos` (name, how to get it) into its row.
+def crops(augment: tuple[Indices, int, int] | None, count: int, side: int) -> list[Crop]:
+    """The crop of each of `count` photos: of training images by (indices, seed, epoch), or test."""
+    if augment is None:
 
-    `draws`, float64 (n, DRAWS), makes training crops; without it they are test crops.
-    """
+        def middle(width: int, height: int) -> tuple[Box, bool]:
+            return middle_box(width, height, side), False
+
+        return [middle] * count
+    indices, seed, epoch = augment
+    draws = uniforms(indices, DRAWS, seed=seed, epoch=epoch).tolist()
+    return [functools.partial(_random_crop, own) for own in draws]
+
+
+def _random_crop(draws: list[float], width: int, height: int) -> tuple[Box, bool]:
+    return random_box(width, height, draws), draws[-1] < 0.5
+
+
+def make(
+    photos: Sequence[tuple[str, Callable[[], Image]]], crops: Sequence[Crop], out: Pixels
+) -> list[Failure]:
+    """Crops, scales and perhaps mirrors each of `photos` (name, how to get it) into its row."""
     failures = []
-    for row, (name, get) in enumerate(photos):
-        reason = _make_one(get, None if draws is None else draws[row].tolist(), out[row])
+    for row, ((name, get), crop) in enumerate(zip(photos, crops, strict=True)):
+        reason = _make_one(get, crop, out[row])
         if reason:
             failures.append(Failure(row, f"{name}: {reason}"))
     return failures
 
 
-def _make_one(get: Callable[[], Image], draws: list[float] | None, out: Pixels) -> str:
+def _make_one(get: Callable[[], Image], crop: Crop, out: Pixels) -> str:
     """Why it failed, or nothing."""
     from PIL.Image import Resampling, Transpose
 
-    side = len(out)
     try:
         photo = get()
-        if draws is None:
-            box = middle_box(photo.width, photo.height, side)
-        else:
-            box = random_box(photo.width, photo.height, draws)
-        photo = photo.resize((side, side), Resampling.BILINEAR, box=box)
+        box, mirror = crop(photo.width, photo.height)
+        photo = photo.resize((len(out), len(out)), Resampling.BILINEAR, box=box)
     except Exception as error:  # decoders raise errors of many kinds
         return _words(error)
-    if draws is not None and draws[-1] < 0.5:
+    if mirror:
         photo = photo.transpose(Transpose.FLIP_LEFT_RIGHT)
     out[:] = np.asarray(photo)
     return ""
