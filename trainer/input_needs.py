@@ -1,12 +1,15 @@
 """What k GPUs need of cores, disks and networks to be fed: arithmetic, for `trainer.report input`.
 
-Rates are those of benchmarks/test_decoding.py (MEASURED, images per second and core); bytes per
-photo are ImageNet's (QUOTED: 140 GB / 1.28 M training images).
+Rates are those of benchmarks/test_decoding.py (MEASURED, images per second and core);
+bytes per photo are ImageNet's (QUOTED: 140 GB / 1.28 M training images).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+
+from trainer.data import IMAGENET
 
 __all__ = ["WAYS", "Need", "Way", "lines", "need"]
 
@@ -26,72 +29,75 @@ class Way:
 
 WAYS = (
     Way(name="folder, Pillow", rate=300.0, read=JPEG_BYTES),
-    Way(name="folder, simplejpeg", rate=350.0, read=JPEG_BYTES),
-    Way(name="packed 256x256", rate=1000.0, read=PACKED_BYTES),
+    Way(name="folder, simplejpeg", rate=335.0, read=JPEG_BYTES),
+    Way(name="packed 256x256", rate=1150.0, read=PACKED_BYTES),
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Need:
-    """What one node needs (and the job, where it says so); bytes and images per second."""
+    """What one node needs, in whole cores, bytes per second and bytes."""
 
-    way: Way
-    images: float
-    cores: float
+    images: float  # per second
+    cores: int
     read: float
-    read_by_job: float
-    network_gbit: float  # if the images come over the network
-    memory: float  # bytes: of all training images of ImageNet, to read them from a disk only once
+    memory: float  # of all training images of ImageNet: with less, each epoch reads them again
 
 
-def need(way: Way, *, gpus: int, rate: float, gpus_per_node: int = 8) -> Need:
-    """The need of `gpus` GPUs that train `rate` images a second each.
-
-    ValueError for numbers that are not above 0.
-    """
-    if gpus < 1 or gpus_per_node < 1 or not 0 < rate < float("inf"):
-        raise ValueError("--gpus, --rate and --gpus-per-node: give numbers above 0")
-    per_node = min(gpus, gpus_per_node)
-    images = rate * per_node
+def need(way: Way, *, rate: float, gpus: int) -> Need:
+    """The need of a node of `gpus` GPUs that train `rate` images a second each."""
+    images = rate * gpus
     return Need(
-        way=way,
         images=images,
-        cores=images / way.rate,
+        cores=math.ceil(images / way.rate),
         read=images * way.read,
-        read_by_job=rate * gpus * way.read,
-        network_gbit=images * way.read * 8 / 1e9,
-        memory=1_281_167 * way.read,
+        memory=IMAGENET.train_images * way.read,
     )
 
 
 def lines(gpus: int, rate: float, gpus_per_node: int = 8) -> list[str]:
-    """The table of `trainer.report input`: one row for each way to keep the images.
+    """The text of `trainer.report input`, a row for each way to keep the images.
 
-    `rate` is images per second and GPU, as `trainer.run --data synthetic` measures it.
+    `rate` is in images per second and GPU, as a run with --data synthetic measures it. ValueError
+    that names the option for a number that is not above 0.
     """
-    needs = [need(way, gpus=gpus, rate=rate, gpus_per_node=gpus_per_node) for way in WAYS]
-    per_node = min(gpus, gpus_per_node)
-    nodes = -(-gpus // per_node)
-    text = [
-        f"{gpus} GPUs x {rate:,.0f} images/s = {gpus * rate:,.0f} images/s; "
-        f"{nodes} nodes of {per_node} GPUs, {needs[0].images:,.0f} images/s each",
+    for option, value in (("gpus", gpus), ("rate", rate), ("gpus-per-node", gpus_per_node)):
+        if not 0 < value < float("inf"):
+            raise ValueError(f"--{option} {value}: give a number above 0")
+    local = min(gpus, gpus_per_node)
+    nodes = -(-gpus // local)
+    widths = (20, 10, 8, 11, 15, 12, 13)
+    rows = [
+        ("ImageNet at 224x224", "images/s", "cores", "read", "network", "read", "page cache"),
+        ("", "per core", "a node", "a node", "a node", "the job", "a node"),
+    ]
+    for way in WAYS:
+        node = need(way, rate=rate, gpus=local)
+        rows.append(
+            (
+                way.name,
+                f"{way.rate:,.0f}",
+                f"{node.cores:,}",
+                f"{node.read / 1e9:,.1f} GB/s",
+                f"{8 * node.read / 1e9:,.1f} Gbit/s",
+                f"{gpus * rate * way.read / 1e9:,.1f} GB/s",
+                f"{node.memory / 1e9:,.0f} GB",
+            )
+        )
+    travel = rate * TRAVEL_BYTES / 1e9
+    return [
+        f"{gpus:,} GPUs x {rate:,.0f} images/s = {gpus * rate:,.0f} images/s: "
+        f"{nodes:,} nodes of {local}, {rate * local:,.0f} images/s each",
         "",
-        f"{'ImageNet at 224x224':<20}{'images/s':>9}{'cores':>7}{'read':>10}{'network':>13}"
-        f"{'read':>10}{'page cache':>12}",
-        f"{'':<20}{'per core':>9}{'a node':>7}{'a node':>10}{'a node':>13}{'the job':>10}"
-        f"{'a node':>12}",
-    ]
-    text += [
-        f"{n.way.name:<20}{n.way.rate:>9,.0f}{n.cores:>7,.0f}{n.read / 1e9:>5.1f} GB/s"
-        f"{n.network_gbit:>6,.1f} Gbit/s{n.read_by_job / 1e9:>5,.1f} GB/s{n.memory / 1e9:>9,.0f} GB"
-        for n in needs
-    ]
-    travel = rate * TRAVEL_BYTES
-    text += [
+        *(
+            f"{row[0]:<{widths[0]}}"
+            + "".join(f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
+            for row in rows
+        ),
         "",
-        f"to each GPU {travel / 1e9:.2f} GB/s of uint8 (float32 would be {4 * travel / 1e9:.2f})",
-        "cores beyond those that the allreduce and the training processes keep busy themselves;",
-        "a node with less page cache than that reads from its disk or network in each epoch",
-        "images/s per core: MEASURED on one core of an AMD EPYC; bytes per photo: QUOTED",
+        f"to each GPU {travel:.2f} GB/s of uint8 (float32 would be {4 * travel:.2f})",
+        "cores: besides those that the training processes and the allreduce keep busy",
+        "network: if the images come over it; it adds to the gradients' traffic",
+        "page cache: a node with less reads its images anew in each epoch",
+        "images/s per core: MEASURED (benchmarks/test_decoding.py); 110 kB a photo: QUOTED",
     ]
-    return text

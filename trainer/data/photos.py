@@ -1,6 +1,6 @@
 """Photos: decoding, and the crops of training and validation (needs Pillow, and no torch).
 
-simplejpeg decodes JPEG where it is installed: a third faster than Pillow, and to the same bits.
+simplejpeg decodes JPEG where it is installed: a little faster than Pillow, and to the same bits.
 """
 
 from __future__ import annotations
