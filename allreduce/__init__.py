@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from allreduce._init import init
+    from allreduce._launch import Launch, detect_launch
     from allreduce._work import Work
     from allreduce.communicator import Communicator
     from allreduce.errors import (
@@ -36,18 +37,23 @@ __all__ = [
     "Communicator",
     "CudaError",
     "Error",
+    "Launch",
     "MismatchError",
     "PeerError",
     "SystemCallError",
     "Timeout",
     "UsageError",
     "Work",
+    "detect_launch",
     "init",
 ]
 
 __version__ = "0.1.0"
 
-_HOMES = {"init": "_init", "Work": "_work", "Communicator": "communicator"}
+_HOMES = {
+    **{"init": "_init", "Work": "_work", "Communicator": "communicator"},
+    **{"Launch": "_launch", "detect_launch": "_launch"},
+}
 _SUBMODULES = ("cost", "cuda", "errors", "optim", "schedules", "simulate", "torch", "tuning")
 
 if not TYPE_CHECKING:  # a type checker finds the names above and the submodules by itself

@@ -117,6 +117,13 @@ def weights_are_there(config: Config) -> None:
         raise refusal("weights", config.weights, "there is no such file; give a state dict (.pth)")
 
 
+def address(value: str) -> str | None:
+    """HOST:PORT, or nothing."""
+    host, _, port = value.rpartition(":")
+    right = host and port.isdecimal() and 0 < int(port) < 65536
+    return None if right or not value else "give HOST:PORT, as node1:29500"
+
+
 def _warmup_fits(config: Config) -> None:
     if not config.warmup_epochs <= config.epochs:
         raise refusal("warmup_epochs", config.warmup_epochs, f"give 0 to --epochs {config.epochs}")
@@ -171,9 +178,21 @@ def _processes_are_alike(config: Config) -> None:
         )  # fmt: skip
 
 
+def _machines_fit(config: Config) -> None:
+    if config.machine >= config.machines:
+        raise refusal("machine", config.machine, f"give 0 to {config.machines - 1}")
+    if config.processes % config.machines:
+        raise refusal(
+            "machines", config.machines, f"give a divisor of the {config.processes} processes"
+        )
+    if config.machines > 1 and not config.master:
+        raise refusal("machines", config.machines, "add --master HOST:PORT, of machine 0")
+
+
 # Called with a configuration whose values are right one by one; ConfigError if they clash.
 TOGETHER: tuple[Callable[[Config], None], ...] = (
     _warmup_fits,
+    _machines_fit,
     _cosine_comes_after_warmup,
     _lars_has_one_form,
     _minibatch_fits,

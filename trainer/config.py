@@ -90,7 +90,8 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Config:
     else:
         given |= asked
         workers = given.setdefault("workers", virtual if virtual > 1 else Config().workers)
-        given["nodes"] = given.get("nodes") or min(2, max(workers // virtual, 1))
+        if given.get("machines", 1) == 1:
+            given["nodes"] = given.get("nodes") or min(2, max(workers // virtual, 1))
         given.setdefault("out", default_directory())
     return Config(**given)
 

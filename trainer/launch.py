@@ -65,14 +65,17 @@ def launch(config: Config, command: Sequence[str] = WORKER) -> int:
     Ctrl-C and SIGHUP end all workers at once; should this process be killed, the kernel kills them.
     ConfigError if the run directory cannot be made, or cannot be gone on from.
     """
-    begin(config)
-    _make_run_directory(Path(config.out))
+    if config.machine == 0:  # where rank 0 is
+        begin(config)
+        _make_run_directory(Path(config.out))
     workers: list[_Worker] = []
     with _hang_up_raises(), _forwarding(workers) as asked:
         try:
-            environ = _job_environ(config)
+            local = config.processes // config.machines
+            environ = _job_environ(config, local)
             arguments = [*command, *config.to_argv()]
-            workers.extend(_start(arguments, rank, environ) for rank in range(config.processes))
+            ranks = range(config.machine * local, (config.machine + 1) * local)
+            workers.extend(_start(arguments, rank, environ) for rank in ranks)
             failed = _wait(workers, asked)
             if failed is None:
                 return max(worker.process.returncode for worker in workers)
@@ -121,17 +124,19 @@ def _make_run_directory(path: Path) -> None:
         ) from None
 
 
-def _job_environ(config: Config) -> dict[str, str]:
-    with socket.socket() as probe:  # a port that is free now; rank 0 binds it a second later
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+def _job_environ(config: Config, local: int) -> dict[str, str]:
+    host, _, port = config.master.rpartition(":")
+    if not host:
+        with socket.socket() as probe:  # a port that is free now; rank 0 binds it a second later
+            probe.bind(("127.0.0.1", 0))
+            host, port = "127.0.0.1", str(probe.getsockname()[1])
     return {
         **os.environ,
-        "OMP_NUM_THREADS": str(thread_count(config.threads, config.processes)),
+        "OMP_NUM_THREADS": str(thread_count(config.threads, local)),
         "WORLD_SIZE": str(config.processes),
-        "LOCAL_WORLD_SIZE": str(config.processes),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "LOCAL_WORLD_SIZE": str(local),
+        "MASTER_ADDR": host,
+        "MASTER_PORT": port,
     }
 
 
@@ -142,7 +147,7 @@ def _start(command: Sequence[str], rank: int, environ: dict[str, str]) -> _Worke
         env={
             **environ,
             "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
+            "LOCAL_RANK": str(rank % int(environ["LOCAL_WORLD_SIZE"])),
             "TRAINER_LAUNCHER": f"{os.getpid()}:{words.fileno()}",
         },
         stdin=subprocess.DEVNULL,

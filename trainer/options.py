@@ -183,6 +183,15 @@ class Config:
         0, _WHO, "split this machine into so many nodes (default: 2; under a launcher the real "
         "ones)", checks.at_least(0),
     )  # fmt: skip
+    machines: int = _option(
+        1, _WHO, "machines of the job; the same command runs on each, but for --machine",
+        checks.at_least(1),
+    )  # fmt: skip
+    machine: int = _option(0, _WHO, "which of them this is, from 0", checks.at_least(0))
+    master: str = _option(
+        "", _WHO, "a name of machine 0 and a free port there, if there are several",
+        checks.address, metavar="HOST:PORT",
+    )  # fmt: skip
     threads: int = _option(
         0, _WHO, "compute threads per process (default: cores / processes)", checks.at_least(0)
     )

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from trainer.checks import data_is_there, weights_are_there
 from trainer.config import parse
 from trainer.launch import launch, run_worker
+from trainer.launchers import as_torchrun
 from trainer.options import Config, ConfigError
 from trainer.resume import begin
 
@@ -18,6 +19,7 @@ __all__ = ["main"]
 def main(argv: Sequence[str] | None = None) -> int:
     """Starts the job, or is one worker of it where a launcher says so (RANK is set)."""
     try:
+        os.environ.update(as_torchrun(os.environ))
         config = parse(sys.argv[1:] if argv is None else argv, os.environ)
         if "TRAINER_LAUNCHER" not in os.environ:  # else our launcher has looked
             data_is_there(config)
