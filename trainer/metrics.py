@@ -95,6 +95,7 @@ def summarize(job: Job) -> dict[str, Any]:
         "images_per_second": job.images / max(sum(seconds.values()), 1e-9),
         "skipped": job.guard.skipped,
         "workers": job.config.workers,
+        "minibatch": job.config.minibatch,
         "seed": job.config.seed,
         "training_seconds": sum(seconds.values()),
         "elapsed_seconds": elapsed,

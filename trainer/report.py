@@ -1,19 +1,19 @@
-"""The table at the end of a run; `python -m trainer.report RUN` prints it again."""
+"""The table at the end of a run; `python -m trainer.report RUN...` prints and compares runs."""
 
 from __future__ import annotations
 
-import json
+import argparse
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["PHASES", "main", "node_layout", "table"]
+__all__ = ["PHASES", "PHASE_NAMES", "main", "node_layout", "table"]
 
 # Where an iteration's time goes; "other" is the keeping of metrics.
 PHASES = ("data", "forward", "backward", "exposed", "optimizer", "other")
-_PHASE_NAMES = {"exposed": "exposed communication"}
+PHASE_NAMES = {"exposed": "exposed communication"}
 _MEGABYTE = 1e6
 
 
@@ -44,7 +44,7 @@ def table(summary: Mapping[str, Any]) -> str:
     section(
         "share of training time",
         [
-            (_PHASE_NAMES.get(phase, phase), f"{spent / training:6.1%}")
+            (PHASE_NAMES.get(phase, phase), f"{spent / training:6.1%}")
             for phase, spent in summary["phase_seconds"].items()
         ],
     )
@@ -66,7 +66,7 @@ def _traffic_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     for kind, by_rank in sorted(summary["sent_bytes"].items(), reverse=True):
         name = "by " + kind.removesuffix("_bytes").replace("_", " ")
         mean, most = sum(by_rank) / len(by_rank), max(by_rank)
-        each = mean / summary["iterations"] / _MEGABYTE
+        each = mean * summary["minibatch"] / max(summary["traffic_images"], 1) / _MEGABYTE
         text = f"{mean / _MEGABYTE:,.1f} MB, {each:,.1f} MB an iteration"
         if most > 1.01 * mean:
             text += f" (the busiest rank {most / _MEGABYTE:,.1f} MB)"
@@ -89,14 +89,63 @@ def _plan_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Prints the end table of each run directory in `argv`; 2 if one is not a finished run."""
-    for name in argv:
-        path = Path(name) / "summary.json"
+    """Prints runs and, with --plot, draws them; 2 if one is not a run. `input` is a calculator."""
+    try:
+        if argv and argv[0] == "input":
+            return _input(argv[1:])
+        return _runs(argv)
+    except (ValueError, ImportError) as error:
+        print(f"trainer.report: {error}", file=sys.stderr)
+        return 2
+
+
+def _runs(argv: Sequence[str]) -> int:
+    from trainer.report_plots import draw
+    from trainer.report_runs import read_run
+    from trainer.report_text import compared, epochs
+
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.report",
+        description="Curves, time split and scaling of runs; several are compared.",
+        epilog="`python -m trainer.report input --help`: what GPUs need to be fed with images.",
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run directory")
+    parser.add_argument("--plot", metavar="FILE", help="draw them, too, as .png or .svg")
+    asked = parser.parse_args(argv)
+    if asked.plot and Path(asked.plot).suffix not in (".png", ".svg"):
+        raise ValueError(f"--plot {asked.plot}: name a .png or .svg")
+    runs = [read_run(Path(name)) for name in asked.runs]
+    for run in runs:
+        done = (
+            table(run.summary)
+            if run.summary
+            else f"not complete, epoch {run.train[-1]['epoch']:.4g}"
+        )
+        print(f"{run.name}\n{done}\n{epochs(run)}\n")
+    if len(runs) > 1:
+        print(compared(runs))
+    if asked.plot:
         try:
-            print(f"{name}\n{table(json.loads(path.read_text()))}")
-        except (OSError, ValueError, KeyError) as error:
-            print(f"trainer.report: {path}: not a finished run ({error})", file=sys.stderr)
-            return 2
+            draw(runs, Path(asked.plot))
+        except ImportError:
+            raise ImportError("--plot: pip install 'hier-allreduce[trainer]' first") from None
+        print(f"drawn: {asked.plot}")
+    return 0
+
+
+def _input(argv: Sequence[str]) -> int:
+    from trainer.input_needs import lines
+
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.report input",
+        description="What GPUs need of cores, disks and networks to be fed with images.",
+    )
+    parser.add_argument("--gpus", type=int, required=True, metavar="K", help="of the job")
+    parser.add_argument("--rate", type=float, required=True, metavar="R", help="images/s of one")
+    parser.add_argument("--gpus-per-node", type=int, default=8, metavar="L", help="(default: 8)")
+    asked = parser.parse_args(argv)
+    for line in lines(gpus=asked.gpus, rate=asked.rate, gpus_per_node=asked.gpus_per_node):
+        print(line)
     return 0
 
 

@@ -21,6 +21,8 @@ TEST = {"iteration": 8, "epoch": 1.0, "test_error": 0.25, "test_loss": 0.75, "te
 SUMMARY = {
     **TEST,
     "iterations": 8,
+    "minibatch": 32,
+    "traffic_images": 8 * 32,
     "images_per_second": 1234.5,
     "training_seconds": 20.0,
     "elapsed_seconds": 21.0,
