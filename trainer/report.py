@@ -144,8 +144,8 @@ def _input(argv: Sequence[str]) -> int:
     parser.add_argument("--rate", type=float, required=True, metavar="R", help="images/s of one")
     parser.add_argument("--gpus-per-node", type=int, default=8, metavar="L", help="(default: 8)")
     asked = parser.parse_args(argv)
-    for line in lines(gpus=asked.gpus, rate=asked.rate, gpus_per_node=asked.gpus_per_node):
-        print(line)
+    text = lines(gpus=asked.gpus, rate=asked.rate, gpus_per_node=asked.gpus_per_node)
+    print("\n".join(text))
     return 0
 
 

@@ -111,16 +111,17 @@ def _scaling(axes: Any, runs: Sequence[Run]) -> None:
             axes.plot(epochs, speeds, color=_color(index), linewidth=1.2)
         axes.set(xlabel="epoch", ylabel="images/s", ylim=(0, None), xlim=(0, None))
         return
-    axes.set_title("Images per second by workers, and the share of ideal scaling")
+    axes.set_title("Images per second, and efficiency")
     ideal = [rates[0] * k / workers[0] for k in workers]
     axes.plot(workers, ideal, color=_MUTED, linewidth=1, linestyle="--", label="ideal")
     axes.plot(workers, rates, color=_RUNS[0], linewidth=2, marker="o", label="measured")
     for k, rate, efficiency in rows:
-        axes.annotate(
-            f"{efficiency:.0%}", (k, rate), textcoords="offset points", xytext=(4, -12), color=_INK
-        )
+        place = {"textcoords": "offset points", "xytext": (0, 7), "ha": "center"}
+        axes.annotate(f"{efficiency:.0%}", (k, rate), color=_INK, **place)
+    axes.margins(x=0.08, y=0.12)
     axes.set_xscale("log", base=2)
     axes.set_xticks(workers, [str(k) for k in workers])
     axes.minorticks_off()
-    axes.set(xlabel="workers", ylabel="images/s", ylim=(0, None))
-    axes.legend(fontsize=8)
+    axes.set(xlabel="workers", ylabel="images/s")
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize=8, loc="upper left")

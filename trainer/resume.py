@@ -23,7 +23,7 @@ __all__ = ["Beginning", "begin", "load"]
 _FREE = {
     *("out", "resume", "save_every", "keep", "log", "log_every", "profile", "max_iterations"),
     *("workers", "workers_virtual", "nodes", "machines", "machine", "master", "timeout"),
-    *("on_bad_loss", "max_loss", "data_path", "data_workers", "bn_eval"),
+    *("on_bad_loss", "max_loss", "data_dir", "data_workers", "bn_eval"),
     *("threads", "algo", "bucket_bytes", "ghost_bn"),
 }
 _CHANGE_BITS = {"threads", "algo", "bucket_bytes", "ghost_bn"}  # not free if deterministic

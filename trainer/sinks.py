@@ -34,7 +34,7 @@ def open_sinks(
     try:
         return [kinds[name](directory, config, first) for name in names]
     except ImportError as error:
-        raise ConfigError(f"--log: {error}; pip install 'hier-allreduce[trainer]'") from None
+        raise ConfigError(f"--log {','.join(names)}: {error}; install its package") from None
 
 
 def _numbers(kind: str, line: Mapping[str, Any]) -> dict[str, float]:

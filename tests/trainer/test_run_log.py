@@ -128,4 +128,4 @@ def test_report_prints_the_table_again(run: Path, capsys) -> None:
 
 def test_report_refuses_an_unfinished_run(tmp_path: Path, capsys) -> None:
     assert main([str(tmp_path)]) == 2
-    assert "summary.json: not a finished run" in capsys.readouterr().err
+    assert "not a run directory" in capsys.readouterr().err
