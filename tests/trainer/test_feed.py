@@ -17,8 +17,8 @@ import pytest
 import torch
 from photo_trees import write_tree
 
-from trainer.data import DataError, Source, open_dataset
-from trainer.data.decoding import DecodingDataset
+from trainer.data import IMAGENET, DataError, Source, open_dataset
+from trainer.data.decoding import DecodingDataset, Failure
 from trainer.data.feed import Feed, FeedError
 from trainer.data.sampler import EpochSampler
 
@@ -99,14 +99,45 @@ def test_an_epoch_begun_in_its_middle_reads_none_of_the_files_before(tree: Path)
     assert torch.equal(images, expected)
 
 
-def test_a_pass_can_be_given_up_and_another_begun(shared_tree: Path) -> None:
-    folder, order = dataset(shared_tree, "threads"), sampler()
-    expected, _ = joined(Feed(folder, order).train(1))
-    with Feed(folder, order, workers=2) as feed:
-        for _ in feed.train(0):
-            break
-        images, _ = joined(feed.train(1))
-    assert torch.equal(images, expected)
+@dataclasses.dataclass(frozen=True)
+class Slowly:
+    """Fills a piece with one number, a moment late."""
+
+    number: int
+    seconds: float
+
+    def fill(self, out: np.ndarray) -> list[Failure]:
+        time.sleep(self.seconds)
+        out[:] = self.number
+        return []
+
+
+class Epochs(DecodingDataset):
+    """The images of an epoch have its number; image `late` of epoch 0 takes half a second."""
+
+    pool = "threads"
+    late = -1
+    info = dataclasses.replace(IMAGENET, train_images=80, side=4)
+
+    def plan(self, split, indices, *, seed=0, epoch=0) -> Slowly:
+        return Slowly(epoch, 0.5 if epoch == 0 and self.late in indices else 0.0)
+
+    def labels(self, split, indices) -> np.ndarray:
+        return np.asarray(indices)
+
+
+def test_a_pass_that_is_given_up_writes_into_no_batch_of_the_next() -> None:
+    order, epochs = sampler(10), Epochs()
+    epochs.late = int(order.permutation(0)[25])
+    with Feed(epochs, order, workers=2) as feed:
+        given_up = feed.train(0)
+        next(given_up)  # the late one, two batches on, is under way
+        given_up.close()
+        batches = feed.train(1)
+        next(batches)
+        time.sleep(0.8)
+        for images, _ in batches:
+            assert set(images.flatten().tolist()) == {1}
 
 
 def test_batches_stay_as_they_are_when_later_ones_come(shared_tree: Path) -> None:

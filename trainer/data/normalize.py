@@ -34,8 +34,8 @@ class Normalize:
     def __call__(self, images: Tensor) -> Tensor:
         """Images uint8 (n, c, h, w), anywhere; the result has the dtype, (n, channels, h, w)."""
         images = images.to(self._scale.device, non_blocking=True).to(torch.float32)
-        # Two roundings, never addcmul: a fused one in the middle of a vector and two at its end
-        # would make a pixel's bits depend on its place in the batch.
+        # Two roundings, never addcmul: a compiler may fuse it in the middle of a vector and not at
+        # its end, and then a pixel's bits depend on its place in the batch.
         images = images.mul_(self._scale).add_(self._shift).to(self._dtype)
         if images.shape[1] != self._channels:
             images = images.expand(-1, self._channels, -1, -1)
