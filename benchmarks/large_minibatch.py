@@ -29,10 +29,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.minibatch_grid import CPU, GPU, SHORT, SMOKE, Grid, Run
+from benchmarks.minibatch_grid import CPU, GPU, LONG, SMOKE, Grid, Run
 from benchmarks.minibatch_report import write_report
 
-_GRIDS = {"cpu": CPU, "short": SHORT, "gpu": GPU, "smoke": SMOKE}
+_GRIDS = {"cpu": CPU, "long": LONG, "gpu": GPU, "smoke": SMOKE}
 _PR_SET_PDEATHSIG = 1
 
 
@@ -71,8 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument("--report", type=Path, metavar="DIR", help="train nothing, only report")
     grids = parser.add_mutually_exclusive_group()
     for name, text in (
-        ("cpu", "resnet8 at 14x14, 64 to 4,096: two CPU hours (default)"),
-        ("short", "the same with a third of the iterations"),
+        ("cpu", "resnet8 at 14x14, 64 to 4,096: half a CPU hour (default)"),
+        ("long", "the same with three times the iterations"),
         ("gpu", "ResNet-50 at 32x32, 256 to 8,192, on one GPU: about ten minutes"),
         ("smoke", "every variant for a moment, on the shipped digits"),
     ):

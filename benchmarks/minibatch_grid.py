@@ -93,19 +93,6 @@ class Grid:
 
 CPU = Grid(
     options=("--model=resnet8", "--data=fashion", "--side=14", "--threads=1"),
-    epochs=15,  # 3,510 iterations at the base, 210 at 4,096
-    milestones=(7, 10),
-    warmup_epochs=1,
-    stages=(
-        {GRADUAL: (256, 512, 1024, 2048, 4096)},
-        dict.fromkeys((FIXED, NONE, SQRT, CONSTANT, GAMMA1), (4096,)),
-        {GRADUAL: (64,), GAMMA1_NONE: (4096,)},
-        dict.fromkeys((FIXED, NONE, SQRT, CONSTANT, GAMMA1), (2048,)),
-    ),
-    last=5,
-)
-SHORT = replace(
-    CPU,
     epochs=5,  # 1,170 iterations at the base, 70 at 4,096
     milestones=(2.5, 3.75),
     warmup_epochs=0.8,
@@ -115,6 +102,18 @@ SHORT = replace(
         {GRADUAL: (64,), GAMMA1_NONE: (2048,)},
     ),
     last=3,
+)
+LONG = replace(
+    CPU,
+    epochs=15,  # 3,510 iterations at the base, 210 at 4,096
+    milestones=(7, 10),
+    warmup_epochs=1,
+    stages=(
+        {GRADUAL: (256, 512, 1024, 2048, 4096)},
+        dict.fromkeys((FIXED, NONE, SQRT, CONSTANT, GAMMA1), (4096,)),
+        {GRADUAL: (64,), GAMMA1_NONE: (4096,)},
+    ),
+    last=5,
 )
 GPU = Grid(
     options=("--model=resnet50", "--data=fashion", "--side=32", "--save-every=never"),

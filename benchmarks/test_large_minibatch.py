@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks import large_minibatch
 from benchmarks.large_minibatch import main, read_rows
-from benchmarks.minibatch_grid import CPU, FIXED, GPU, GRADUAL, SHORT, SMOKE, VARIANTS, Grid
+from benchmarks.minibatch_grid import CPU, FIXED, GPU, GRADUAL, LONG, SMOKE, VARIANTS, Grid
 from benchmarks.minibatch_report import write_report
 
 TINY = replace(
@@ -64,7 +64,7 @@ def test_the_report_has_mean_and_deviation_over_seeds(tmp_path: Path) -> None:
     assert len(dots) == 3
 
 
-@pytest.mark.parametrize("grid", [CPU, SHORT, GPU, SMOKE])
+@pytest.mark.parametrize("grid", [CPU, LONG, GPU, SMOKE])
 def test_every_run_keeps_n_and_has_a_name_of_its_own(grid: Grid) -> None:
     runs = list(grid.runs())
     assert len({run.name for run in runs}) == len(runs)
