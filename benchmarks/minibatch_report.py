@@ -12,6 +12,7 @@ from benchmarks.minibatch_grid import BASE, GRADUAL, VARIANTS, Grid
 from benchmarks.svg import Panel, document
 
 Row = dict[str, Any]
+_WIDTH = 470  # px of a panel
 Cells = dict[tuple[str, int], list[Row]]  # the seeds of a variant at a minibatch
 
 # Goyal et al. 2017, tables 1, 2a and 2b and figure 1: ImageNet, ResNet-50, error in % +- std of 5.
@@ -68,14 +69,15 @@ def _markdown(rows: Sequence[Row], cells: Cells, grid: Grid, name: str) -> Itera
         f"{' and '.join(f'{epoch:g}' for epoch in grid.milestones)}, warmup of "
         f"{grid.warmup_epochs:g} epochs, batch normalisation over groups of n = 32, weights from "
         f"the run's seed. The error of a run is the median of its last {grid.last} evaluations, "
-        "one an epoch; mean +- standard deviation over seeds."
+        "one an epoch; the training error is that of the last epoch, with augmentation; mean +- "
+        "standard deviation over seeds."
     )
     yield f"Options of a run: `python -m trainer.run {' '.join(rows[0]['argv'])}`"
     yield ""
     yield "| rule | kn | eta | iterations | seeds | test error, % | training error, % |"
     yield "|---|---|---|---|---|---|---|"
     for (variant, kn), found in cells.items():
-        last = [row["train_curve"][-1][1] for row in found if row["train_curve"]]
+        last = [_last_epoch(row["train_curve"]) for row in found if row["train_curve"]]
         yield (
             f"| {variant} | {kn:,} | {found[0]['eta']:g} | {found[0]['iterations']:,} | "
             f"{len(found)} | {_spread([row['error'] for row in found])} | {_spread(last)} |"
@@ -87,6 +89,16 @@ def _markdown(rows: Sequence[Row], cells: Cells, grid: Grid, name: str) -> Itera
     yield "|---|---|---|"
     for (variant, kn), text in _QUOTED.items():
         yield f"| {variant} | {kn:,} | {text} |"
+
+
+def _last_epoch(curve: Sequence[tuple[float, float]]) -> float:
+    """Return the mean training error over the last epoch of a curve."""
+    end = curve[-1][0]
+    total = before = 0.0
+    for epoch, error in curve:
+        total += error * max(0.0, epoch - max(before, end - 1))
+        before = epoch
+    return total / min(1.0, end)
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -129,32 +141,24 @@ def _picture(cells: Cells, rows: Sequence[Row], grid: Grid) -> str:
 
 
 def _errors(cells: Cells, names: Sequence[str], minibatches: Sequence[int]) -> Panel:
-    means = {
-        key: 100 * statistics.mean(row["error"] for row in found) for key, found in cells.items()
-    }
+    errors = {key: [100 * row["error"] for row in found] for key, found in cells.items()}
+    means = {key: statistics.mean(values) for key, values in errors.items()}
+    ends: list[tuple[float, float] | None] = []
+    for kn in minibatches:
+        values, mean = errors[GRADUAL.name, kn], means[GRADUAL.name, kn]
+        spread = 2 * statistics.stdev(values) if len(values) > 1 else 0.0
+        ends.append((mean - spread, mean + spread) if spread else None)
     panel = Panel(
         title="test error against minibatch",
         x_title="minibatch kn, images",
         y_title="test error, %",
-        y_ticks=_ticks(means.values()),
+        y_ticks=_ticks([*means.values(), *(end for pair in ends if pair for end in pair)]),
+        width=_WIDTH,
     )
     places = {f"{kn:,}": float(kn) for kn in minibatches}
     if len(places) > 1:
         panel.lines(places, {n: [means.get((n, kn)) for kn in minibatches] for n in names})
-        spread = {
-            kn: 200 * statistics.stdev(row["error"] for row in found)
-            for kn in minibatches
-            if len(found := cells[GRADUAL.name, kn]) > 1
-        }
-        panel.whiskers(
-            places,
-            [
-                (means[GRADUAL.name, kn] - spread[kn], means[GRADUAL.name, kn] + spread[kn])
-                if kn in spread
-                else None
-                for kn in minibatches
-            ],
-        )
+        panel.whiskers(places, ends)
     return panel
 
 
@@ -168,6 +172,7 @@ def _curves(title: str, groups: dict[str, list[Row]], grid: Grid) -> Panel:
         x_title="epoch",
         y_title="training error, %",
         y_ticks=_ticks(error for curve in curves.values() for _, error in curve),
+        width=_WIDTH,
     )
     panel.curves(grid.epochs, curves)
     return panel
@@ -175,10 +180,18 @@ def _curves(title: str, groups: dict[str, list[Row]], grid: Grid) -> Panel:
 
 def _mean_curve(group: Sequence[Row]) -> list[tuple[float, float]]:
     """Return the mean over seeds of a training curve."""
-    curves = [row["train_curve"] for row in group if not row["diverged"]]
+    curves = [_whole_windows(row["train_curve"]) for row in group if not row["diverged"]]
     return [
         (points[0][0], statistics.mean(error for _, error in points))
         for points in zip(*curves, strict=False)
+    ]
+
+
+def _whole_windows(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return a curve without the points that stand for the few iterations at an epoch's end."""
+    ends = [0.0, *(epoch for epoch, _ in curve)]
+    return [
+        point for point, before in zip(curve, ends, strict=False) if point[0] - before > ends[1] / 2
     ]
 
 

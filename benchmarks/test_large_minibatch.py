@@ -42,7 +42,8 @@ def test_it_trains_what_is_missing_by_the_trainer(
 def _row(variant: str, kn: int, seed: int, error: float) -> dict[str, Any]:
     return {
         "name": f"{variant} {kn} {seed}", "variant": variant, "kn": kn, "seed": seed,
-        "error": error, "diverged": False, "train_curve": [[0.5, 0.5], [1.0, error / 2]],
+        "train_curve": [[1.0, 0.5], [1.5, 0.4 * error], [2.0, 0.6 * error]],
+        "error": error, "diverged": False,
         "eta": 0.1, "iterations": 10, "cpu_seconds": 1.0, "commit": "0" * 40, "torch": "2",
         "cpu": "a machine", "argv": ["--batch=32"],
     }  # fmt: skip
