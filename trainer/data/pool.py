@@ -27,7 +27,8 @@ __all__ = ["PIECE", "DecodePool", "FeedError"]
 
 PIECE = 16  # images that a process or thread makes at a time
 
-_TIDY = 2.0  # seconds that the executor has for its own end
+_TIDY = 2.0  # seconds that the executor has for its own end, or to learn of a process's
+_LOOK = 0.01  # seconds
 Pieces = Sequence[Future[list[Failure]]]
 
 
@@ -141,11 +142,14 @@ class DecodePool:
             ) from None
 
     def _how_it_ended(self) -> str:
-        codes = {pid: process.exitcode for pid, process in self._processes.items()}
-        # When one has died, the executor ends the others by SIGTERM.
-        own = [(p, code) for p, code in codes.items() if code not in (None, 0, -signal.SIGTERM)]
-        for pid, code in own:
-            if code is not None and code < 0:
-                return f"({pid}) was killed by {signal.Signals(-code).name}"
-            return f"({pid}) failed with exit code {code}"
+        deadline = time.monotonic() + _TIDY
+        while time.monotonic() < deadline:
+            codes = {pid: process.exitcode for pid, process in self._processes.items()}
+            # When one has died, the executor ends the others by SIGTERM.
+            own = [(p, code) for p, code in codes.items() if code not in (None, 0, -signal.SIGTERM)]
+            for pid, code in own:
+                if code is not None and code < 0:
+                    return f"({pid}) was killed by {signal.Signals(-code).name}"
+                return f"({pid}) failed with exit code {code}"
+            time.sleep(_LOOK)  # the executor's thread may be about to write the code down
         return "died"
