@@ -47,7 +47,7 @@ def text(value: Any) -> str:
 def refusal(name: str, value: Any, remedy: str) -> ConfigError:
     """The error for an option that has a wrong value."""
     shown = text(value) if isinstance(value, tuple) else value
-    return ConfigError(f"{flag(name)} {shown}: {remedy}")
+    return ConfigError(f"{flag(name)} {shown}".rstrip() + f": {remedy}")
 
 
 def at_least(least: int) -> Remedy:
@@ -145,6 +145,31 @@ def _cosine_comes_after_warmup(config: Config) -> None:
         raise refusal("warmup_epochs", warmup, "leave epochs for --schedule cosine to fall in")
 
 
+def _a_gpu_is_for_one_process(config: Config) -> None:
+    if config.device == "cuda" and config.processes > 1 and not config.dry_run:
+        raise refusal(
+            "device", "cuda",
+            f"hier reduces CPU tensors so far, so a job on a GPU is one process, not "
+            f"{config.processes}: --workers-virtual {config.workers} runs all workers in one",
+        )  # fmt: skip
+
+
+def _graphs_fit(config: Config) -> None:
+    if not config.cuda_graphs:
+        return
+    if config.device == "cpu":
+        raise refusal("cuda_graphs", "", "needs a GPU, not --device cpu; leave it out")
+    if config.compile:
+        raise refusal("cuda_graphs", "", "goes not with --compile; leave one out")
+    if config.workers_virtual > 1 and not config.ghost_bn:
+        raise refusal("cuda_graphs", "", "goes with virtual workers only by --ghost-bn")
+
+
+def _deterministic_measures_nothing(config: Config) -> None:
+    if config.deterministic and config.bucket_bytes == "auto":
+        raise refusal("bucket_bytes", "auto", "goes by times; with --deterministic give a number")
+
+
 def _lars_has_one_form(config: Config) -> None:
     if config.optimizer == "lars" and config.sgd_form != "reference":
         raise refusal("sgd_form", config.sgd_form, "--optimizer lars has the reference form alone")
@@ -195,6 +220,9 @@ TOGETHER: tuple[Callable[[Config], None], ...] = (
     _machines_fit,
     _cosine_comes_after_warmup,
     _lars_has_one_form,
+    _a_gpu_is_for_one_process,
+    _graphs_fit,
+    _deterministic_measures_nothing,
     _minibatch_fits,
     _processes_are_alike,
     _each_node_has_a_process,

@@ -11,9 +11,12 @@ from typing import Any, NoReturn
 
 from trainer.checks import flag, refusal
 from trainer.config_file import did_you_mean, preset_names, read_file, read_preset
+from trainer.launch import thread_count
 from trainer.options import GROUPS, Config, ConfigError
 
 __all__ = ["default_directory", "parse"]
+
+_RANKS_OF_A_NODE = 8
 
 
 class _Parser(argparse.ArgumentParser):
@@ -33,6 +36,10 @@ def _parser() -> _Parser:
     )
     groups = {title: parser.add_argument_group(title) for title in ("recipe", *GROUPS)}
     names = ", ".join(preset_names())
+    groups[GROUPS[-1]].add_argument(
+        "--world", default=argparse.SUPPRESS, type=int, metavar="N",
+        help="look at N workers, 8 to a node; by preset paper-256 if no data or recipe is named",
+    )  # fmt: skip
     for name, metavar, text in (
         ("--preset", "NAME", f"begin with the options of a recipe: {names}"),
         ("--config", "FILE", "begin with the options in a TOML file, as a run's config.toml"),
@@ -72,13 +79,14 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Config:
     """
     parser = _parser()
     asked = _arguments(parser, argv)
+    _take_world(asked)
     given: dict[str, Any] = {}
     if preset := asked.pop("preset", ""):
         given |= _from_file(parser, f"--preset {preset}", read_preset(preset))
     if path := asked.pop("config", ""):
         given |= _from_file(parser, called := f"--config {path}", read_file(Path(path), called))
     virtual = max((given | asked).get("workers_virtual", 1), 1)
-    if "RANK" in environ:
+    if "RANK" in environ and not asked.get("dry_run"):
         workers = _world_size(environ) * virtual
         if asked.get("workers", workers) != workers:
             each = f" with {virtual} workers each" if virtual > 1 else ""
@@ -90,10 +98,32 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Config:
     else:
         given |= asked
         workers = given.setdefault("workers", virtual if virtual > 1 else Config().workers)
-        if given.get("machines", 1) == 1:
-            given["nodes"] = given.get("nodes") or min(2, max(workers // virtual, 1))
+        if given.get("machines", 1) == 1 and not asked.get("nodes"):
+            given["nodes"] = min(given.get("nodes") or 2, max(workers // virtual, 1))
         given.setdefault("out", default_directory())
+    if given.get("deterministic") and not given.get("threads"):  # kept, for other machines
+        given["threads"] = thread_count(0, _local_processes(environ, given["workers"] // virtual))
     return Config(**given)
+
+
+def _take_world(asked: dict[str, Any]) -> None:
+    """--world N: a dry run of N workers, 8 to a node; of the paper's recipe if none is named."""
+    if "world" not in asked:
+        return
+    world = asked.pop("world")
+    if not asked.get("dry_run"):
+        raise refusal("world", world, "belongs to --dry-run; --workers starts so many workers")
+    if asked.setdefault("workers", world) != world:
+        raise refusal("world", world, f"is the same as --workers {asked['workers']}; give one")
+    processes = world // max(asked.get("workers_virtual", 1), 1)
+    asked.setdefault("nodes", max(1, -(-processes // _RANKS_OF_A_NODE)))
+    if not asked.keys() & {"preset", "config", "data"}:
+        asked["preset"] = "paper-256"
+
+
+def _local_processes(environ: Mapping[str, str], processes: int) -> int:
+    local = environ.get("LOCAL_WORLD_SIZE", "")
+    return int(local) if "RANK" in environ and local.isdecimal() else processes
 
 
 def _from_file(parser: _Parser, called: str, arguments: Sequence[str]) -> dict[str, Any]:
@@ -107,8 +137,11 @@ def _arguments(parser: _Parser, argv: Sequence[str]) -> dict[str, Any]:
     """What the arguments give, by name of the option; nothing for an option that is not there."""
     namespace, unknown = parser.parse_known_args(list(argv))
     if unknown:
-        flags = list(parser._option_string_actions)
-        remedy = did_you_mean(unknown[0].split("=")[0], flags, "--help lists the options")
+        word, *_ = unknown[0].split("=")
+        if word in preset_names():
+            remedy = f"did you mean --preset {word}?"
+        else:
+            remedy = did_you_mean(word, parser._option_string_actions, "--help lists the options")
         raise ConfigError(f"{unknown[0]}: there is no such option; {remedy}")
     return vars(namespace)
 

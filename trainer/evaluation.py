@@ -27,17 +27,25 @@ def evaluate(job: Job) -> dict[str, Any]:
 
     Each process takes its share of the images. One network is evaluated: all have the batch
     normalisation statistics of worker 0 (--bn-eval rank0, as a checkpoint of its would hold), or
-    those of all workers pooled (--bn-eval mean).
+    those of all workers pooled (--bn-eval mean). Where weights are averaged (--ema), their average
+    is tested as well, with worker 0's averaged statistics.
     """
     network = job.model.module
     if job.config.bn_eval == "mean":
         statistics = mean_statistics(job.virtual.statistics(), job.comm)
     else:
         statistics = rank0_statistics(network, job.comm)
-    with wearing(network, statistics):
-        counts = count_errors(network, job.feed.test(), job.normalize, job.comm)
+    counts = _of_network(job, network, statistics)
+    if job.average:
+        averaged = rank0_statistics(job.average.module, job.comm)
+        counts["average_error"] = _of_network(job, job.average.module, averaged)["test_error"]
     job.last_test = {"iteration": job.iteration, "epoch": job.progress, **counts}
     return job.last_test
+
+
+def _of_network(job: Job, network: nn.Module, statistics: Statistics) -> dict[str, Any]:
+    with wearing(network, statistics), job.precision.autocast():
+        return count_errors(network, job.feed.test(), job.normalize, job.comm)
 
 
 @torch.no_grad()

@@ -11,6 +11,8 @@ from trainer.checkpoint import Facts
 from trainer.report import PHASES
 
 if TYPE_CHECKING:
+    from torch.optim.swa_utils import AveragedModel
+
     from allreduce import Communicator
     from allreduce.optim import SGD
     from allreduce.torch import DistributedDataParallel
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from trainer.data.sampler import EpochSampler
     from trainer.guard import Guard
     from trainer.options import Config
+    from trainer.precision import Precision
     from trainer.profiler import Profiler
     from trainer.saver import Saver
     from trainer.schedule import Schedule
@@ -61,10 +64,12 @@ class Job:
     config: Config
     comm: Communicator
     dataset: Dataset
+    precision: Precision
     normalize: Normalize
     sampler: EpochSampler
     model: DistributedDataParallel
     virtual: VirtualWorkers
+    average: AveragedModel | None
     optimizer: SGD
     schedule: Schedule
     guard: Guard

@@ -106,6 +106,7 @@ class RunLog(Log):
         self.say(
             f"epoch {line['epoch']:.3g}: test error {line['test_error']:.1%}, "
             f"loss {line['test_loss']:.3f} on {line['test_images']} images"
+            + (f"; average {line['average_error']:.1%}" if "average_error" in line else "")
         )
 
     def finish(self, summary: dict[str, Any]) -> None:
@@ -177,7 +178,7 @@ def open_log(job: Job, directory: Path, restart: Restart | None) -> Iterator[Log
             f"{info.train_images} training and {info.test_images} test images\n"
             f"{_workers(config)} on {job.comm.num_nodes} nodes, n = {config.batch}, "
             f"kn = {config.minibatch}, {job.last_iteration} iterations, {job.schedule}\n"
-            f"allreduce: {config.algo}, {buckets}; run directory: {directory}"
+            f"{job.precision}; allreduce: {config.algo}, {buckets}; run directory: {directory}"
         )
         if restart:
             log.say(restart.words)

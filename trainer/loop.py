@@ -56,7 +56,7 @@ def test(job: Job, log: Log) -> bool:
 def train_epoch(job: Job, log: Log) -> bool:
     """Trains from where `job` is to the end of its epoch or of the run; whether all stop before."""
     kn, smoothing = job.config.minibatch, job.config.label_smoothing
-    watch, epoch = job.watch, job.epoch
+    precision, watch, epoch = job.precision, job.watch, job.epoch
     window = Window(job)
     job.model.train()
     watch.start()
@@ -66,12 +66,15 @@ def train_epoch(job: Job, log: Log) -> bool:
         watch.lap("data")
 
         for images, labels in job.virtual.turns(*batch):  # one for each worker in here
-            logits = job.model(job.normalize(images))
+            with precision.autocast():
+                logits = job.model(job.normalize(images)).float()
+            labels = labels.to(logits.device)
             loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing) / kn
             watch.lap("forward")
 
             waited = job.model.statistics()["exposed_seconds"]
-            torch.autograd.backward(loss)  # gradients are summed over workers as backprop goes on
+            # Gradients are summed over workers while backprop goes on.
+            torch.autograd.backward(precision.scaled(loss))
             watch.lap("backward")
             watch.move(job.model.statistics()["exposed_seconds"] - waited, "backward", "exposed")
             job.guard.see(float(loss.detach()) * kn / len(labels))
@@ -83,7 +86,9 @@ def train_epoch(job: Job, log: Log) -> bool:
         for group in job.optimizer.param_groups:
             group["lr"] = job.schedule(job.iteration)
         if sound:
-            job.optimizer.step()
+            precision.step(job.optimizer)
+            if job.average:
+                job.average.update_parameters(job.model.module)
         job.optimizer.zero_grad()
         watch.lap("optimizer")
 

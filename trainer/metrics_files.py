@@ -17,7 +17,7 @@ _COLUMNS = (
     *("kind", "iteration", "epoch", "eta", "loss", "train_error", "skipped"),
     *("images_per_second", "step_p50_seconds", "step_p90_seconds"),
     *(f"{phase}_seconds" for phase in PHASES),
-    *("test_error", "test_loss", "test_images"),
+    *("test_error", "test_loss", "test_images", "average_error"),
 )
 _NEAR = 1e-9  # epochs: below any iteration, above rounding
 

@@ -30,7 +30,8 @@ _MODELS = (
 _WHAT, _DATA = "what to train", "data"
 _RATE, _SPEED = "optimizer and learning rate", "precision and speed"
 _WHO, _TALK, _KEEP, _OUT = "workers", "communication", "checkpoints", "output"
-GROUPS = (_WHAT, _DATA, _RATE, _SPEED, _WHO, _TALK, _KEEP, _OUT)  # as --help shows them
+_DRY = "dry run"
+GROUPS = (_WHAT, _DATA, _RATE, _SPEED, _WHO, _TALK, _KEEP, _OUT, _DRY)  # as --help shows them
 
 
 def _option(
@@ -93,7 +94,6 @@ class Config:
     seed: int = _option(
         0, _WHAT, "seed of initial weights, shuffling and augmentation", checks.at_least(0)
     )
-
     gamma: int = _option(
         0, _WHAT, "initial gamma of the last batch normalisation of each residual block",
         choices=(0, 1),
@@ -163,8 +163,32 @@ class Config:
     label_smoothing: float = _option(
         0.0, _RATE, "share of the target that goes to all classes alike", checks.below_one
     )
+    ema: float = _option(
+        0.0, _RATE, "decay per iteration of an average of the weights, which is tested as well, as "
+        "0.9999 (0: no average)", checks.below_one,
+    )  # fmt: skip
 
     # precision and speed
+    device: str = _option(
+        "auto", _SPEED, "where to compute; auto: on a GPU if there is one, and one process",
+        choices=("auto", "cpu", "cuda"),
+    )  # fmt: skip
+    precision: str = _option(
+        "auto", _SPEED, "f32, or autocast with weights in f32; auto: bf16 on a GPU, else f32",
+        choices=("auto", "f32", "bf16", "fp16"),
+    )  # fmt: skip
+    channels_last: str = _option(
+        "auto", _SPEED, "keep images and weights in NHWC order; auto: on a GPU (default: auto)",
+        choices=("auto", "on", "off"), nargs="?", const="on",
+    )  # fmt: skip
+    compile: bool = _option(False, _SPEED, "compile the network with torch.compile")
+    cuda_graphs: bool = _option(
+        False, _SPEED, "replay forward and backward pass as CUDA graphs, on a GPU alone"
+    )
+    deterministic: bool = _option(
+        False, _SPEED, "the same bits in each run: kernels of fixed order, a kept number of "
+        "threads, and halving_doubling for --algo auto",
+    )  # fmt: skip
 
     # workers
     workers: int = _option(
@@ -247,8 +271,22 @@ class Config:
         checks.window, metavar="FIRST:LAST",
     )  # fmt: skip
 
+    # dry run
+    dry_run: bool = _option(
+        False, _DRY, "print the schedule, memory, traffic and expected time, and start nothing",
+        kept=False,
+    )  # fmt: skip
+    alpha: float = _option(
+        25.0, _DRY, "assumed microseconds per message between nodes", checks.above_zero, kept=False
+    )
+    gigabits: float = _option(
+        50.0, _DRY, "assumed Gbit/s of a node's network", checks.above_zero, kept=False
+    )
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "algo", _ALIASES.get(self.algo, self.algo))
+        if self.deterministic and self.algo == "auto":  # which goes by what it measures
+            object.__setattr__(self, "algo", "halving_doubling")
         object.__setattr__(self, "milestones", tuple(self.milestones))
         object.__setattr__(self, "log", tuple(self.log))
         for field in dataclasses.fields(self):

@@ -21,6 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         os.environ.update(as_torchrun(os.environ))
         config = parse(sys.argv[1:] if argv is None else argv, os.environ)
+        if config.dry_run:
+            return _dry_run(config)
         if "TRAINER_LAUNCHER" not in os.environ:  # else our launcher has looked
             data_is_there(config)
             weights_are_there(config)
@@ -32,6 +34,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"trainer: {error}", file=sys.stderr)
         return 2
     return run_worker(lambda: _work(config))
+
+
+def _dry_run(config: Config) -> int:
+    from trainer.dry_run import dry_run
+
+    print(dry_run(config))
+    return 0
 
 
 def _work(config: Config) -> int:

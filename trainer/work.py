@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
+from allreduce.optim import SGD
 from allreduce.torch import DistributedDataParallel
+from trainer.average import open_average
 from trainer.checkpoint import Checkpoints
 from trainer.config import default_directory
 from trainer.data import open_dataset
 from trainer.data.feed import open_feed
-from trainer.data.normalize import Normalize
 from trainer.data.sampler import EpochSampler
 from trainer.ending import SAVED, StopRequest
 from trainer.ghost import ghost
@@ -23,11 +25,12 @@ from trainer.metrics import summarize
 from trainer.model import build_model
 from trainer.optimizer import build_optimizer
 from trainer.options import Config
+from trainer.precision import Precision, make_deterministic
 from trainer.profiler import Profiler
 from trainer.restart import restart
 from trainer.saver import Saver
 from trainer.schedule import Schedule
-from trainer.state import RandomStates, States, seed_all
+from trainer.state import Holder, RandomStates, States, seed_all
 from trainer.virtual import VirtualWorkers
 from trainer.weights import load_weights
 from trainer.worker import join_group, leave_group
@@ -42,7 +45,9 @@ def work(config: Config) -> int:
     """
     request = StopRequest()
     request.listen()
+    make_deterministic(config)
     comm = join_group(config)
+    precision = Precision(config)
     dataset = open_dataset(config.source)
     sampler = EpochSampler(
         size=dataset.info.train_images,
@@ -52,27 +57,29 @@ def work(config: Config) -> int:
         seed=config.seed,
     )
     seed_all(config.seed)  # the same initial weights on every worker
+    network = _network(config, dataset.info.num_classes, precision)
+    average = open_average(network, config.ema)
     model = DistributedDataParallel(
-        _network(config, dataset.info.num_classes),
+        network,
         bucket_bytes=config.bucket_bytes,
         op="sum",  # losses are divided by kn, so gradients are summed (Remark 3)
         algo=config.algo,
     )
-    optimizer = build_optimizer(config, model.module)
+    optimizer = build_optimizer(config, network)
     virtual = VirtualWorkers(model, count=config.workers_virtual, rank=comm.rank)
-    states = States(
-        common={"model": model.module, "optimizer": optimizer},
-        workers={"statistics": virtual, "random": RandomStates(virtual.workers)},
-    )
+    precision.speed_up(network, config)
+    states = _states(network, optimizer, virtual, average, precision)
     directory = Path(config.out or default_directory())
     job = Job(
         config=config,
         comm=comm,
         dataset=dataset,
-        normalize=Normalize(dataset.info),
+        precision=precision,
+        normalize=precision.normalize(dataset.info),
         sampler=sampler,
         model=model,
         virtual=virtual,
+        average=average,
         optimizer=optimizer,
         schedule=Schedule.from_config(config, sampler.iterations),
         guard=Guard(config, comm, virtual.state_dict().values(), dataset.info.num_classes, request),
@@ -90,10 +97,31 @@ def work(config: Config) -> int:
     return 0 if job.complete else SAVED
 
 
-def _network(config: Config, num_classes: int) -> nn.Module:
+def _states(
+    network: nn.Module,
+    optimizer: SGD,
+    virtual: VirtualWorkers,
+    average: AveragedModel | None,
+    precision: Precision,
+) -> States:
+    """What checkpoints hold."""
+    common: dict[str, Holder] = {"model": network, "optimizer": optimizer}
+    if average:
+        common["average"] = average
+    if precision.scaler.is_enabled():
+        common["scaler"] = precision.scaler
+    workers: dict[str, Holder] = {
+        "statistics": virtual,
+        "random": RandomStates(virtual.workers),
+    }
+    return States(common=common, workers=workers)
+
+
+def _network(config: Config, num_classes: int, precision: Precision) -> nn.Module:
     network = build_model(config.model, num_classes, config.gamma)
     if config.weights:
         load_weights(network, config.weights)
+    precision.place(network)
     if config.ghost_bn:
         ghost(network, config.workers_virtual)
     return network

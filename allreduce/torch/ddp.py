@@ -33,7 +33,7 @@ class DistributedDataParallel(nn.Module):
     overwrites: copy what you keep. Buffers, batch normalisation statistics among them, stay local.
 
     Args:
-        module: on the CPU, with the same parameters on every rank.
+        module: on the CPU, with the same parameters on every rank; of a single rank, anywhere.
         process_group: of backend "hier"; None for the default group.
         bucket_bytes: most bytes of a bucket; 0 reduces each gradient by itself. "auto" measures the
             first backward passes, then takes what should end first by the communicator's tuning.
@@ -72,6 +72,7 @@ class DistributedDataParallel(nn.Module):
         comm = communicator(process_group)
         if comm.world_size == 1:
             return
+        _check_devices(module)
         options = f"bucket_bytes={bucket_bytes} op={op} algo={algo} {find_unused_parameters=}"
         _check_agreement(comm, [options, *_described(module)])
         if broadcast_parameters:
@@ -131,14 +132,17 @@ class DistributedDataParallel(nn.Module):
 def _check_parameters(module: nn.Module, trained: Sequence[tuple[str, Tensor]]) -> None:
     if not trained:
         raise UsageError("module: none of its parameters requires a gradient; nothing to reduce")
+    for name, parameter in trained:
+        check_dtype(name, parameter)
+
+
+def _check_devices(module: nn.Module) -> None:
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         if tensor.device.type != "cpu":
             raise UsageError(
                 f"module: {name} is on {tensor.device}; hier works on CPU tensors so far, use "
                 "module.cpu()"
             )
-    for name, parameter in trained:
-        check_dtype(name, parameter)
 
 
 def _described(module: nn.Module) -> list[str]:

@@ -28,7 +28,7 @@ def recipe(config: Config) -> dict[str, object]:
 
 @pytest.mark.parametrize("name", preset_names())
 def test_every_preset_is_a_configuration(name: str) -> None:
-    parse(["--preset", name], {})
+    parse(["--preset", name, "--dry-run"], {})
 
 
 def test_the_preset_digits_is_what_runs_without_options() -> None:

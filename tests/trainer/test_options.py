@@ -45,6 +45,19 @@ def test_buckets_may_be_auto() -> None:
     assert parse(config.to_argv(), {}) == config
 
 
+def test_deterministic_keeps_threads_and_a_fixed_algorithm() -> None:
+    config = parse(["--deterministic"], {})
+    assert config.threads >= 1
+    assert config.algo == "halving_doubling"
+    assert parse(["--deterministic", "--algo", "ring"], {}).algo == "ring"
+    assert parse(config.to_argv(), {}) == config
+
+
+def test_channels_last_may_stand_alone() -> None:
+    assert parse(["--channels-last"], {}).channels_last == "on"
+    assert parse(["--channels-last=off"], {}).channels_last == "off"
+
+
 def test_one_worker_is_one_node() -> None:
     assert parse(["--workers", "1"], {}).nodes == 1
 
@@ -99,7 +112,7 @@ REFUSALS = [
     (["--save-every", "0"], "--save-every 0: give a whole number from 1 up"),
     (["--save-every", "often"], "--save-every: often: give a number of iterations, epoch or never"),
     (["--keep", "-1"], "--keep -1: give a whole number from 0 up"),
-    (["--resume", ""], "--resume : give a value"),
+    (["--resume", ""], "--resume: give a value"),
     (["--on-bad-loss", "pray"], "--on-bad-loss: invalid choice: 'pray'"),
     (["--max-loss", "-1"], "--max-loss -1.0: give a number from 0 up"),
     (["--log", "tensorboard,excel"], "--log tensorboard,excel: choose from tensorboard, wandb"),
@@ -109,7 +122,30 @@ REFUSALS = [
     (["--machines", "2", "--machine", "2"], "--machine 2: give 0 to 1"),
     (["--master", "node1"], "--master node1: give HOST:PORT, as node1:29500"),
     (["--algoo", "ring"], "--algoo: there is no such option; did you mean --algo?"),
-    (["digits"], "digits: there is no such option; --help lists the options"),
+    (["digits"], "digits: there is no such option; did you mean --preset digits?"),
+    (["zzz"], "zzz: there is no such option; --help lists the options"),
+    (["--device", "tpu"], "--device: invalid choice: 'tpu' .*cuda"),
+    (
+        ["--device", "cuda"],
+        "--device cuda: hier reduces CPU tensors so far, .* --workers-virtual 4 runs all workers",
+    ),
+    (["--precision", "fp8"], "--precision: invalid choice: 'fp8' .*bf16"),
+    (["--channels-last=maybe"], "--channels-last: invalid choice: 'maybe' .*on"),
+    (["--cuda-graphs", "--device=cpu"], "--cuda-graphs: needs a GPU, not --device cpu"),
+    (["--cuda-graphs", "--compile"], "--cuda-graphs: goes not with --compile; leave one out"),
+    (
+        ["--cuda-graphs", "--workers-virtual", "2", "--workers", "2"],
+        "--cuda-graphs: goes with virtual workers only by --ghost-bn",
+    ),
+    (
+        ["--deterministic", "--bucket-bytes", "auto"],
+        "--bucket-bytes auto: goes by times; with --deterministic give a number",
+    ),
+    (["--world", "8"], "--world 8: belongs to --dry-run; --workers starts so many workers"),
+    (["--dry-run", "--world", "8", "--workers", "4"], "--world 8: is the same as --workers 4"),
+    (["--dry-run", "--world", "0"], "--workers 0: give a whole number from 1 up"),
+    (["--dry-run", "--alpha", "0"], "--alpha 0.0: give a number above 0"),
+    (["--dry-run", "--gigabits", "-1"], "--gigabits -1.0: give a number above 0"),
     (["--batch"], "--batch: expected one argument"),
 ]
 

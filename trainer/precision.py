@@ -1,0 +1,125 @@
+"""Where and in which precision a process computes, and what makes its step fast or repeatable."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer
+
+from trainer.data import DatasetInfo
+from trainer.data.normalize import Normalize
+from trainer.options import Config, ConfigError
+
+__all__ = ["Precision", "make_deterministic"]
+
+Autocast = contextlib.AbstractContextManager[Any]
+
+_AUTOCAST = {"f32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Precision:
+    """Device, dtype and memory order of a process's computation, and its loss scaler.
+
+    Weights, gradients and everything that is reduced or averaged stay in float32; with bf16 and
+    fp16 the network runs under autocast. fp16 scales the loss so that small gradients do not
+    vanish. Gradients are unscaled and looked at after they are reduced, when they are the same on
+    all processes: an overflow on any one becomes one on all, and all skip the update and lower the
+    scale alike.
+
+    device: a torch.device. dtype: of the network's input. memory_format: of images and weights.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.device = _device(config)
+        on_gpu = self.device.type == "cuda"
+        name = config.precision
+        self.name = ("bf16" if on_gpu else "f32") if name == "auto" else name
+        last = on_gpu if config.channels_last == "auto" else config.channels_last == "on"
+        self.memory_format = torch.channels_last if last else torch.contiguous_format
+        self._dtype = _AUTOCAST[self.name]
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.name == "fp16")
+        if config.cuda_graphs and not on_gpu:
+            raise ConfigError("--cuda-graphs: there is no GPU here; leave it out")
+
+    def __str__(self) -> str:
+        order = ", channels last" if self.memory_format is torch.channels_last else ""
+        words = f"{self.device.type}, {self.name}{order}"
+        if self.device.type == "cpu" and torch.cuda.is_available():
+            words += " (hier reduces CPU tensors so far: on a GPU a job is one process, with "
+            words += "--workers-virtual)"
+        return words
+
+    def place(self, network: nn.Module) -> nn.Module:
+        """Moves the network to the device, its convolutions in the memory order; gives it back."""
+        return network.to(device=self.device, memory_format=self.memory_format)  # type: ignore[call-overload, no-any-return]
+
+    def normalize(self, info: DatasetInfo) -> Normalize:
+        """What makes the network's input of uint8 images, on the device and in the order."""
+        return Normalize(info, device=self.device, memory_format=self.memory_format)
+
+    def autocast(self) -> Autocast:
+        """Inside, the network computes in the precision."""
+        if self._dtype is None:
+            return contextlib.nullcontext()
+        # Graphs keep addresses, so the copies of the weights may not be kept for the next call.
+        return torch.autocast(self.device.type, self._dtype, cache_enabled=False)
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        """What to call the backward pass on."""
+        return self.scaler.scale(loss)
+
+    def step(self, optimizer: Optimizer) -> None:
+        """The optimizer's step, on gradients without the scale; none where they overflowed."""
+        self.scaler.step(optimizer)
+        self.scaler.update()
+
+    def speed_up(self, network: nn.Module, config: Config) -> None:
+        """Compiles the network, or records it as CUDA graphs, if the options ask for it.
+
+        Its names and its calls stay as they were. Do it once it is placed and wrapped.
+        """
+        if config.compile:
+            network.compile()
+        if config.cuda_graphs:
+            _record(network, self.autocast)
+
+
+def make_deterministic(config: Config) -> None:
+    """Has torch refuse, or replace, what does not give the same bits twice, if asked to."""
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA starts
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+
+
+def _device(config: Config) -> torch.device:
+    there = torch.cuda.is_available()
+    if config.device == "cuda" and not there:
+        raise ConfigError("--device cuda: torch finds no GPU here; leave it out, or give cpu")
+    if config.device == "cpu" or not there or config.processes > 1:
+        return torch.device("cpu")
+    torch.backends.cudnn.benchmark = not config.deterministic  # shapes do not change
+    return torch.device("cuda")
+
+
+def _record(network: nn.Module, autocast: Callable[[], Autocast]) -> None:
+    """Replaces forward by one that records graphs at its first training batch, and replays them."""
+    eager = network.forward
+
+    def first(images: Tensor) -> Any:
+        if not network.training:
+            return eager(images)
+        network.forward = eager
+        buffers = [buffer.clone() for buffer in network.buffers()]
+        with autocast():
+            torch.cuda.make_graphed_callables(network, (images.clone(),))
+        for buffer, before in zip(network.buffers(), buffers, strict=True):
+            buffer.copy_(before)  # recording has run batches of its own
+        return network(images)
+
+    network.forward = first
