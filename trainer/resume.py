@@ -24,9 +24,13 @@ _FREE = {
     *("out", "resume", "save_every", "keep", "log", "log_every", "profile", "max_iterations"),
     *("workers", "workers_virtual", "nodes", "machines", "machine", "master", "timeout"),
     *("on_bad_loss", "max_loss", "data_dir", "data_workers", "bn_eval"),
-    *("threads", "algo", "bucket_bytes", "ghost_bn"),
+    *("dry_run", "alpha", "gigabits"),
 }
-_CHANGE_BITS = {"threads", "algo", "bucket_bytes", "ghost_bn"}  # not free if deterministic
+# Free likewise, unless the run is deterministic.
+_CHANGE_BITS = {
+    *("threads", "algo", "bucket_bytes", "ghost_bn"),
+    *("device", "channels_last", "compile", "cuda_graphs"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +123,7 @@ def _check(config: Config, path: Path, facts: Facts) -> None:
 
 
 def _differences(config: Config, before: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    free = _FREE - (_CHANGE_BITS if getattr(config, "deterministic", False) else set())
+    free = _FREE if config.deterministic else _FREE | _CHANGE_BITS
     now = json.loads(json.dumps(dataclasses.asdict(config)))
     for field in dataclasses.fields(config):
         name = field.name
