@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,12 +13,15 @@ from trainer.data import DATASETS, DataError, DatasetInfo, describe
 if TYPE_CHECKING:
     from trainer.options import Config
 
+_PROCESSES, _PROCESSES_OF_A_CORE = 64, 4  # more than these on a machine are a mistake
+
 __all__ = [
     "TOGETHER",
     "ConfigError",
     "Remedy",
     "data_is_there",
     "flag",
+    "machine_holds",
     "refusal",
     "weights_are_there",
 ]
@@ -125,7 +129,7 @@ def address(value: str) -> str | None:
 
 
 def _warmup_fits(config: Config) -> None:
-    if not config.warmup_epochs <= config.epochs:
+    if config.warmup != "none" and config.warmup_epochs > config.epochs:
         raise refusal("warmup_epochs", config.warmup_epochs, f"give 0 to --epochs {config.epochs}")
 
 
@@ -212,6 +216,17 @@ def _machines_fit(config: Config) -> None:
         )
     if config.machines > 1 and not config.master:
         raise refusal("machines", config.machines, "add --master HOST:PORT, of machine 0")
+
+
+def machine_holds(config: Config) -> None:
+    """Refuses to start far more processes here than there are cores; ConfigError."""
+    processes, cores = config.processes // config.machines, len(os.sched_getaffinity(0))
+    if processes > max(_PROCESSES, _PROCESSES_OF_A_CORE * cores):
+        raise refusal(
+            "workers", config.workers,
+            f"would start {processes} processes on this machine of {cores} cores; give --machines, "
+            "a launcher or --workers-virtual, or look at the job by --dry-run",
+        )  # fmt: skip
 
 
 # Called with a configuration whose values are right one by one; ConfigError if they clash.

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from trainer.evaluation import evaluate
 from trainer.guard import BadLoss
@@ -15,7 +16,7 @@ from trainer.metrics import Window
 if TYPE_CHECKING:
     from trainer.log import Log
 
-__all__ = ["test", "train", "train_epoch"]
+__all__ = ["share_of_loss", "test", "train", "train_epoch"]
 
 
 def train(job: Job, log: Log) -> None:
@@ -55,8 +56,8 @@ def test(job: Job, log: Log) -> bool:
 
 def train_epoch(job: Job, log: Log) -> bool:
     """Trains from where `job` is to the end of its epoch or of the run; whether all stop before."""
-    kn, smoothing = job.config.minibatch, job.config.label_smoothing
-    precision, watch, epoch = job.precision, job.watch, job.epoch
+    kn, epoch = job.config.minibatch, job.epoch
+    precision, watch = job.precision, job.watch
     window = Window(job)
     job.model.train()
     watch.start()
@@ -69,7 +70,7 @@ def train_epoch(job: Job, log: Log) -> bool:
             with precision.autocast():
                 logits = job.model(job.normalize(images)).float()
             labels = labels.to(logits.device)
-            loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing) / kn
+            loss = share_of_loss(logits, labels, kn, job.config.label_smoothing)
             watch.lap("forward")
 
             waited = job.model.statistics()["exposed_seconds"]
@@ -107,3 +108,11 @@ def train_epoch(job: Job, log: Log) -> bool:
         if pause:
             break
     return job.guard.stopping
+
+
+def share_of_loss(logits: Tensor, labels: Tensor, kn: int, smoothing: float = 0.0) -> Tensor:
+    """One worker's share of the loss: its images' cross entropy over kn, not n (Remark 3).
+
+    Gradients of the shares of all workers, summed, are those of the mean over the minibatch.
+    """
+    return F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing) / kn

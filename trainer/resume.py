@@ -24,7 +24,7 @@ _FREE = {
     *("out", "resume", "save_every", "keep", "log", "log_every", "profile", "max_iterations"),
     *("workers", "workers_virtual", "nodes", "machines", "machine", "master", "timeout"),
     *("on_bad_loss", "max_loss", "data_dir", "data_workers", "bn_eval"),
-    *("dry_run", "alpha", "gigabits"),
+    *("dry_run", "alpha", "gigabits", "weights"),
 }
 # Free likewise, unless the run is deterministic.
 _CHANGE_BITS = {

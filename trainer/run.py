@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from trainer.checks import data_is_there, weights_are_there
+from trainer.checks import data_is_there, machine_holds, weights_are_there
 from trainer.config import parse
 from trainer.launch import launch, run_worker
 from trainer.launchers import as_torchrun
@@ -27,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             data_is_there(config)
             weights_are_there(config)
         if "RANK" not in os.environ:
+            machine_holds(config)
             return launch(config)
         if os.environ["RANK"] == "0":
             begin(config)  # refuses before the others are waited for

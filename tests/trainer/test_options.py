@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from trainer.checks import weights_are_there
+from trainer.checks import machine_holds, weights_are_there
 from trainer.config import parse
 from trainer.options import ALGORITHMS, GROUPS, Config, ConfigError
 
@@ -155,6 +155,18 @@ def test_a_mistake_is_refused_in_one_line(argv: list[str], message: str) -> None
     with pytest.raises(ConfigError, match=message) as caught:
         parse(argv, {})
     assert "\n" not in str(caught.value)
+
+
+def test_a_job_for_many_machines_is_not_started_on_one() -> None:
+    config = parse(["--data=synthetic", "--workers=4096", "--batch=8"], {})
+    with pytest.raises(ConfigError, match="--workers 4096: would start 4096 processes on this"):
+        machine_holds(config)
+    machine_holds(parse(["--data=synthetic", "--workers-virtual=4096", "--batch=8"], {}))
+    machine_holds(parse(["--workers=32"], {}))
+
+
+def test_without_warmup_its_length_does_not_matter() -> None:
+    assert parse(["--warmup=none", "--warmup-epochs=9"], {}).warmup == "none"
 
 
 def test_weights_that_are_not_there_are_refused_before_any_worker_starts() -> None:
