@@ -96,8 +96,6 @@ def test_a_path_that_is_no_checkpoint_is_refused(tmp_path: Path, name: str) -> N
 def test_threads_may_differ_unless_the_run_is_deterministic(tmp_path: Path) -> None:
     path = saved(tmp_path)
     assert begin(asked(tmp_path, threads=3)).candidates == (path,)
-    if not hasattr(NOW, "deterministic"):
-        pytest.skip("there is no --deterministic yet")
     saved(tmp_path, 2, deterministic=True)
     with pytest.raises(ConfigError, match="--threads 3"):
         begin(asked(tmp_path, threads=3, deterministic=True))

@@ -195,7 +195,13 @@ def weights(tmp_path_factory: pytest.TempPathFactory):
         out = folder / f"{virtual}"
         command = [
             *(sys.executable, str(script), "--model=resnet8", "--workers=4", "--batch=8"),
-            *(f"--workers-virtual={virtual}", "--threads=1", "--max-iterations=20", "--epochs=1"),
+            *(
+                f"--workers-virtual={virtual}",
+                "--threads=1",
+                "--deterministic",
+                "--max-iterations=20",
+                "--epochs=1",
+            ),
             *("--algo=halving_doubling", "--lr=0.4", f"--out={out}"),
         ]
         done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
