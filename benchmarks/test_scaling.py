@@ -6,8 +6,7 @@ step takes longer than without communication; where all cores compute, it cannot
 CPU time that the communication takes. Overlap is the part of the communication that is hidden:
 1 - exposed / alone, where alone is the time of the same reductions with nothing else to compute.
 It is negative where a step pays more than that, with copies and cold caches. Stock DDP takes the
-bucket size that was best for it on Gloo, measured before; at 8 ranks, where a step takes long, the
-one that was best at 4.
+bucket size that was best for it on Gloo, measured before.
 """
 
 from __future__ import annotations
@@ -22,8 +21,7 @@ from benchmarks.training import BUCKETS_MB, WAYS, Times, run_job
 
 MODEL, IMAGES = "resnet50", 8
 _ROUNDS = {1: 3, 2: 7, 4: 5}  # by ranks
-_TRIED = {2: BUCKETS_MB, 4: BUCKETS_MB}  # MB of a bucket
-_DEFAULT_MB = 25
+_DEFAULT_MB = 25  # of a bucket of stock DDP; one rank alone reduces nothing
 pytestmark = pytest.mark.timeout(450)
 _HEADER = (
     f"{MODEL}, {IMAGES} images a rank; ranks   way   images/s   efficiency   exposed ms"
@@ -35,26 +33,17 @@ _TARGET = 1 / 3
 _EXPOSED = f"exposed communication, hier's DDP / stock DDP on Gloo: target <= {_TARGET:.2f}"
 
 
-@pytest.fixture(scope="module")
-def best() -> list[int]:
-    """Return MB of the buckets that were best so far."""
-    return [_DEFAULT_MB]
-
-
 @pytest.mark.parametrize("ranks", _ROUNDS)
-def test_training_step(
-    ranks: int, best: list[int], benchmark, report: Report, pytestconfig: Any
-) -> None:
+def test_training_step(ranks: int, benchmark, report: Report, pytestconfig: Any) -> None:
     """Time the step of each way in turn; report medians of pairs."""
-    tried = _TRIED.get(ranks, best[-1:])
+    tried = list(BUCKETS_MB) if ranks > 1 else [_DEFAULT_MB]
     job = {"model": MODEL, "images": IMAGES, "rounds": _ROUNDS[ranks], "buckets_mb": tried}
     if pytestconfig.getoption("benchmark_disable"):
         if ranks != 2:
             pytest.skip("a smoke run looks at two ranks")
         job |= {"model": "resnet18", "rounds": 1, "buckets_mb": tried[:2]}
     times: Times = benchmark.pedantic(run_job, args=(ranks,), kwargs=job)
-    if len(tried) > 1:
-        best.append(times.bucket_mb)
+    if ranks > 1:
         row = "".join(f"   {mb} MB {s * 1e3:.0f}" for mb, s in times.buckets.items())
         report.row(_BUCKETS, f"{ranks:>5} ranks{row}   took {times.bucket_mb} MB")
     found = {way: _write(times, way, ranks, report) for way in WAYS}
