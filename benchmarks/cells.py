@@ -14,7 +14,7 @@ from benchmarks.farms import Farm
 from benchmarks.layouts import Layout
 from benchmarks.worlds import Round
 
-SECONDS = 0.2  # that a player gets in a cell of a sweep, over all rounds
+SECONDS = 0.15  # that a player gets in a cell of a sweep, over all rounds
 _ROUNDS = 5
 _FEWER_ROUNDS = 3  # where one takes long
 _LONG = 2.0

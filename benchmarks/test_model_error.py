@@ -37,7 +37,7 @@ _SETUPS = (
 _SIZES = (4 * _KIB, 64 * _KIB, 512 * _KIB, 2 * _MIB)
 _ALGORITHMS = ("ring", "halving_doubling", "recursive_doubling", "circulant")
 _SMALL, _LARGE = _KIB, 4 * _MIB  # of the ring, that figures are fitted to
-_SECONDS = 0.3  # that an algorithm gets for a size
+_SECONDS = 0.2  # that an algorithm gets for a size
 _SEGMENT = (256 << 10) // 4  # elements; the communicator's default
 
 _TIMES = (
