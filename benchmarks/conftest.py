@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import warnings
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from allreduce._bench_machine import cpu_name
+from allreduce._build import require_core
 from benchmarks import floors as floors_module
 from benchmarks import tables, targets
 from benchmarks.casts import Casts
@@ -61,8 +63,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Start the report of this run."""
+    """Start the report of this run, unless it would be of another core than the commit's."""
     config.stash[REPORT] = Report()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        try:
+            require_core()
+        except RuntimeWarning as stale:
+            raise pytest.UsageError(str(stale)) from None
 
 
 @pytest.fixture(scope="session")
