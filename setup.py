@@ -76,7 +76,7 @@ def compile_objects(sources: list[Path], compiler: list[str], folder: Path) -> l
     for source in sources:
         name = source.relative_to(CSRC)
         output = folder / name.with_suffix(name.suffix + ".o")
-        extra = [f"-I{CSRC}"]
+        extra = [f"-I{CSRC}", *build.cuda_gates(source)]
         if name.parts[0] == "python":
             extra += includes
         if name == Path("python/module.cc"):

@@ -274,6 +274,20 @@ def cuda_flags() -> list[str]:
     return flags
 
 
+def cuda_gates(source: Path) -> list[str]:
+    """Flags that make ptxas refuse what costs a kernel its speed, where warnings are errors.
+
+    Spills and other local memory, anywhere; double arithmetic, but in the files that are named
+    *_f64.cu.
+    """
+    if os.environ.get("HIER_WERROR") != "1" or source.suffix != ".cu":
+        return []
+    gates = ["--warn-on-local-memory-usage", "--warn-on-spills", "--warning-as-error"]
+    if not source.stem.endswith("_f64"):
+        gates.append("--warn-on-double-precision-use")
+    return [f"-Xptxas={gate}" for gate in gates]
+
+
 def require_core() -> ModuleType:
     """Imports and returns allreduce._C.
 

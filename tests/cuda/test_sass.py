@@ -1,0 +1,61 @@
+"""The kernels' machine code: wide loads, nothing in local memory, no read that bypasses coherence.
+
+A peer writes what a kernel reads, so the loads that the compiler may take for data that nobody
+writes (LDG with .CONSTANT) would read stale values, on several GPUs only.
+"""
+
+import json
+
+import pytest
+import sass
+
+SLACK = 8  # registers that another release of nvcc may take more
+
+pytestmark = pytest.mark.timeout(120)
+
+
+@pytest.fixture(scope="module")
+def kernels() -> dict[str, sass.Kernel]:
+    cuobjdump = sass.find_cuobjdump()
+    if not sass.BUILT.exists():
+        pytest.skip("built without CUDA: no machine code to look at")
+    if cuobjdump is None:
+        pytest.skip(f"no cuobjdump: {sass.REMEDY}")
+    return sass.read(cuobjdump, sass.BUILT)
+
+
+def violations(kernels: dict[str, sass.Kernel], pattern: str) -> list[str]:
+    return [name for name, kernel in kernels.items() if kernel.count(pattern)]
+
+
+def test_every_kernel_moves_16_bytes_at_a_time(kernels: dict[str, sass.Kernel]) -> None:
+    for access in (r"LDG?\.E.*\.128", r"STG?\.E.*\.128"):
+        assert not [name for name, kernel in kernels.items() if kernel.count(access) == 0]
+
+
+def test_no_kernel_uses_local_memory(kernels: dict[str, sass.Kernel]) -> None:
+    assert not violations(kernels, r"(LDL|STL)\b")
+    assert not [name for name, kernel in kernels.items() if kernel.stack_bytes]
+
+
+def test_no_load_bypasses_coherence(kernels: dict[str, sass.Kernel]) -> None:
+    assert not violations(kernels, sass.NON_COHERENT)
+
+
+def test_double_arithmetic_is_where_it_is_meant(kernels: dict[str, sass.Kernel]) -> None:
+    doubles = violations(kernels, r"D(ADD|MUL|FMA|SETP|MNMX)\b")
+    assert doubles
+    assert all("Plain<double>" in name for name in doubles)
+
+
+def test_registers_keep_to_the_baseline(kernels: dict[str, sass.Kernel]) -> None:
+    baseline: dict[str, int] = json.loads(sass.BASELINE.read_text())
+    known, built = ({name.split()[0] for name in names} for names in (baseline, kernels))
+    here = {name: kernel for name, kernel in kernels.items() if name.split()[0] in known}
+    assert here.keys() == {name for name in baseline if name.split()[0] in built}
+    grown = {
+        name: (baseline[name], kernel.registers)
+        for name, kernel in here.items()
+        if kernel.registers > baseline[name] + SLACK
+    }
+    assert not grown

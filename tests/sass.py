@@ -1,0 +1,107 @@
+"""The machine code of allreduce._cuda, as NVIDIA's cuobjdump prints it: opcodes and registers.
+
+    PYTHONPATH=tests python -m sass      # writes the baseline anew; nvcc and cuobjdump needed
+
+A kernel is named "sm_90 reduce_kernel<Float16, Sum, 2>".
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from allreduce import _build
+
+BASELINE = Path(__file__).parent / "cuda/sass_baseline.json"
+BUILT = Path(_build.__file__).parent / f"_cuda{_build.EXT_SUFFIX}"
+NON_COHERENT = r"LDG?\.E.*\.CONSTANT"  # a load of what, as the compiler was told, nobody writes
+REMEDY = "pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernel:
+    """Every opcode of a kernel, with its suffixes, and the registers and stack of a thread."""
+
+    opcodes: tuple[str, ...]
+    registers: int
+    stack_bytes: int
+
+    def count(self, pattern: str) -> int:
+        """How many opcodes match, from their beginning."""
+        return sum(1 for opcode in self.opcodes if re.match(pattern, opcode))
+
+
+def find_cuobjdump() -> Path | None:
+    """cuobjdump of the PATH, beside nvcc, or of pip's nvidia packages."""
+    nvcc = _build.find_nvcc()
+    folders = [Path(entry, "nvidia/cu13/bin") for entry in sys.path if entry]
+    folders += [nvcc.resolve().parent] if nvcc else []
+    found = [folder / "cuobjdump" for folder in folders]
+    if on_path := shutil.which("cuobjdump"):
+        found.insert(0, Path(on_path))
+    return next((tool for tool in found if os.access(tool, os.X_OK)), None)
+
+
+def _print(cuobjdump: Path, option: str, *, file: Path) -> str:
+    path = f"{cuobjdump.parent}{os.pathsep}{os.environ.get('PATH', '')}"  # of nvdisasm
+    command = [str(cuobjdump), option, str(file)]
+    done = subprocess.run(
+        command, env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=120
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def _readable(text: str) -> str:
+    done = subprocess.run(["c++filt"], input=text, capture_output=True, text=True, timeout=60)
+    done.check_returncode()
+    plain = re.sub(r"\bhier::cuda::", "", done.stdout)
+    plain = re.sub(r"\bvoid (?=\w+<)", "", plain)
+    return re.sub(r"\(ReduceArgs\)|\(int\)", "", plain)
+
+
+def read(cuobjdump: Path, file: Path) -> dict[str, Kernel]:
+    """All kernels of a library, of every architecture that it has machine code for."""
+    opcodes: dict[str, list[str]] = {}
+    arch = name = ""
+    for line in _readable(_print(cuobjdump, "-sass", file=file)).splitlines():
+        if found := re.match(r"\s*arch = (sm_\w+)", line):
+            arch = found[1]
+        elif found := re.match(r"\s*Function : (.+)", line):
+            name = f"{arch} {found[1].strip()}"
+            opcodes[name] = []
+        elif found := re.match(r"\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", line):
+            opcodes[name].append(found[1])
+    resources: dict[str, tuple[int, int]] = {}
+    for line in _readable(_print(cuobjdump, "-res-usage", file=file)).splitlines():
+        if found := re.match(r"\s*arch = (sm_\w+)", line):
+            arch = found[1]
+        elif found := re.match(r"\s*Function (.+):$", line):
+            name = f"{arch} {found[1].strip()}"
+        elif found := re.search(r"REG:(\d+) STACK:(\d+)", line):
+            resources[name] = int(found[1]), int(found[2])
+    return {
+        name: Kernel(
+            opcodes=tuple(codes), registers=resources[name][0], stack_bytes=resources[name][1]
+        )
+        for name, codes in opcodes.items()
+    }
+
+
+def main() -> None:
+    """Writes the registers of every kernel as the baseline."""
+    cuobjdump = find_cuobjdump()
+    if cuobjdump is None:
+        sys.exit(f"no cuobjdump: {REMEDY}")
+    kernels = read(cuobjdump, BUILT)
+    registers = {name: kernels[name].registers for name in sorted(kernels)}
+    BASELINE.write_text(json.dumps(registers, indent=0) + "\n")
+
+
+if __name__ == "__main__":
+    main()
