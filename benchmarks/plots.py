@@ -51,8 +51,9 @@ def scaling(lines: Sequence[str]) -> str:
         values = {
             w: [found[r, w][column] if (r, w) in found else None for r in ranks] for w in ways
         }
-        high = max((v for w in shown for v in values[w] if v is not None), default=1.0)
-        made = Panel(title=title, x_title="ranks on one node", y_title=unit, y_ticks=steps(high))
+        high = max((v for w in shown for v in values[w] if v is not None), default=0.0)
+        ticks = steps(high if high > 0 else 1.0)  # all may be below 0, where nothing is drawn
+        made = Panel(title=title, x_title="ranks on one node", y_title=unit, y_ticks=ticks)
         made.bars(
             [str(r) for r in ranks],
             {w: values[w] if w in shown else [None] * len(ranks) for w in ways},
