@@ -250,14 +250,19 @@ def backend_command(csrc: Path, torch: Torch, core: Path, output: Path) -> tuple
 
 
 def find_nvcc() -> Path | None:
-    """nvcc of $CUDA_HOME, $CUDA_PATH, the PATH, /usr/local/cuda or pip's nvidia packages."""
+    """nvcc, wherever find_cuda_tool finds it."""
+    return find_cuda_tool("nvcc")
+
+
+def find_cuda_tool(name: str) -> Path | None:
+    """A tool of $CUDA_HOME, $CUDA_PATH, the PATH, /usr/local/cuda or pip's nvidia packages."""
     roots = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
-    found = [Path(root, "bin/nvcc") for root in roots if root]
-    if on_path := shutil.which("nvcc"):
+    found = [Path(root, "bin", name) for root in roots if root]
+    if on_path := shutil.which(name):
         found.append(Path(on_path))
-    found.append(Path("/usr/local/cuda/bin/nvcc"))
-    found += [Path(entry, "nvidia/cu13/bin/nvcc") for entry in sys.path if entry]
-    return next((nvcc for nvcc in found if os.access(nvcc, os.X_OK)), None)
+    found.append(Path("/usr/local/cuda/bin", name))
+    found += [Path(entry, "nvidia/cu13/bin", name) for entry in sys.path if entry]
+    return next((tool for tool in found if os.access(tool, os.X_OK)), None)
 
 
 def cuda_flags() -> list[str]:

@@ -8,7 +8,6 @@ A kernel is named "sm_90 reduce_kernel<Float16, Sum, 2>".
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -33,17 +32,6 @@ class Kernel:
     def count(self, pattern: str) -> int:
         """How many opcodes match, from their beginning."""
         return sum(1 for opcode in self.opcodes if re.match(pattern, opcode))
-
-
-def find_cuobjdump() -> Path | None:
-    """cuobjdump of the PATH, beside nvcc, or of pip's nvidia packages."""
-    nvcc = _build.find_nvcc()
-    folders = [Path(entry, "nvidia/cu13/bin") for entry in sys.path if entry]
-    folders += [nvcc.resolve().parent] if nvcc else []
-    found = [folder / "cuobjdump" for folder in folders]
-    if on_path := shutil.which("cuobjdump"):
-        found.insert(0, Path(on_path))
-    return next((tool for tool in found if os.access(tool, os.X_OK)), None)
 
 
 def _print(cuobjdump: Path, option: str, *, file: Path) -> str:
@@ -95,7 +83,7 @@ def read(cuobjdump: Path, file: Path) -> dict[str, Kernel]:
 
 def main() -> None:
     """Writes the registers of every kernel as the baseline."""
-    cuobjdump = find_cuobjdump()
+    cuobjdump = _build.find_cuda_tool("cuobjdump")
     if cuobjdump is None:
         sys.exit(f"no cuobjdump: {REMEDY}")
     kernels = read(cuobjdump, BUILT)

@@ -65,7 +65,7 @@ def test_double_arithmetic_is_allowed_by_name(tmp_path: Path) -> None:
 
 
 def test_a_non_coherent_load_is_seen(tmp_path: Path) -> None:
-    cuobjdump = sass.find_cuobjdump()
+    cuobjdump = _build.find_cuda_tool("cuobjdump")
     if cuobjdump is None:
         pytest.skip(f"no cuobjdump: {sass.REMEDY}")
     assert compile_planted(tmp_path, NON_COHERENT).returncode == 0

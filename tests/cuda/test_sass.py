@@ -9,6 +9,8 @@ import json
 import pytest
 import sass
 
+from allreduce import _build
+
 SLACK = 8  # registers that another release of nvcc may take more
 
 pytestmark = pytest.mark.timeout(120)
@@ -16,7 +18,7 @@ pytestmark = pytest.mark.timeout(120)
 
 @pytest.fixture(scope="module")
 def kernels() -> dict[str, sass.Kernel]:
-    cuobjdump = sass.find_cuobjdump()
+    cuobjdump = _build.find_cuda_tool("cuobjdump")
     if not sass.BUILT.exists():
         pytest.skip("built without CUDA: no machine code to look at")
     if cuobjdump is None:
