@@ -94,6 +94,10 @@ class Farm(World):
         """Return the figures that the communicator has measured for itself."""
         return Link(*map(float, np.frombuffer(self.ask("link")[0])))
 
+    def crowd(self) -> float:
+        """Return the ranks of a machine by its cores, which these figures assume."""
+        return float(np.frombuffer(self.ask("crowd")[0])[0])
+
 
 class Farms:
     """One farm at a time: that of the last setup ends when another is asked for."""

@@ -8,7 +8,6 @@ docs/model_error.md keeps the tables of a run, and says why they are as they are
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -78,6 +77,7 @@ class Errors:
     setup: Setup
     congestion: str
     figures: dict[str, cost.Link]
+    crowd: float  # that figures of init assume
     seconds: dict[tuple[str, int], float] = field(default_factory=dict)  # by algorithm and bytes
 
     def percent(self, algorithm: str, nbytes: int, figures: str) -> tuple[float, float]:
@@ -87,7 +87,7 @@ class Errors:
         The simulator knows none, so every link is so much slower for it.
         """
         ranks, link = self.setup.ranks, self.figures[figures]
-        crowd = max(1.0, ranks / len(os.sched_getaffinity(0))) if figures == "init" else 1.0
+        crowd = max(1.0, self.crowd) if figures == "init" else 1.0
         slower = cost.Link(link.alpha * crowd, link.beta * crowd, link.gamma * crowd)
         truth = self.seconds[algorithm, nbytes]
         model = cost.predict(algorithm, ranks, nbytes, link, crowd=crowd)
@@ -134,7 +134,7 @@ def errors(request: pytest.FixtureRequest, farms: Farms, report: Report) -> Iter
         report.row(_MEDIANS, f"{setup.network:>10} {setup.ranks:>5}  absent: {reason}")
         pytest.skip(str(reason))
     figures = {"init": farm.link(), "ring": fitted(farm)}
-    found = Errors(setup, farm.congestion, figures)
+    found = Errors(setup, farm.congestion, figures, farm.crowd())
     yield found
     found.write(report)
 
