@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from allreduce._device_arrays import DeviceArray, device_array, on_device
 from allreduce.errors import UsageError
 
 DTYPES = {
@@ -31,6 +32,7 @@ class Memory:
     count: int
     dtype: str
     owner: Any  # keeps the memory alive
+    device: DeviceArray | None = None  # None: in host memory
 
     @property
     def nbytes(self) -> int:
@@ -68,23 +70,24 @@ class _Exposed:
 
 
 def memory_of(array: Any, argument: str, rank: int, *, writable: bool = True) -> Memory:
-    """Return the memory of an array in host memory.
+    """Return the memory of an array in host or GPU memory.
 
-    array: a NumPy array, a torch CPU tensor, or an object with `__array_interface__` or DLPack.
+    array: a NumPy array, a torch tensor, or an object with `__array_interface__`,
+        `__cuda_array_interface__` or DLPack.
     writable: the core will write to it.
 
     Raises:
-        UsageError: the array is not contiguous, read-only, on a GPU, or of another dtype.
+        UsageError: the array is not contiguous, read-only, or of another dtype.
     """
     where = f"{argument} on rank {rank}"
     if isinstance(array, np.ndarray):
         return _of_numpy(array, where, writable)
+    if on_device(array):
+        found = device_array(array, where, writable=writable)
+        itemsize(found.dtype)
+        return Memory(found.address, found.count, found.dtype, array, found)
     if type(array).__module__.partition(".")[0] == "torch" and hasattr(array, "data_ptr"):
         return _of_torch(array, where)
-    if hasattr(array, "__cuda_array_interface__"):
-        raise UsageError(
-            f"{where}: is on a GPU, this group has CPU ranks only; copy it to the host first"
-        )
     if hasattr(array, "__array_interface__"):
         return _of_numpy(np.asarray(array), where, writable)
     if hasattr(array, "__dlpack__"):
@@ -99,13 +102,21 @@ def memory_of(array: Any, argument: str, rank: int, *, writable: bool = True) ->
 
 
 def copy_of(array: Any, argument: str, rank: int) -> Any:
-    """Return a contiguous copy: a torch tensor of a torch tensor, else a NumPy array.
+    """Return a contiguous copy: a torch tensor of a torch tensor, else NumPy's or CuPy's array.
 
     Raises:
         UsageError: as `memory_of`.
     """
     owner = memory_of(array, argument, rank, writable=False).owner
-    return owner.copy() if isinstance(owner, np.ndarray) else owner.detach().clone()
+    if hasattr(owner, "detach"):
+        return owner.detach().clone()
+    if not hasattr(owner, "copy"):
+        kind = type(owner).__name__
+        _refuse(
+            f"{argument} on rank {rank}",
+            f"{kind} in GPU memory has no copy(); pass CuPy's or torch's",
+        )
+    return owner.copy()
 
 
 def _of_numpy(array: np.ndarray[Any, Any], where: str, writable: bool) -> Memory:
@@ -123,8 +134,6 @@ def _of_numpy(array: np.ndarray[Any, Any], where: str, writable: bool) -> Memory
 def _of_torch(tensor: Any, where: str) -> Memory:
     name = str(tensor.dtype).removeprefix("torch.")
     itemsize(name)
-    if tensor.device.type != "cpu":
-        _refuse(where, f"is on {tensor.device}, this group has CPU ranks only; pass x.cpu()")
     if tensor.layout is not _strided() or not tensor.is_contiguous():
         _refuse(where, "is not contiguous; pass x.contiguous()")
     return Memory(tensor.data_ptr(), tensor.numel(), name, tensor)

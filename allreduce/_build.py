@@ -26,7 +26,8 @@ from pathlib import Path
 from types import ModuleType
 
 CORE_DIRS = (
-    *("base", "schedule", "program", "reduce", "transport", "local", "engine", "group", "python"),
+    *("base", "schedule", "program", "reduce", "transport", "local", "engine", "device"),
+    *("group", "python"),
 )
 CUDA_BINDING = "python/cuda.cc"
 BACKEND = "torch/backend.cc"

@@ -8,10 +8,11 @@ from typing import Any
 
 from allreduce import _C
 from allreduce._arrays import Memory
+from allreduce._device import DeviceStreams
 from allreduce._work import Work
 from allreduce.errors import UsageError
 
-Array = Any  # numpy.ndarray, torch.Tensor on the CPU, or an object with __dlpack__
+Array = Any  # numpy.ndarray, torch.Tensor, cupy.ndarray, or an object with __dlpack__
 
 
 class Calls:
@@ -20,6 +21,7 @@ class Calls:
     rank: int
     world_size: int
     _group: _C.Group
+    _streams: DeviceStreams
     _in_flight: deque[Work]  # keeps arrays alive that the core works on
 
     def _call(
@@ -43,6 +45,7 @@ class Calls:
             "algorithm": algo,
             "timeout": seconds(timeout),
             "name_hash": zlib.crc32(name.encode()),
+            "device": self._streams.place(memory.device) if memory.device else None,
         }
 
     def _keep(self, work: Work) -> Work:

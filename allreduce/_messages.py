@@ -71,6 +71,11 @@ class PointToPoint(Calls):
         wait: bool,
     ) -> Work:
         memory = memory_of(x, "x", self.rank, writable=not send)
+        if memory.device:
+            raise UsageError(
+                f"x on rank {self.rank}: is on a GPU, and messages go between host arrays; "
+                "copy it to the host, or use a collective"
+            )
         work = self._group.transfer(
             send=send,
             peer=_number(peer, "dest" if send else "source", any_of_them=not send),

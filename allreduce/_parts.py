@@ -219,4 +219,6 @@ def _elements(array: Array, parts: Sequence[int]) -> list[int]:
 
 def _empty(like: Array, shape: tuple[int, ...]) -> Any:
     """A new array of the kind and dtype of another."""
-    return np.empty(shape, like.dtype) if isinstance(like, np.ndarray) else like.new_empty(shape)
+    if hasattr(like, "new_empty"):  # torch's
+        return like.new_empty(shape)
+    return type(like)(shape, like.dtype)  # NumPy's, CuPy's

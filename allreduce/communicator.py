@@ -1,4 +1,4 @@
-"""Communicators: collectives on NumPy arrays and torch CPU tensors."""
+"""Communicators: collectives on arrays of NumPy, CuPy and torch."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import numpy as np
 from allreduce import _C, _lifetime, _measure, cost
 from allreduce._arrays import copy_of, memory_of
 from allreduce._calls import Array, seconds
+from allreduce._device import DeviceStreams
 from allreduce._explain import explain
 from allreduce._mesh import Wiring, connect
 from allreduce._messages import PointToPoint
@@ -37,9 +38,13 @@ _LOCAL_FORMS = ("rs_ag", "reduce_bcast", "none")
 class Communicator(PartCollectives, PointToPoint):
     """A group of ranks and its collectives. Every rank makes the same calls in the same order.
 
-    Arrays are contiguous, in host memory, of dtype float64, float32, float16, bfloat16 (torch),
-    int64, int32, int16, int8, uint8 or bool. Reductions are `sum`, `avg` (floats), `min`, `max`,
-    `prod`, and `band`, `bor`, `bxor` (integers and bool).
+    Arrays are contiguous, in host or GPU memory, of dtype float64, float32, float16, bfloat16
+    (torch), int64, int32, int16, int8, uint8 or bool. Reductions are `sum`, `avg` (floats), `min`,
+    `max`, `prod`, and `band`, `bor`, `bxor` (integers and bool).
+
+    A collective on GPU memory comes after the work on the array's stream (torch's current one), and
+    what is enqueued there later sees its result; no thread waits. A group that fails meanwhile
+    raises at the next call, and leaves NaN in what it had not yet reduced.
 
     Errors of every collective: `UsageError` (an argument cannot work), `MismatchError` (ranks
     disagree), `PeerError` (a rank died or left), `Timeout`, `AbortedError` (the group has failed
@@ -55,6 +60,7 @@ class Communicator(PartCollectives, PointToPoint):
         self.layout = _layout(wiring, options)
         self.tuning: Tuning | None = options["tuning"]
         self._in_flight: deque[Work] = deque()
+        self._streams = DeviceStreams()
         self._group = make_group(wiring, options)
         self.rank = wiring.rank
         self.world_size = wiring.world_size
@@ -272,6 +278,7 @@ class Communicator(PartCollectives, PointToPoint):
     def close(self) -> None:
         """Leave the group. What this rank still has in flight ends with AbortedError."""
         self._group.close()
+        self._streams.close()
         for link in self._wiring.fd_links:
             link.close()
 

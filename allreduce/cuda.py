@@ -3,6 +3,9 @@
 import importlib
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
+
+from allreduce.errors import UsageError
 
 __all__ = ["CudaInfo", "Device", "info", "is_available", "why_not"]
 
@@ -67,6 +70,19 @@ def why_not() -> str | None:
     """
     module = _load()
     return module if isinstance(module, str) else _reason(module)
+
+
+def runtime() -> Any:
+    """The device runtime of the GPUs, for the core.
+
+    Raises:
+        UsageError: no GPU can be used; the text says why.
+    """
+    module = _load()
+    if isinstance(module, str) or (reason := _reason(module)) is not None:
+        why = module if isinstance(module, str) else reason
+        raise UsageError(f"the array is in GPU memory, but no GPU can be used: {why}")
+    return module.runtime()
 
 
 def is_available() -> bool:

@@ -9,6 +9,7 @@ namespace hier {
 
 namespace {
 
+constexpr long kDeviceSleepNs = 50'000;  // a device cannot ring: its flags are looked at
 constexpr int kSleepMs = 50;         // longest sleep: signals, deadlines and peers are looked at
 constexpr unsigned kLookEvery = 64;  // turns with progress between two looks at the clock
 constexpr auto kLookInterval = std::chrono::milliseconds(kSleepMs);
@@ -79,7 +80,7 @@ bool Group::advance(Lane& lane) {
     const bool staged = run.plan.local && run.plan.count > 0;
     const uint64_t run_of_lane = staged ? lane.local_runs++ : 0;
     run.execution.emplace(std::move(run.plan), &run.header, lane.engine.get(), lane.local.get(),
-                          run_of_lane);
+                          run_of_lane, run.device.get());
     moved = true;
   }
   moved |= run.execution->progress();
@@ -138,8 +139,10 @@ void Group::sleep() {
   messages_->blocked_on(poll_fds_);
   const auto first_control = static_cast<std::ptrdiff_t>(poll_fds_.size());
   control_.poll_fds(poll_fds_);
-  const int limit = control_.anybody_gone() ? 1 : kSleepMs;
-  const int ready = ::poll(poll_fds_.data(), poll_fds_.size(), limit);
+  const timespec limit{0, waits_for_device()        ? kDeviceSleepNs
+                          : control_.anybody_gone() ? 1'000'000
+                                                    : kSleepMs * 1'000'000};
+  const int ready = ::ppoll(poll_fds_.data(), poll_fds_.size(), &limit, nullptr);
   const int error = ready < 0 ? errno : 0;
   bells_.woke_up();
   if (error != 0 && error != EINTR) throw SystemError(error, "poll");
@@ -156,6 +159,14 @@ void Group::sleep() {
   const bool control = any(first_control, static_cast<std::ptrdiff_t>(poll_fds_.size()));
   // Most wake-ups are for data: they need no look around, which costs a call per control link.
   if (control || Clock::now() - looked_ >= kLookInterval || control_.anybody_gone()) look_around();
+}
+
+bool Group::waits_for_device() const {
+  return std::any_of(lanes_.begin(), lanes_.end(), [](const Lane& lane) {
+    if (lane.runs.empty()) return false;
+    const auto& execution = lane.runs.front()->execution;
+    return execution && execution->waits_for_device();
+  });
 }
 
 void Group::check_signals() const {

@@ -17,16 +17,16 @@ using State = LocalStage::State;
 }  // namespace
 
 Execution::Execution(Plan plan, const RunHeader* header, Engine* engine, LocalStage* local,
-                     uint64_t run_of_lane)
+                     uint64_t run_of_lane, DeviceStage* device)
     : plan_(std::move(plan)),
       header_(header),
       engine_(engine),
       local_(plan_.local ? local : nullptr),
+      device_(device),
       run_of_lane_(run_of_lane),
       element_bytes_(size_of(plan_.dtype)),
       reduce_(reduce_fn(plan_.dtype, plan_.op)) {
-  plan_.piece = std::max<size_t>(1, plan_.piece);
-  num_pieces_ = (plan_.count + plan_.piece - 1) / plan_.piece;
+  num_pieces_ = plan_.num_pieces();
   const uint64_t window = is_symmetric() || !local_ ? kSymmetricWindow : local_->pieces_in_flight();
   window_.resize(std::max<uint64_t>(1, std::min(window, num_pieces_)));
   if (local_) first_number_ = local_->take(num_pieces_);
@@ -72,6 +72,7 @@ bool Execution::advance(uint64_t k) {
 
 // Makes this rank's contribution to piece k readable.
 bool Execution::enter(uint64_t k) {
+  if (device_ && !device_->arrived(k)) return false;
   if (local_ && !is_symmetric() && !local_->slot_free(number(k))) return false;
   Piece& p = piece(k);
   p = {k * plan_.piece, std::min(plan_.count, (k + 1) * plan_.piece)};
@@ -210,6 +211,7 @@ bool Execution::gather(uint64_t k) {
 
 void Execution::complete(uint64_t k) {
   if (local_) local_->publish(State::done, number(k));
+  if (device_) device_->complete(k);
   ++first_;
 }
 
@@ -217,6 +219,7 @@ std::optional<int> Execution::waits_for_local() const {
   if (!local_ || finished()) return std::nullopt;
   for (int rank = 0; rank < local_->local_size(); ++rank) {
     if (entered_ == first_) {  // no free slot
+      if (waits_for_device()) return std::nullopt;
       if (!local_->reached(rank, State::done, number(first_) - local_->pieces_in_flight())) {
         return rank;
       }
@@ -229,10 +232,17 @@ std::optional<int> Execution::waits_for_local() const {
   return std::nullopt;
 }
 
+bool Execution::waits_for_device() const {
+  return device_ && entered_ < num_pieces_ && entered_ < first_ + window_.size() &&
+         !device_->arrived(entered_);
+}
+
 std::string Execution::describe_wait() const {
   if (finished()) return "nothing";
   const bool entered = entered_ > first_;
-  std::string what = !entered                                ? "a free slot in shared memory"
+  std::string what = !entered && waits_for_device()
+                         ? "the copy from the device, behind what its stream has to do first,"
+                     : !entered                              ? "a free slot in shared memory"
                      : piece(first_).phase == Phase::arrived ? "the contribution"
                      : piece(first_).phase == Phase::inter   ? engine_->describe_wait()
                                                              : "the shard";

@@ -11,6 +11,7 @@
 #include <optional>
 #include <vector>
 
+#include "device/stage.h"
 #include "engine/engine.h"
 #include "local/stage.h"
 #include "reduce/reduce.h"
@@ -35,18 +36,23 @@ struct Plan {
   std::vector<std::byte*> symmetric;
   // The inter-node program for a shard of so many elements; null if the stage is empty.
   std::function<std::shared_ptr<const Program>(size_t count)> program;
+
+  uint64_t num_pieces() const { return (count + piece - 1) / piece; }
 };
 
 class Execution {
  public:
-  // `local` is null without a local stage. `header` outlives the execution.
+  // `local` is null without a local stage, `device` where the buffer is the caller's own. What is
+  // passed by pointer outlives the execution.
   Execution(Plan plan, const RunHeader* header, Engine* engine, LocalStage* local,
-            uint64_t run_of_lane);
+            uint64_t run_of_lane, DeviceStage* device);
 
   bool progress();  // true if anything moved; throws MismatchError and what the engine throws
   bool finished() const { return first_ == num_pieces_; }
   // The local rank, if any, whose flag the oldest piece waits for.
   std::optional<int> waits_for_local() const;
+  // Whether the next piece has still to come from the device.
+  bool waits_for_device() const;
   std::string describe_wait() const;
   uint64_t shared_bytes() const { return shared_bytes_; }  // read from or written to peers' memory
 
@@ -85,6 +91,7 @@ class Execution {
   const RunHeader* header_;
   Engine* engine_;
   LocalStage* local_;
+  DeviceStage* device_;
   uint64_t run_of_lane_;
   size_t element_bytes_;
   ReduceFn reduce_;

@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "base/clock.h"
+#include "device/stage.h"
 #include "engine/engine.h"
 #include "engine/messages.h"
 #include "group/execution.h"
@@ -67,6 +68,7 @@ struct Call {
   std::string algorithm = "auto";
   double timeout = -1;  // seconds; negative: the group's
   uint32_t name_hash = 0;
+  std::optional<DevicePlace> device = {};  // if data and input are device memory
 };
 
 // A message to or from one rank.
@@ -107,11 +109,14 @@ class Group {
   // A schedule of the user's under a name of his; all ranks must register the same.
   void add_schedule(const std::string& name, Collective collective, Schedule schedule);
 
-  void run(Call call);                                // blocks; throws
-  std::shared_ptr<Work> start(Call call);             // returns at once; throws UsageError only
+  void run(Call call);  // blocks; throws. On device memory: start, and wait
+  // Returns at once; throws UsageError only, and CudaError. A call on device memory has enqueued
+  // its part on the streams by then.
+  std::shared_ptr<Work> start(Call call);
   std::shared_ptr<Work> run(const Message& message);  // likewise; the work tells the sender
   std::shared_ptr<Work> start(const Message& message);
-  // As work.wait, and drives meanwhile if nobody does: that spares a hand-off.
+  // As work.wait, and drives meanwhile if nobody does: that spares a hand-off. Of a call on device
+  // memory: makes the call's stream wait for its result, and throws if it has failed by now.
   bool wait(Work& work, double seconds = -1);
 
   // Makes `bytes` per local rank of a shared file known as symmetric memory: local rank i's part
@@ -132,8 +137,16 @@ class Group {
     Plan plan;
     Clock::time_point begun, deadline;
     bool told_status = false;
+    std::shared_ptr<DeviceStage> device;  // null if the buffer is in host memory
     std::optional<Execution> execution;
     std::shared_ptr<Work> work = std::make_shared<Work>();
+
+    Run() = default;
+    Run(const Run&) = delete;
+    Run& operator=(const Run&) = delete;
+    ~Run() {
+      if (device) device->abandon();  // does nothing where the run has ended well
+    }
   };
   using Channels = std::vector<std::unique_ptr<Channel>>;  // by rank
   struct Lane {
@@ -170,6 +183,10 @@ class Group {
   void stop_driving();
   void worker_main() noexcept;
 
+  // device.cc: calls on device memory
+  std::unique_ptr<Run> prepare_on_device(Call call);
+  void enqueue(Run& run, const Call& on_device);
+
   // plan.cc: from a call to a plan
   void check_call(const Call& call) const;
   uint32_t options_hash() const;
@@ -181,6 +198,7 @@ class Group {
   Plan new_plan(const Call& call, RunHeader& header);
   void place(Plan& plan, const Call& call, uint32_t& place_hash);
   Plan flat_plan(const Call& call, const std::string& algorithm);
+  Plan pieces_plan(const Call& call, const std::string& algorithm, uint32_t& place_hash);
   Plan alltoall_plan(const Call& call, const std::string& algorithm);
   std::vector<std::byte*> symmetric_places(const Call& call, uint32_t& place_hash);
   // The cached program for `what`, or a new one; `bounds` and `root` tell its kind apart.
@@ -205,6 +223,7 @@ class Group {
   void count_traffic(Channels& channels);
   void accept_pending();
   void sleep();
+  bool waits_for_device() const;
   void check_signals() const;
   void wake();
 
@@ -240,6 +259,7 @@ class Group {
   unsigned turns_ = 0;          // likewise, and the next two
   Clock::time_point looked_{};  // when it last looked around
   Driver driver_ = Driver::worker;
+  const std::shared_ptr<PinnedPool> pinned_ = std::make_shared<PinnedPool>();
 
   mutable std::mutex mutex_;  // guards the members below
   // A thread drives, or the worker is about to: so whenever anything is in flight.

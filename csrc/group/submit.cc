@@ -110,6 +110,10 @@ void Group::finish(Work& work, bool driving) {
 }
 
 void Group::run(Call call) {
+  if (call.device) {
+    wait(*start(std::move(call)));
+    return;
+  }
   auto run = prepare(std::move(call));
   if (topology_.world_size == 1) return;
   const auto work = run->work;
@@ -117,7 +121,7 @@ void Group::run(Call call) {
 }
 
 std::shared_ptr<Work> Group::start(Call call) {
-  auto run = prepare(std::move(call));
+  auto run = call.device ? prepare_on_device(std::move(call)) : prepare(std::move(call));
   const auto work = run->work;
   if (topology_.world_size == 1) {
     work->finish(nullptr);
@@ -157,6 +161,11 @@ bool Group::take_over() {
 }
 
 bool Group::wait(Work& work, double seconds) {
+  if (work.device()) {  // the stream waits, not the thread
+    if (const auto error = work.error()) std::rethrow_exception(error);
+    work.device()->join();
+    return true;
+  }
   if (work.done() || !take_over()) return work.wait(seconds);
   const auto until = after(seconds < 0 ? 1e9 : seconds);
   try {

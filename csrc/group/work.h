@@ -5,8 +5,11 @@
 #include <condition_variable>
 #include <exception>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <vector>
+
+#include "device/stage.h"
 
 namespace hier {
 
@@ -27,6 +30,12 @@ class Work {
 
   void finish(std::exception_ptr error);  // by the group
 
+  // Of a call on device memory, else null: the work may end before the result is there.
+  const std::shared_ptr<const DeviceStage>& device() const { return device_; }
+  void set_device(std::shared_ptr<const DeviceStage> device) {  // by the group, at the start
+    device_ = std::move(device);
+  }
+
   // Of a receive that has ended: whose message it was, and its tag.
   int source() const;
   int tag() const;
@@ -39,6 +48,7 @@ class Work {
   std::exception_ptr error_;
   int source_ = -1, tag_ = 0;
   std::vector<std::function<void()>> callbacks_;
+  std::shared_ptr<const DeviceStage> device_;  // constant once the work is handed out
 };
 
 }  // namespace hier

@@ -39,7 +39,7 @@ Wiring take(const GroupConfig& config, const Descriptors& control, const LaneDes
 Call make_call(Collective collective, uintptr_t address, size_t count, const std::string& dtype,
                const std::string& op, int root, const std::string& algorithm, double timeout,
                uint32_t name_hash, std::vector<size_t> bounds, uintptr_t input, size_t input_count,
-               std::vector<size_t> input_bounds) {
+               std::vector<size_t> input_bounds, std::optional<DevicePlace> device) {
   Call call;
   call.collective = collective;
   call.data = reinterpret_cast<void*>(address);
@@ -54,6 +54,7 @@ Call make_call(Collective collective, uintptr_t address, size_t count, const std
   call.input = reinterpret_cast<const void*>(input);
   call.input_count = input_count;
   call.input_bounds = std::move(input_bounds);
+  call.device = device;
   return call;
 }
 
@@ -109,7 +110,10 @@ bool allreduce(Group& self, const py::handle& x, const std::string& op,
 
 void register_work(py::module_& m) {
   py::class_<Work, std::shared_ptr<Work>>(m, "Work")
-      .def("done", &Work::done)
+      .def("done",
+           [](const Work& self) {
+             return self.done() && (!self.device() || self.error() || self.device()->finished());
+           })
       .def_property_readonly("source", &Work::source)
       .def_property_readonly("tag", &Work::tag);
 }
@@ -125,9 +129,9 @@ template <auto Method>
 auto call(Group& self, Collective collective, uintptr_t address, size_t count,
           const std::string& dtype, const std::string& op, int root, const std::string& algorithm,
           double timeout, uint32_t name_hash, std::vector<size_t> bounds, uintptr_t input,
-          size_t input_count, std::vector<size_t> input_bounds) {
+          size_t input_count, std::vector<size_t> input_bounds, std::optional<DevicePlace> device) {
   Call made = make_call(collective, address, count, dtype, op, root, algorithm, timeout, name_hash,
-                        std::move(bounds), input, input_count, std::move(input_bounds));
+                        std::move(bounds), input, input_count, std::move(input_bounds), device);
   const py::gil_scoped_release nogil;
   return Method(self, std::move(made));
 }
@@ -146,7 +150,8 @@ void define_calls(GroupClass& group) {
               py::arg("dtype"), py::arg("op") = "sum", py::arg("root") = 0,
               py::arg("algorithm") = "auto", py::arg("timeout") = -1.0, py::arg("name_hash") = 0,
               py::arg("bounds") = std::vector<size_t>(), py::arg("input") = 0,
-              py::arg("input_count") = 0, py::arg("input_bounds") = std::vector<size_t>());
+              py::arg("input_count") = 0, py::arg("input_bounds") = std::vector<size_t>(),
+              py::arg("device") = std::optional<DevicePlace>());
   };
   define("run", &call<[](Group& self, Call call) { self.run(std::move(call)); }>);
   define("start", &call<[](Group& self, Call call) { return self.start(std::move(call)); }>);

@@ -13,5 +13,6 @@ PYBIND11_MODULE(_C, m) {
   hier::register_program(m);
   hier::register_reduce(m);
   hier::register_transport(m);
+  hier::register_device(m);
   hier::register_group(m);
 }

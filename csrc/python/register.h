@@ -10,6 +10,7 @@ void register_schedule(pybind11::module_& m);
 void register_program(pybind11::module_& m);
 void register_reduce(pybind11::module_& m);
 void register_transport(pybind11::module_& m);
+void register_device(pybind11::module_& m);
 void register_group(pybind11::module_& m);
 
 }  // namespace hier

@@ -1,0 +1,60 @@
+"""The device runtime of this process, and the streams of a communicator."""
+
+from __future__ import annotations
+
+import os
+
+from allreduce import _C, cuda
+from allreduce._device_arrays import DeviceArray
+from allreduce.errors import UsageError
+
+_VARIABLE = "ALLREDUCE_DEVICE_RUNTIME"
+
+
+def runtime() -> _C.DeviceRuntime:
+    """Return what drives the GPUs; by ALLREDUCE_DEVICE_RUNTIME=cpu the CPU in their place.
+
+    Raises:
+        UsageError: there is no usable GPU; the text says why.
+    """
+    name = os.environ.get(_VARIABLE, "cuda")
+    if name == "cpu":
+        return _C.cpu_device_runtime()
+    if name != "cuda":
+        raise UsageError(f"{_VARIABLE}={name}: must be cuda or cpu")
+    found: _C.DeviceRuntime = cuda.runtime()
+    return found
+
+
+class DeviceStreams:
+    """The pair of streams that a communicator has on each device, made when first needed."""
+
+    def __init__(self) -> None:
+        self._runtime: _C.DeviceRuntime | None = None
+        self._pairs: dict[int, tuple[int, int]] = {}
+
+    def place(self, array: DeviceArray) -> _C.DevicePlace:
+        """Say where a call on an array comes from, and which streams it takes."""
+        if self._runtime is None:
+            self._runtime = runtime()
+        device = array.device
+        if device is None:
+            device = self._runtime.device_of(array.address)
+        if device not in self._pairs:
+            self._pairs[device] = (
+                self._runtime.create_stream(device),
+                self._runtime.create_stream(device),
+            )
+        in_, out = self._pairs[device]
+        return _C.DevicePlace(
+            runtime=self._runtime, device=device, caller=array.stream, in_=in_, out=out
+        )
+
+    def close(self) -> None:
+        """Give the streams back; what is enqueued on them still runs."""
+        if self._runtime is None:
+            return
+        for pair in self._pairs.values():
+            for stream in pair:
+                self._runtime.destroy_stream(stream)
+        self._pairs.clear()

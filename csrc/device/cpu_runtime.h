@@ -1,0 +1,33 @@
+// A device that is the CPU: a stream is a thread, an event a number, a flag an atomic. It has the
+// concurrency of a GPU's streams, so the tests, under ThreadSanitizer too, meet the same orders.
+#pragma once
+
+#include "device/runtime.h"
+
+namespace hier {
+
+class CpuRuntime final : public DeviceRuntime {
+ public:
+  const char* name() const override { return "cpu"; }
+  const char* chaining() const override { return "atomics"; }
+  int device_of(const void*) override { return 0; }
+
+  std::byte* allocate_pinned(size_t bytes) override;
+  void free_pinned(std::byte* memory) noexcept override;
+
+  Stream create_stream(int device) override;
+  void destroy_stream(Stream stream) noexcept override;
+  Event create_event(int device) override;
+  void destroy_event(Event event) noexcept override;
+
+  void record(Event event, Stream stream) override;
+  void wait(Stream stream, Event event) override;
+  bool finished(Event event) override;
+  void synchronize(Event event) override;
+
+  void copy(void* to, const void* from, size_t bytes, Stream stream) override;
+  void write_flag(Flag* flag, uint32_t value, Stream stream) override;
+  void wait_flag(Flag* flag, uint32_t value, Stream stream) override;
+};
+
+}  // namespace hier

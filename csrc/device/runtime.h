@@ -1,0 +1,50 @@
+// What a group asks of a device: streams, events, pinned memory, copies, and flags by which streams
+// and host threads wait for each other. Two things implement it: CUDA (csrc/cuda/runtime.h), and
+// the CPU (cpu_runtime.h), so that all that is built on it runs, and is checked, without a GPU.
+//
+// Every call but finished and synchronize returns at once. What is enqueued on a stream runs in
+// order. Any thread may call; calls throw CudaError, and UsageError where a stream cannot be used.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+
+namespace hier {
+
+class DeviceRuntime {
+ public:
+  using Stream = void*;  // a cudaStream_t
+  using Event = void*;
+  using Flag = std::atomic<uint32_t>;  // in pinned memory
+
+  virtual ~DeviceRuntime() = default;
+
+  virtual const char* name() const = 0;
+  // How streams and host threads are chained: for reports.
+  virtual const char* chaining() const = 0;
+  // On which device a pointer lies. Throws UsageError for host memory.
+  virtual int device_of(const void* pointer) = 0;
+
+  virtual std::byte* allocate_pinned(size_t bytes) = 0;  // zero
+  virtual void free_pinned(std::byte* memory) noexcept = 0;
+
+  virtual Stream create_stream(int device) = 0;
+  virtual void destroy_stream(Stream stream) noexcept = 0;  // what is enqueued still runs
+  virtual Event create_event(int device) = 0;
+  virtual void destroy_event(Event event) noexcept = 0;
+
+  virtual void record(Event event, Stream stream) = 0;
+  virtual void wait(Stream stream, Event event) = 0;  // what follows on stream comes after event
+  virtual bool finished(Event event) = 0;             // true if it was never recorded
+  virtual void synchronize(Event event) = 0;          // blocks the calling thread
+
+  virtual void copy(void* to, const void* from, size_t bytes, Stream stream) = 0;
+  // In stream order, behind all that was enqueued before: what those wrote is visible to a thread
+  // that has seen the flag.
+  virtual void write_flag(Flag* flag, uint32_t value, Stream stream) = 0;
+  // The stream goes on once the flag has reached value. No deadline: a host thread must set it.
+  virtual void wait_flag(Flag* flag, uint32_t value, Stream stream) = 0;
+};
+
+}  // namespace hier

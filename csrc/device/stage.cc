@@ -1,0 +1,108 @@
+// Passing device memory through pinned memory.
+#include "device/stage.h"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+namespace hier {
+
+namespace {
+
+constexpr size_t kSmallest = 64 << 10, kHuge = 2 << 20;  // bytes of a block
+
+size_t block_bytes(size_t bytes) {
+  size_t size = kSmallest;
+  while (size < bytes && size < kHuge) size *= 2;
+  return std::max(size, (bytes + kHuge - 1) / kHuge * kHuge);
+}
+
+}  // namespace
+
+PinnedPool::~PinnedPool() {
+  for (const Block& block : blocks_) {
+    try {
+      block.runtime->synchronize(block.finished);  // abandoned or complete, so it ends
+    } catch (...) {
+      // A device that has failed: nothing runs on it any more.
+    }
+    block.runtime->destroy_event(block.finished);
+    block.runtime->free_pinned(block.memory);
+  }
+}
+
+PinnedPool::Block PinnedPool::take(DeviceRuntime* runtime, int device, size_t bytes) {
+  const size_t size = block_bytes(bytes);
+  {
+    const std::lock_guard lock(mutex_);
+    const auto found = std::find_if(blocks_.begin(), blocks_.end(), [&](const Block& block) {
+      return block.runtime == runtime && block.device == device && block.bytes == size &&
+             runtime->finished(block.finished);
+    });
+    if (found != blocks_.end()) {
+      const Block block = *found;
+      *found = blocks_.back();
+      blocks_.pop_back();
+      block.flags().arrived.store(0, std::memory_order_relaxed);
+      block.flags().done.store(0, std::memory_order_relaxed);
+      return block;
+    }
+  }
+  const DeviceRuntime::Event event = runtime->create_event(device);
+  try {
+    return {runtime, device, runtime->allocate_pinned(size + sizeof(Block::Flags)), size, event};
+  } catch (...) {
+    runtime->destroy_event(event);
+    throw;
+  }
+}
+
+void PinnedPool::give_back(const Block& block) {
+  const std::lock_guard lock(mutex_);
+  blocks_.push_back(block);
+}
+
+DeviceStage::DeviceStage(std::shared_ptr<PinnedPool> pool, DevicePlace place, size_t bytes)
+    : pool_(std::move(pool)),
+      place_(place),
+      block_(pool_->take(place.runtime, place.device, bytes)) {}
+
+DeviceStage::~DeviceStage() {
+  abandon();
+  pool_->give_back(block_);
+}
+
+void DeviceStage::enqueue(const std::vector<std::vector<Passage>>& in,
+                          const std::vector<std::vector<Passage>>& out) {
+  DeviceRuntime& runtime = *place_.runtime;
+  auto& flags = block_.flags();
+  out_ = out;
+  runtime.record(block_.finished, place_.caller);  // as the event of what the call comes after
+  runtime.wait(place_.in, block_.finished);
+  runtime.wait(place_.out, block_.finished);
+  for (size_t k = 0; k < in.size(); ++k) {
+    const auto number = static_cast<uint32_t>(k + 1);
+    for (const Passage& p : in[k]) runtime.copy(p.host, p.device, p.bytes, place_.in);
+    runtime.write_flag(&flags.arrived, number, place_.in);
+  }
+  for (size_t k = 0; k < out.size(); ++k) {
+    const auto number = static_cast<uint32_t>(k + 1);
+    runtime.wait_flag(&flags.done, number, place_.out);
+    // True already but after abandon(): a piece must not go back while it still comes in.
+    runtime.wait_flag(&flags.arrived, number, place_.out);
+    for (const Passage& p : out[k]) runtime.copy(p.device, p.host, p.bytes, place_.out);
+  }
+  runtime.record(block_.finished, place_.out);
+}
+
+void DeviceStage::abandon() noexcept {
+  auto& flags = block_.flags();
+  const uint32_t done = flags.done.load(std::memory_order_relaxed);
+  if (done >= out_.size()) return;
+  for (size_t k = done; k < out_.size() && arrived(k); ++k) {
+    for (const Passage& p : out_[k]) std::memset(p.host, 0xff, p.bytes);  // NaN of every float
+  }
+  flags.done.store(std::numeric_limits<int32_t>::max(), std::memory_order_release);
+}
+
+}  // namespace hier

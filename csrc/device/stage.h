@@ -1,0 +1,104 @@
+// The device stage: how a collective on device memory passes through the host. Pieces of the buffer
+// are copied to pinned memory, worked on there by the engine, and copied back, each on its own:
+//
+//   stream `in`:   after the caller's work . copy piece k to the host . arrived = k + 1
+//   engine:        once arrived > k: local stage, program, ... . done = k + 1
+//   stream `out`:  wait until done > k . copy piece k to the device . finished
+//
+// All stream operations are enqueued when the call is made; no thread waits for a stream, and no
+// stream for a thread but by these two flags. When the collective fails, abandon() lets the streams
+// go on: what was not reduced is NaN then, or what it was.
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "device/runtime.h"
+
+namespace hier {
+
+// Where a call on device memory comes from and where its streams are. The two streams are the
+// group's alone while it has calls in flight; what a caller enqueues on `out` behind a call sees
+// its result.
+struct DevicePlace {
+  DeviceRuntime* runtime = nullptr;
+  int device = 0;
+  DeviceRuntime::Stream caller = nullptr;  // the call comes after what is enqueued here
+  DeviceRuntime::Stream in = nullptr, out = nullptr;
+};
+
+// A part of a device buffer and its place in the stage's host memory.
+struct Passage {
+  std::byte* device;
+  std::byte* host;
+  size_t bytes;
+};
+
+// Pinned memory that is used again once no stream needs it.
+class PinnedPool {
+ public:
+  // The two flags are on lines of their own, in front of the bytes.
+  struct Block {
+    struct alignas(128) Flags {
+      alignas(64) DeviceRuntime::Flag arrived;
+      alignas(64) DeviceRuntime::Flag done;
+    };
+    DeviceRuntime* runtime;
+    int device;
+    std::byte* memory;
+    size_t bytes;
+    DeviceRuntime::Event finished;  // of its last use
+
+    Flags& flags() const { return *reinterpret_cast<Flags*>(memory); }
+    std::byte* data() const { return memory + sizeof(Flags); }
+  };
+
+  PinnedPool() = default;
+  PinnedPool(const PinnedPool&) = delete;
+  PinnedPool& operator=(const PinnedPool&) = delete;
+  ~PinnedPool();
+
+  Block take(DeviceRuntime* runtime, int device, size_t bytes);
+  void give_back(const Block& block);
+
+ private:
+  std::mutex mutex_;  // guards blocks_
+  std::vector<Block> blocks_;
+};
+
+class DeviceStage {
+ public:
+  DeviceStage(std::shared_ptr<PinnedPool> pool, DevicePlace place, size_t bytes);
+  DeviceStage(const DeviceStage&) = delete;
+  DeviceStage& operator=(const DeviceStage&) = delete;
+  ~DeviceStage();
+
+  std::byte* host() const { return block_.data(); }
+  // Enqueues everything: piece k is in[k] and out[k], each of any number of passages.
+  void enqueue(const std::vector<std::vector<Passage>>& in,
+               const std::vector<std::vector<Passage>>& out);
+
+  // By the thread that drives the collective.
+  bool arrived(uint64_t piece) const {
+    return block_.flags().arrived.load(std::memory_order_acquire) > piece;
+  }
+  void complete(uint64_t piece) {
+    block_.flags().done.store(static_cast<uint32_t>(piece + 1), std::memory_order_release);
+  }
+  // Lets the streams go on without what is not complete; none of the driving thread's any more.
+  void abandon() noexcept;
+
+  // By any thread: whether the result is in device memory; makes the caller's stream come after
+  // that.
+  bool finished() const { return place_.runtime->finished(block_.finished); }
+  void join() const { place_.runtime->wait(place_.caller, block_.finished); }
+
+ private:
+  std::shared_ptr<PinnedPool> pool_;
+  DevicePlace place_;
+  PinnedPool::Block block_;
+  std::vector<std::vector<Passage>> out_;  // what abandon() spoils
+};
+
+}  // namespace hier

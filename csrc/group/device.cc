@@ -1,0 +1,115 @@
+// Calls on device memory: what of the buffer goes to the host and back, and when.
+#include <algorithm>
+
+#include "base/error.h"
+#include "group/group.h"
+
+namespace hier {
+
+namespace {
+
+using Passages = std::vector<std::vector<Passage>>;  // by piece
+
+// Elements [lo, hi) of a buffer on the device and of its image in the stage.
+struct Image {
+  std::byte* device;
+  std::byte* host;
+  size_t element;
+
+  Passage part(size_t lo, size_t hi) const {
+    return {device + lo * element, host + lo * element, (hi - lo) * element};
+  }
+};
+
+struct Range {
+  size_t lo, hi;
+};
+
+// Which elements this rank puts in, and which it gets.
+struct Halves {
+  Range in, out;
+};
+
+Halves halves(const Call& call, int rank, int world_size) {
+  const Range all{0, call.count}, none{0, 0};
+  const size_t even = call.count / static_cast<size_t>(world_size);
+  const Range own = call.bounds.empty() ? Range{even * rank, even * (rank + 1)}
+                                        : Range{call.bounds[rank], call.bounds[rank + 1]};
+  const bool root = call.root == rank;
+  switch (call.collective) {
+    case Collective::broadcast:
+      return {root ? all : none, root ? none : all};
+    case Collective::reduce:
+      return {all, root ? all : none};
+    case Collective::gather:
+      return {own, root ? all : none};
+    case Collective::scatter:
+      return {root ? all : none, own};
+    case Collective::allgather:
+      return {own, all};
+    case Collective::reduce_scatter:
+      return {all, own};
+    default:
+      return {all, all};
+  }
+}
+
+}  // namespace
+
+std::unique_ptr<Group::Run> Group::prepare_on_device(Call call) {
+  check_usable();
+  if (topology_.world_size == 1) return prepare(std::move(call));
+  const Call on_device = call;
+  const size_t element = size_of(call.dtype), output = call.count * element;
+  const auto stage =
+      std::make_shared<DeviceStage>(pinned_, *call.device, output + call.input_count * element);
+  call.data = stage->host();
+  call.input = stage->host() + output;
+  auto run = prepare(std::move(call));
+  run->device = stage;
+  run->work->set_device(stage);
+  try {
+    enqueue(*run, on_device);
+  } catch (const CudaError& error) {  // the other ranks must not wait for us
+    abort("rank " + std::to_string(topology_.rank) + ": " + error.what());
+    throw;
+  }
+  return run;
+}
+
+void Group::enqueue(Run& run, const Call& on_device) {
+  const Call& call = run.call;
+  const size_t element = size_of(call.dtype);
+  const Image data{static_cast<std::byte*>(on_device.data), static_cast<std::byte*>(call.data),
+                   element};
+  const int rank = topology_.rank, p = topology_.world_size;
+  Passages in(run.plan.num_pieces()), out(run.plan.num_pieces());
+  if (call.collective == Collective::alltoall) {
+    const Image input{static_cast<std::byte*>(const_cast<void*>(on_device.input)),
+                      static_cast<std::byte*>(const_cast<void*>(call.input)), element};
+    const auto bound = [&](const std::vector<size_t>& bounds, size_t count, int r) {
+      return bounds.empty() ? count / static_cast<size_t>(p) * r : bounds[r];
+    };
+    // What a rank keeps goes straight to its place in the output's image.
+    const size_t kept = bound(call.input_bounds, call.input_count, rank);
+    const size_t kept_end = bound(call.input_bounds, call.input_count, rank + 1);
+    Passage keep = input.part(kept, kept_end);
+    keep.host = data.part(bound(call.bounds, call.count, rank), 0).host;
+    in.front() = {input.part(0, call.input_count), keep};
+    out.front() = {data.part(0, call.count)};
+  } else {
+    const Halves whole = halves(call, rank, p);
+    for (size_t k = 0; k < in.size(); ++k) {
+      const Range piece{k * run.plan.piece, std::min((k + 1) * run.plan.piece, call.count)};
+      const auto add = [&](std::vector<Passage>& passages, Range range) {
+        const size_t lo = std::max(range.lo, piece.lo), hi = std::min(range.hi, piece.hi);
+        if (lo < hi) passages.push_back(data.part(lo, hi));
+      };
+      add(in[k], whole.in);
+      add(out[k], whole.out);
+    }
+  }
+  run.device->enqueue(in, out);
+}
+
+}  // namespace hier

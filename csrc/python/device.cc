@@ -1,0 +1,137 @@
+// Python face of device runtimes, and of DLPack capsules of device memory.
+#include "device/runtime.h"
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <string>
+
+#include "base/error.h"
+#include "device/cpu_runtime.h"
+#include "device/stage.h"
+#include "python/register.h"
+
+namespace py = pybind11;
+
+namespace hier {
+
+namespace {
+
+// What DLPack's header lays down (dmlc/dlpack, versions 0 and 1), as far as it is read here.
+namespace dlpack {
+
+struct Tensor {
+  void* data;
+  int32_t device_type, device_id;
+  int32_t ndim;
+  uint8_t type_code, type_bits;
+  uint16_t type_lanes;
+  int64_t* shape;
+  int64_t* strides;
+  uint64_t byte_offset;
+};
+
+struct Managed {
+  Tensor tensor;
+  void* context;
+  void (*deleter)(Managed*);
+};
+
+struct ManagedVersioned {
+  uint32_t major, minor;
+  void* context;
+  void (*deleter)(ManagedVersioned*);
+  uint64_t flags;
+  Tensor tensor;
+};
+
+constexpr uint64_t kReadOnly = 1;
+
+}  // namespace dlpack
+
+py::dict describe(const dlpack::Tensor& tensor, bool read_only) {
+  py::list shape, strides;
+  for (int i = 0; i < tensor.ndim; ++i) {
+    shape.append(tensor.shape[i]);
+    if (tensor.strides) strides.append(tensor.strides[i]);
+  }
+  py::dict found;
+  found["address"] = reinterpret_cast<uintptr_t>(tensor.data) + tensor.byte_offset;
+  found["device"] = py::make_tuple(tensor.device_type, tensor.device_id);
+  found["dtype"] = py::make_tuple(tensor.type_code, tensor.type_bits, tensor.type_lanes);
+  found["shape"] = py::tuple(shape);
+  found["strides"] = tensor.strides ? py::object(py::tuple(strides)) : py::object(py::none());
+  found["read_only"] = read_only;
+  return found;
+}
+
+// The capsule stays unconsumed: its own destructor frees it when the caller drops it.
+py::dict read_dlpack(const py::capsule& capsule) {
+  const std::string name = capsule.name();
+  if (name == "dltensor") {
+    return describe(capsule.get_pointer<dlpack::Managed>()->tensor, false);
+  }
+  if (name == "dltensor_versioned") {
+    const auto* managed = capsule.get_pointer<dlpack::ManagedVersioned>();
+    if (managed->major != 1) {
+      throw UsageError("the array speaks DLPack " + std::to_string(managed->major) +
+                       ", and this version knows 0 and 1");
+    }
+    return describe(managed->tensor, (managed->flags & dlpack::kReadOnly) != 0);
+  }
+  throw UsageError("the capsule holds no DLPack tensor that is unused, but \"" + name + "\"");
+}
+
+DeviceRuntime::Stream stream_at(uintptr_t address) {
+  return reinterpret_cast<DeviceRuntime::Stream>(address);
+}
+
+void synchronize(DeviceRuntime& runtime, int device, uintptr_t stream) {
+  const DeviceRuntime::Event event = runtime.create_event(device);
+  runtime.record(event, stream_at(stream));
+  runtime.synchronize(event);
+  runtime.destroy_event(event);
+}
+
+}  // namespace
+
+void register_device(py::module_& m) {
+  using nogil = py::call_guard<py::gil_scoped_release>;
+  py::class_<DeviceRuntime, std::unique_ptr<DeviceRuntime, py::nodelete>>(m, "DeviceRuntime")
+      .def_property_readonly("name", &DeviceRuntime::name)
+      .def_property_readonly("chaining", &DeviceRuntime::chaining)
+      .def("device_of",
+           [](DeviceRuntime& self, uintptr_t address) {
+             return self.device_of(reinterpret_cast<const void*>(address));
+           })
+      .def("create_stream",
+           [](DeviceRuntime& self, int device) {
+             return reinterpret_cast<uintptr_t>(self.create_stream(device));
+           })
+      .def("destroy_stream",
+           [](DeviceRuntime& self, uintptr_t stream) { self.destroy_stream(stream_at(stream)); })
+      .def("copy",
+           [](DeviceRuntime& self, uintptr_t to, uintptr_t from, size_t bytes, uintptr_t stream) {
+             self.copy(reinterpret_cast<void*>(to), reinterpret_cast<const void*>(from), bytes,
+                       stream_at(stream));
+           })
+      .def("synchronize", &synchronize, py::arg("device"), py::arg("stream"), nogil());
+  py::class_<DevicePlace>(m, "DevicePlace")
+      .def(py::init([](DeviceRuntime& runtime, int device, uintptr_t caller, uintptr_t in,
+                       uintptr_t out) {
+             return DevicePlace{&runtime, device, stream_at(caller), stream_at(in), stream_at(out)};
+           }),
+           py::kw_only(), py::arg("runtime"), py::arg("device"), py::arg("caller"), py::arg("in_"),
+           py::arg("out"));
+  m.def(
+      "cpu_device_runtime",
+      []() -> DeviceRuntime& {
+        static CpuRuntime runtime;
+        return runtime;
+      },
+      py::return_value_policy::reference);
+  m.def("read_dlpack", &read_dlpack);
+}
+
+}  // namespace hier

@@ -1,0 +1,75 @@
+"""Arrays in the memory of the CPU runtime's device, for tests of the device stage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from allreduce import _C
+
+
+class Device:
+    """A stream of the CPU runtime, and arrays that are filled and read on it alone."""
+
+    def __init__(self) -> None:
+        self.runtime = _C.cpu_device_runtime()
+        self.stream = self.runtime.create_stream(0)
+        self._kept: list[np.ndarray] = []  # what copies under way read and write
+
+    def synchronize(self) -> None:
+        self.runtime.synchronize(0, self.stream)
+        self._kept.clear()
+
+    def array(self, values: np.ndarray) -> DeviceArray:
+        """Enqueue: an array is filled with the values."""
+        memory = np.full(values.shape, 99).astype(values.dtype)
+        array = DeviceArray(memory, self.stream)
+        array.fill(self, values)
+        return array
+
+    def busy(self, megabytes: int = 100) -> None:
+        """Enqueue something that takes a while."""
+        scratch = np.zeros(megabytes << 19, np.uint8)
+        self.copy(np.empty_like(scratch), scratch)
+
+    def copy(self, to: np.ndarray, source: np.ndarray) -> None:
+        self._kept += [to, source]
+        self.runtime.copy(to.ctypes.data, source.ctypes.data, source.nbytes, self.stream)
+
+    def read(self, array: DeviceArray) -> np.ndarray:
+        """What the array holds behind all that is enqueued."""
+        result = np.empty_like(array.memory)
+        self.copy(result, array.memory)
+        self.synchronize()
+        return result
+
+
+class DeviceArray:
+    """As CuPy's arrays show themselves. Its memory may be touched by its stream alone."""
+
+    def __init__(self, memory: np.ndarray, stream: int) -> None:
+        self.memory = memory
+        self.shape = memory.shape
+        self.__cuda_array_interface__ = {
+            "shape": memory.shape,
+            "typestr": memory.dtype.str,
+            "data": (memory.ctypes.data, False),
+            "version": 3,
+            "strides": None,
+            "stream": stream,
+        }
+
+    def fill(self, device: Device, values: np.ndarray) -> None:
+        device.copy(self.memory, np.ascontiguousarray(values))
+
+
+@contextmanager
+def a_device() -> Iterator[Device]:
+    device = Device()
+    try:
+        yield device
+    finally:
+        device.synchronize()
+        device.runtime.destroy_stream(device.stream)
