@@ -18,10 +18,10 @@ def runtime() -> _C.DeviceRuntime:
         UsageError: there is no usable GPU; the text says why.
     """
     name = os.environ.get(_VARIABLE, "cuda")
-    if name == "cpu":
-        return _C.cpu_device_runtime()
+    if name in ("cpu", "cpu-callbacks"):
+        return _C.cpu_device_runtime(callbacks=name == "cpu-callbacks")
     if name != "cuda":
-        raise UsageError(f"{_VARIABLE}={name}: must be cuda or cpu")
+        raise UsageError(f"{_VARIABLE}={name}: must be cuda, cpu or cpu-callbacks")
     found: _C.DeviceRuntime = cuda.runtime()
     return found
 

@@ -24,7 +24,7 @@ ARROWS = {
     "engine": {"program", "reduce", "transport", "base"},
     "device": {"base"},
     "group": {"engine", "local", "transport", "device"},
-    "cuda": {"group", "engine", "reduce", "base"},
+    "cuda": {"group", "engine", "reduce", "device", "base"},
     "python": {"cuda", "group"},
     "torch": {"group"},
 }

@@ -9,6 +9,7 @@
 #include <cstring>
 #include <deque>
 #include <functional>
+#include <future>
 #include <memory>
 #include <mutex>
 #include <new>
@@ -90,6 +91,20 @@ uint64_t recorded(CpuEvent& event) {
   return event.recorded;
 }
 
+// On the stream itself, or on the one thread of all callbacks, which the stream waits for.
+void push_flag_operation(DeviceRuntime::Stream stream, bool callback, std::function<void()> run) {
+  if (!callback) return CpuStream::of(stream).push(std::move(run));
+  static auto* callbacks = new CpuStream;  // never destroyed, as the default stream
+  CpuStream::of(stream).push([run = std::move(run)] {
+    std::promise<void> ended;
+    callbacks->push([&] {
+      run();
+      ended.set_value();
+    });
+    ended.get_future().wait();
+  });
+}
+
 // As a GPU compares: flags may wrap around.
 bool has_reached(const DeviceRuntime::Flag& flag, uint32_t value) {
   return static_cast<int32_t>(flag.load(std::memory_order_acquire) - value) >= 0;
@@ -152,11 +167,11 @@ void CpuRuntime::copy(void* to, const void* from, size_t bytes, Stream stream) {
 }
 
 void CpuRuntime::write_flag(Flag* flag, uint32_t value, Stream stream) {
-  CpuStream::of(stream).push([=] { flag->store(value, std::memory_order_release); });
+  push_flag_operation(stream, callbacks_, [=] { flag->store(value, std::memory_order_release); });
 }
 
 void CpuRuntime::wait_flag(Flag* flag, uint32_t value, Stream stream) {
-  CpuStream::of(stream).push([=] {
+  push_flag_operation(stream, callbacks_, [=] {
     constexpr int kYields = 20;
     for (int tries = 0; !has_reached(*flag, value); ++tries) {
       if (tries < kYields) {

@@ -8,9 +8,15 @@ namespace hier {
 
 class CpuRuntime final : public DeviceRuntime {
  public:
+  // With callbacks: flags are handled by one thread for all streams, as by a driver without stream
+  // memory operations.
+  explicit CpuRuntime(bool callbacks) : callbacks_(callbacks) {}
+
   const char* name() const override { return "cpu"; }
-  const char* chaining() const override { return "atomics"; }
+  const char* chaining() const override { return callbacks_ ? "host callbacks" : "atomics"; }
+  bool waits_are_apart() const override { return !callbacks_; }
   int device_of(const void*) override { return 0; }
+  int exchange_device(int) override { return 0; }
 
   std::byte* allocate_pinned(size_t bytes) override;
   void free_pinned(std::byte* memory) noexcept override;
@@ -28,6 +34,9 @@ class CpuRuntime final : public DeviceRuntime {
   void copy(void* to, const void* from, size_t bytes, Stream stream) override;
   void write_flag(Flag* flag, uint32_t value, Stream stream) override;
   void wait_flag(Flag* flag, uint32_t value, Stream stream) override;
+
+ private:
+  const bool callbacks_;
 };
 
 }  // namespace hier

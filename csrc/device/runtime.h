@@ -23,8 +23,13 @@ class DeviceRuntime {
   virtual const char* name() const = 0;
   // How streams and host threads are chained: for reports.
   virtual const char* chaining() const = 0;
+  // Whether other streams go on while one waits for a flag. Callbacks share one thread: a flag that
+  // is written behind a wait would never be.
+  virtual bool waits_are_apart() const = 0;
   // On which device a pointer lies. Throws UsageError for host memory.
   virtual int device_of(const void* pointer) = 0;
+  // Makes a device this thread's current one, which default streams belong to; returns the last.
+  virtual int exchange_device(int device) = 0;
 
   virtual std::byte* allocate_pinned(size_t bytes) = 0;  // zero
   virtual void free_pinned(std::byte* memory) noexcept = 0;

@@ -11,6 +11,19 @@ namespace {
 
 constexpr size_t kSmallest = 64 << 10, kHuge = 2 << 20;  // bytes of a block
 
+class CurrentDevice {
+ public:
+  CurrentDevice(DeviceRuntime& runtime, int device)
+      : runtime_(runtime), before_(runtime.exchange_device(device)) {}
+  ~CurrentDevice() { runtime_.exchange_device(before_); }
+  CurrentDevice(const CurrentDevice&) = delete;
+  CurrentDevice& operator=(const CurrentDevice&) = delete;
+
+ private:
+  DeviceRuntime& runtime_;
+  const int before_;
+};
+
 size_t block_bytes(size_t bytes) {
   size_t size = kSmallest;
   while (size < bytes && size < kHuge) size *= 2;
@@ -75,6 +88,7 @@ DeviceStage::~DeviceStage() {
 void DeviceStage::enqueue(const std::vector<std::vector<Passage>>& in,
                           const std::vector<std::vector<Passage>>& out) {
   DeviceRuntime& runtime = *place_.runtime;
+  const CurrentDevice current(runtime, place_.device);
   auto& flags = block_.flags();
   out_ = out;
   runtime.record(block_.finished, place_.caller);  // as the event of what the call comes after
@@ -85,6 +99,10 @@ void DeviceStage::enqueue(const std::vector<std::vector<Passage>>& in,
     for (const Passage& p : in[k]) runtime.copy(p.host, p.device, p.bytes, place_.in);
     runtime.write_flag(&flags.arrived, number, place_.in);
   }
+  if (!runtime.waits_are_apart()) {
+    runtime.record(block_.finished, place_.in);
+    runtime.wait(place_.out, block_.finished);
+  }
   for (size_t k = 0; k < out.size(); ++k) {
     const auto number = static_cast<uint32_t>(k + 1);
     runtime.wait_flag(&flags.done, number, place_.out);
@@ -93,6 +111,11 @@ void DeviceStage::enqueue(const std::vector<std::vector<Passage>>& in,
     for (const Passage& p : out[k]) runtime.copy(p.device, p.host, p.bytes, place_.out);
   }
   runtime.record(block_.finished, place_.out);
+}
+
+void DeviceStage::join() const {
+  const CurrentDevice current(*place_.runtime, place_.device);
+  place_.runtime->wait(place_.caller, block_.finished);
 }
 
 void DeviceStage::abandon() noexcept {

@@ -92,7 +92,7 @@ class DeviceStage {
   // By any thread: whether the result is in device memory; makes the caller's stream come after
   // that.
   bool finished() const { return place_.runtime->finished(block_.finished); }
-  void join() const { place_.runtime->wait(place_.caller, block_.finished); }
+  void join() const;
 
  private:
   std::shared_ptr<PinnedPool> pool_;

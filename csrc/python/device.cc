@@ -126,11 +126,11 @@ void register_device(py::module_& m) {
            py::arg("out"));
   m.def(
       "cpu_device_runtime",
-      []() -> DeviceRuntime& {
-        static CpuRuntime runtime;
-        return runtime;
+      [](bool callbacks) -> DeviceRuntime& {
+        static CpuRuntime with_atomics(false), with_callbacks(true);
+        return callbacks ? with_callbacks : with_atomics;
       },
-      py::return_value_policy::reference);
+      py::arg("callbacks") = false, py::return_value_policy::reference);
   m.def("read_dlpack", &read_dlpack);
 }
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from device_memory import a_device
 from group_cases import nodes, size, whole_numbers
-from worlds import run_threads
+from worlds import SANITIZED, run_processes, run_threads
 
 from allreduce import _C
 from allreduce.errors import AbortedError, UsageError
@@ -247,3 +247,21 @@ def test_without_a_gpu_the_error_says_why(monkeypatch):
             comm.allreduce(device.array(np.ones(4)))
 
     run_threads(1, body)
+
+
+def allreduce_some(comm):
+    with a_device() as device:
+        arrays = [device.array(np.full(count, comm.rank + 1.0)) for count in (5, 700_000, 3000)]
+        works = [comm.allreduce(x, async_op=True) for x in arrays]
+        for work in works:
+            work.wait()
+        return [float(np.unique(device.read(x)).item()) for x in arrays]
+
+
+@pytest.mark.skipif(SANITIZED, reason="processes")
+@pytest.mark.parametrize("layout", ["2x1", "1x2"])
+def test_callbacks_in_the_place_of_memory_operations(tmp_path, monkeypatch, layout):
+    # Processes: all ranks of one would share the thread of its callbacks.
+    monkeypatch.setenv("ALLREDUCE_DEVICE_RUNTIME", "cpu-callbacks")
+    outcomes = run_processes(size(layout), allreduce_some, tmp_path, nodes=nodes(layout))
+    assert [outcome.result for outcome in outcomes] == [[3.0] * 3] * 2

@@ -1,0 +1,194 @@
+// Streams, events and pinned memory of CUDA. Flags are stream memory operations, which cost no
+// multiprocessor and no thread; where the driver lacks them, host callbacks.
+#include "cuda/runtime.h"
+
+#include <cuda.h>
+
+#include <chrono>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <thread>
+
+#include "base/error.h"
+#include "cuda/device.h"
+
+namespace hier::cuda {
+
+namespace {
+
+using Stream = DeviceRuntime::Stream;
+using Flag = DeviceRuntime::Flag;
+
+cudaStream_t raw(Stream stream) { return static_cast<cudaStream_t>(stream); }
+// Both are void* to the interface.
+cudaEvent_t as_event(DeviceRuntime::Event event) { return static_cast<cudaEvent_t>(event); }
+
+// The driver is not linked: a machine without one loads this module, too. Null where it is missing.
+template <class Function>
+Function* driver_function(const char* name) {
+  constexpr unsigned kVersion = 12000;
+  void* found = nullptr;
+  cudaDriverEntryPointQueryResult status{};
+  const cudaError_t error =
+      cudaGetDriverEntryPointByVersion(name, &found, kVersion, cudaEnableDefault, &status);
+  if (error != cudaSuccess || status != cudaDriverEntryPointSuccess) return nullptr;
+  return reinterpret_cast<Function*>(found);
+}
+
+using ValueOperation = CUresult(CUstream, CUdeviceptr, cuuint32_t, unsigned);
+
+struct FlagTask {
+  Flag* flag;
+  uint32_t value;
+};
+
+void CUDART_CB write_callback(void* argument) {
+  const std::unique_ptr<FlagTask> task(static_cast<FlagTask*>(argument));
+  task->flag->store(task->value, std::memory_order_release);
+}
+
+void CUDART_CB wait_callback(void* argument) {
+  const std::unique_ptr<FlagTask> task(static_cast<FlagTask*>(argument));
+  while (static_cast<int32_t>(task->flag->load(std::memory_order_acquire) - task->value) < 0) {
+    std::this_thread::sleep_for(std::chrono::microseconds(20));
+  }
+}
+
+class CudaRuntime final : public DeviceRuntime {
+ public:
+  CudaRuntime() {
+    if (const std::string reason = why_not(); !reason.empty()) throw CudaError(reason);
+    write_value_ = driver_function<ValueOperation>("cuStreamWriteValue32");
+    wait_value_ = driver_function<ValueOperation>("cuStreamWaitValue32");
+  }
+
+  const char* name() const override { return "cuda"; }
+  const char* chaining() const override {
+    return has_memory_operations() ? "stream memory operations" : "host callbacks";
+  }
+  bool waits_are_apart() const override { return has_memory_operations(); }
+
+  int device_of(const void* pointer) override {
+    cudaPointerAttributes found{};
+    check_cuda(cudaPointerGetAttributes(&found, pointer), "asking on which GPU an array is");
+    if (found.type != cudaMemoryTypeDevice && found.type != cudaMemoryTypeManaged) {
+      throw UsageError("the array says that it is in GPU memory, but CUDA does not know its place");
+    }
+    return found.device;
+  }
+
+  int exchange_device(int device) override {
+    int before = 0;
+    check_cuda(cudaGetDevice(&before), "asking for the current GPU");
+    if (before != device) check_cuda(cudaSetDevice(device), "choosing a GPU");
+    return before;
+  }
+
+  std::byte* allocate_pinned(size_t bytes) override {
+    void* memory = nullptr;
+    check_cuda(cudaHostAlloc(&memory, bytes, cudaHostAllocPortable | cudaHostAllocMapped),
+               "allocating pinned memory");
+    std::memset(memory, 0, bytes);
+    return static_cast<std::byte*>(memory);
+  }
+  void free_pinned(std::byte* memory) noexcept override { (void)cudaFreeHost(memory); }
+
+  Stream create_stream(int device) override {
+    const int before = exchange_device(device);
+    cudaStream_t stream = nullptr;
+    const cudaError_t error = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
+    exchange_device(before);
+    check_cuda(error, "creating a stream");
+    return stream;
+  }
+  void destroy_stream(Stream stream) noexcept override { (void)cudaStreamDestroy(raw(stream)); }
+
+  Event create_event(int device) override {
+    const int before = exchange_device(device);
+    cudaEvent_t event = nullptr;
+    const cudaError_t error = cudaEventCreateWithFlags(&event, cudaEventDisableTiming);
+    exchange_device(before);
+    check_cuda(error, "creating an event");
+    return event;
+  }
+  void destroy_event(Event event) noexcept override { (void)cudaEventDestroy(as_event(event)); }
+
+  void record(Event event, Stream stream) override {
+    refuse_capture(stream);
+    check_cuda(cudaEventRecord(as_event(event), raw(stream)), "recording an event");
+  }
+  void wait(Stream stream, Event event) override {
+    check_cuda(cudaStreamWaitEvent(raw(stream), as_event(event), 0),
+               "making a stream wait for an event");
+  }
+  bool finished(Event event) override {
+    const cudaError_t state = cudaEventQuery(as_event(event));
+    if (state == cudaErrorNotReady) return false;
+    check_cuda(state, "asking for an event");
+    return true;
+  }
+  void synchronize(Event event) override {
+    check_cuda(cudaEventSynchronize(as_event(event)), "waiting for an event");
+  }
+
+  void copy(void* to, const void* from, size_t bytes, Stream stream) override {
+    check_cuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, raw(stream)),
+               "copying between host and GPU");
+  }
+
+  void write_flag(Flag* flag, uint32_t value, Stream stream) override {
+    if (has_memory_operations()) {
+      check_driver(write_value_(raw(stream), address(flag), value, CU_STREAM_WRITE_VALUE_DEFAULT),
+                   "enqueuing a write of a flag");
+    } else {
+      enqueue(write_callback, flag, value, stream);
+    }
+  }
+  void wait_flag(Flag* flag, uint32_t value, Stream stream) override {
+    if (has_memory_operations()) {
+      check_driver(wait_value_(raw(stream), address(flag), value, CU_STREAM_WAIT_VALUE_GEQ),
+                   "enqueuing a wait for a flag");
+    } else {
+      enqueue(wait_callback, flag, value, stream);
+    }
+  }
+
+ private:
+  bool has_memory_operations() const { return write_value_ && wait_value_; }
+
+  // Pinned memory is mapped: its address is the same on the GPU.
+  static CUdeviceptr address(Flag* flag) { return reinterpret_cast<CUdeviceptr>(flag); }
+
+  static void enqueue(cudaHostFn_t callback, Flag* flag, uint32_t value, Stream stream) {
+    auto task = std::make_unique<FlagTask>(FlagTask{flag, value});
+    check_cuda(cudaLaunchHostFunc(raw(stream), callback, task.get()), "enqueuing a host callback");
+    (void)task.release();  // the callback's own
+  }
+
+  static void check_driver(CUresult result, const char* attempted) {
+    if (result == CUDA_SUCCESS) return;
+    throw CudaError(std::string(attempted) + ": the driver's error " + std::to_string(result));
+  }
+
+  static void refuse_capture(Stream stream) {
+    cudaStreamCaptureStatus status{};
+    check_cuda(cudaStreamIsCapturing(raw(stream), &status), "asking for a stream's capture");
+    if (status == cudaStreamCaptureStatusNone) return;
+    throw UsageError(
+        "a collective cannot be captured in a CUDA graph, for threads of the host take part in it: "
+        "call it outside of the graph");
+  }
+
+  ValueOperation* write_value_ = nullptr;
+  ValueOperation* wait_value_ = nullptr;
+};
+
+}  // namespace
+
+DeviceRuntime& runtime() {
+  static auto* runtime = new CudaRuntime;  // never destroyed: streams may outlive main
+  return *runtime;
+}
+
+}  // namespace hier::cuda
