@@ -26,6 +26,11 @@ def runtime() -> _C.DeviceRuntime:
     return found
 
 
+def capsule() -> object:
+    """Return `runtime()` as the torch backend takes it."""
+    return runtime().capsule()
+
+
 class DeviceStreams:
     """The pair of streams that a communicator has on each device, made when first needed."""
 

@@ -7,6 +7,7 @@ torch calls `autoload` at the end of `import torch` (entry point group torch.bac
 from __future__ import annotations
 
 import logging
+import os
 from typing import Any
 
 __all__ = ["autoload", "register"]
@@ -27,7 +28,14 @@ def register() -> None:
     import torch.distributed as dist
 
     if dist.is_available() and not hasattr(dist.Backend, "HIER"):
-        dist.Backend.register_backend("hier", _create, extended_api=True, devices=["cpu"])
+        dist.Backend.register_backend("hier", _create, extended_api=True, devices=_devices())
+
+
+def _devices() -> list[str]:
+    """The kinds of tensors that the backend takes."""
+    if os.environ.get("ALLREDUCE_DEVICE_RUNTIME", "cuda") == "cuda":
+        return ["cpu", "cuda"]
+    return ["cpu", "privateuseone"]  # for tests: a device that the CPU runtime drives
 
 
 def _create(options: Any, _process_group_options: object) -> Any:

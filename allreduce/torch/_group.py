@@ -69,8 +69,12 @@ def split(
 def allocate(comm: Communicator, count: int, like: Tensor) -> Tensor:
     """A flat tensor of `count` elements in symmetric memory, of the dtype of `like`.
 
+    On a GPU it is an ordinary one: there is no symmetric memory of GPUs.
+
     Every rank of the group must call it, with the same arguments.
     """
+    if like.device.type != "cpu":
+        return like.new_empty(count)
     nbytes = count * like.element_size()
     array: np.ndarray[Any, Any] = comm.symmetric_empty(nbytes, "uint8")
     return torch.from_numpy(array).view(like.dtype)

@@ -101,6 +101,7 @@ void register_device(py::module_& m) {
   py::class_<DeviceRuntime, std::unique_ptr<DeviceRuntime, py::nodelete>>(m, "DeviceRuntime")
       .def_property_readonly("name", &DeviceRuntime::name)
       .def_property_readonly("chaining", &DeviceRuntime::chaining)
+      .def("capsule", [](DeviceRuntime& self) { return py::capsule(&self, "hier::DeviceRuntime"); })
       .def("device_of",
            [](DeviceRuntime& self, uintptr_t address) {
              return self.device_of(reinterpret_cast<const void*>(address));

@@ -23,12 +23,12 @@ namespace {
 
 constexpr const char* kName = "hier";
 
-class Backend final : public c10d::Backend {
+class Backend final : public DeviceBackend {
  public:
   using StorePtr = c10::intrusive_ptr<c10d::Store>;
 
   Backend(std::shared_ptr<Group> group, StorePtr store, int rank, int size, Milliseconds timeout)
-      : c10d::Backend(rank, size),
+      : DeviceBackend(rank, size),
         group_(std::move(group)),
         monitored_barrier_(std::move(store), rank, size),
         options_(c10::make_intrusive<Options>(kName, timeout)) {

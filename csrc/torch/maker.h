@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "torch/device.h"
 #include "torch/elements.h"
 #include "torch/work.h"
 
@@ -25,7 +26,7 @@ inline at::Tensor plain(const at::Tensor& tensor) {
 // group.
 class Maker {
  public:
-  Maker(const c10d::Backend& backend, OpType type, const char* title, Tensors inputs,
+  Maker(const DeviceBackend& backend, OpType type, const char* title, Tensors inputs,
         Tensors outputs)
       : rank_(backend.getRank()),
         size_(backend.getSize()),
@@ -33,6 +34,9 @@ class Maker {
             std::make_unique<Operation>(type, title, std::move(inputs), std::move(outputs))) {
     for (const auto& tensor : operation_->inputs) check(tensor, "input");
     for (const auto& tensor : operation_->outputs) check(tensor, "output");
+    if (const auto device = this->device(); !device.is_cpu()) {
+      operation_->side = backend.side_of(device);
+    }
   }
 
   int rank() const { return rank_; }
@@ -78,7 +82,9 @@ class Maker {
   }
 
   void add_message(bool send, const at::Tensor& tensor, int peer, int tag) {
-    const at::Tensor buffer = plain(tensor);
+    // A message goes through the host: its sender, and who waits for it, wait for the copy as well.
+    const at::Tensor buffer = plain(tensor.cpu());
+    operation_->side = nullptr;
     Message message;
     message.send = send;
     message.peer = peer;
@@ -104,8 +110,12 @@ class Maker {
   template <class Options>
   WorkPtr go(const std::shared_ptr<Group>& group, uint64_t sequence, const Options& options) {
     const double timeout = seconds_of(options.timeout);
+    const bool on_device = operation_->side != nullptr;
     auto work = c10::make_intrusive<TorchWork>(rank_, size_, std::move(operation_), sequence);
-    if (options.asyncOp) {
+    if (on_device) {
+      work->start_on_device(group, timeout);
+      if (!options.asyncOp) work->wait(kNoTimeout);
+    } else if (options.asyncOp) {
       work->start(group, timeout);
     } else {
       work->run(*group, timeout);
@@ -120,11 +130,13 @@ class Maker {
   }
 
  private:
-  at::ScalarType dtype() const {
+  const at::Tensor& first() const {
     const auto& tensors = operation_->inputs.empty() ? operation_->outputs : operation_->inputs;
     if (tensors.empty()) refuse("has no tensors");
-    return tensors.front().scalar_type();
+    return tensors.front();
   }
+  at::ScalarType dtype() const { return first().scalar_type(); }
+  c10::Device device() const { return first().device(); }
 
   static size_t count_of(const at::Tensor& buffer) {
     return static_cast<size_t>(buffer.numel()) * elements_of(buffer.scalar_type()).per_element;
@@ -136,10 +148,9 @@ class Maker {
     if (tensor.layout() != at::kStrided) {
       refuse(the + "is sparse; all_reduce alone takes sparse tensors, pass tensor.to_dense()");
     }
-    if (!tensor.device().is_cpu()) {
-      refuse(the + "is on " + tensor.device().str() +
-             ", and hier works on CPU tensors so far; pass "
-             "tensor.cpu(), or give GPU tensors a backend of their own: \"cpu:hier,cuda:nccl\"");
+    if (tensor.device() != device()) {
+      refuse(the + "is on " + tensor.device().str() + ", the first one is on " + device().str() +
+             "; all must be on one device");
     }
     if (tensor.scalar_type() != dtype()) {
       refuse(the + "is " + c10::toString(tensor.scalar_type()) + ", the first one is " +
@@ -154,6 +165,7 @@ class Maker {
     call.count = count_of(buffer);
     call.bounds = std::move(bounds);
     call.dtype = elements_of(buffer.scalar_type()).dtype;
+    if (operation_->side) call.device = operation_->side->place();
     operation_->buffers.push_back(buffer);
     return call;
   }

@@ -75,7 +75,7 @@ inline void add_rows(Maker& maker, const at::Tensor& rows, const std::vector<int
 }
 
 // Overwrites `tensor` with the sum or mean over all ranks.
-inline WorkPtr sparse_allreduce(const c10d::Backend& backend, const std::shared_ptr<Group>& group,
+inline WorkPtr sparse_allreduce(const DeviceBackend& backend, const std::shared_ptr<Group>& group,
                                 uint64_t sequence, const at::Tensor& tensor,
                                 const c10d::AllreduceOptions& options) {
   const int rank = backend.getRank(), world_size = backend.getSize();

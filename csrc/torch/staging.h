@@ -13,6 +13,7 @@ namespace hier::torch_backend {
 inline at::Tensor staging(at::IntArrayRef sizes, const at::TensorOptions& options) {
   constexpr uintptr_t kHugePage = 2 << 20;
   at::Tensor buffer = at::empty(sizes, options);
+  if (!buffer.is_cpu()) return buffer;
   const auto begin = reinterpret_cast<uintptr_t>(buffer.data_ptr());
   const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage;
   const uintptr_t end = (begin + buffer.nbytes()) / kHugePage * kHugePage;

@@ -8,6 +8,7 @@
 
 #include <ATen/ATen.h>
 #include <ATen/ThreadLocalState.h>
+#include <c10/core/StreamGuard.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/utils/pybind.h>
 #include <torch/csrc/distributed/c10d/Work.hpp>
@@ -21,6 +22,7 @@
 #include <vector>
 
 #include "torch/batch.h"
+#include "torch/device.h"
 #include "torch/errors.h"
 #include "torch/pool.h"
 
@@ -82,6 +84,7 @@ struct Operation {
   std::vector<std::pair<at::Tensor, at::Tensor>> copies;  // from, to: after the end
   std::function<void()> afterwards;                       // behind them
   Tensors sums_to_divide;                                 // before them, by the number of ranks
+  std::shared_ptr<const Side> side;                       // null: the tensors are in host memory
 };
 
 class TorchWork final : public c10d::Work {
@@ -119,8 +122,33 @@ class TorchWork final : public c10d::Work {
     starting_ = false;
   }
 
+  // Enqueues everything, the copies behind the calls too; nobody waits here.
+  void start_on_device(const std::shared_ptr<Group>& group, double timeout) {
+    const WithoutGil nogil;
+    const Side& side = *operation_->side;
+    auto self = c10::intrusive_ptr<TorchWork>::unsafe_reclaim_from_nonowning(this);
+    operation_->batch.start(group, timeout, [self]() mutable {
+      pool().push([self = std::move(self)] { self->finish(self->operation_->batch.error()); });
+    });
+    const c10::StreamGuard on_out(side.out);
+    copy_back();
+    side.keep(operation_->inputs);
+    side.keep(operation_->outputs);
+    side.keep(operation_->buffers);
+    ready_.emplace(side.device.type());
+    ready_->record(side.out);
+    future_ = c10::make_intrusive<Future>(c10::ListType::create(c10::TensorType::get()),
+                                          std::vector<c10::Device>{side.device});
+    future_->markCompleted(c10::IValue(operation_->outputs));  // in stream order, as results are
+  }
+
   bool wait(Milliseconds timeout) override {
     const WithoutGil nogil;
+    if (ready_) {
+      if (const auto error = operation_->batch.error()) std::rethrow_exception(error);
+      ready_->block(operation_->side->current());
+      return true;
+    }
     if (!operation_->batch.wait(timeout > kNoTimeout ? Seconds(timeout).count() : -1)) {
       throw Timeout(std::string(operation_->title) + ": not ended after " +
                     std::to_string(timeout.count()) + " ms of Work.wait; it goes on");
@@ -134,6 +162,7 @@ class TorchWork final : public c10d::Work {
 
   bool isCompleted() override {
     if (!operation_->batch.done()) return false;
+    if (ready_) return operation_->batch.error() || ready_->query();
     complete();
     return true;
   }
@@ -203,6 +232,7 @@ class TorchWork final : public c10d::Work {
   const int size_;
   std::unique_ptr<Operation> operation_;  // keeps inputs, outputs and buffers alive
   const uint64_t sequence_;
+  std::optional<c10::Event> ready_;            // on a device: behind the last copy
   bool starting_ = false;                      // touched by the thread that starts it
   std::optional<at::ThreadLocalState> state_;  // the caller's, for callbacks
   std::mutex complete_mutex_;                  // held while results are copied back

@@ -250,6 +250,8 @@ def test_without_a_gpu_the_error_says_why(monkeypatch):
 
 
 def allreduce_some(comm):
+    from device_memory import a_device
+
     with a_device() as device:
         arrays = [device.array(np.full(count, comm.rank + 1.0)) for count in (5, 700_000, 3000)]
         works = [comm.allreduce(x, async_op=True) for x in arrays]

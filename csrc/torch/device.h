@@ -1,0 +1,100 @@
+// GPU tensors of the backend: the pair of streams that a backend has on each device, and torch's
+// own streams beside them. Devices are met through c10's interfaces alone: no CUDA header is
+// needed.
+#pragma once
+
+#include <ATen/ATen.h>
+#include <c10/core/Event.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+#include <torch/csrc/utils/pybind.h>
+#include <torch/csrc/distributed/c10d/Backend.hpp>
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string_view>
+#include <vector>
+
+#include "base/error.h"
+#include "device/stage.h"
+
+namespace hier::torch_backend {
+
+// The device runtime of this process. Throws what Python raises where there is none.
+inline DeviceRuntime& device_runtime() {
+  const py::gil_scoped_acquire gil;
+  const auto capsule =
+      py::module_::import("allreduce._device").attr("capsule")().cast<py::capsule>();
+  if (std::string_view(capsule.name()) != "hier::DeviceRuntime") {
+    throw UsageError("the capsule holds no hier::DeviceRuntime");
+  }
+  return *capsule.get_pointer<DeviceRuntime>();
+}
+
+// A device as a backend uses it.
+struct Side {
+  c10::Device device;
+  DeviceRuntime& runtime;
+  c10::impl::VirtualGuardImpl torch;
+  c10::Stream in, out;  // of torch's pool: torch itself enqueues copies on `out`
+
+  Side(c10::Device device, DeviceRuntime& runtime)
+      : device(device),
+        runtime(runtime),
+        torch(device.type()),
+        in(torch.getNewStream(device)),
+        out(torch.getNewStream(device)) {}
+
+  c10::Stream current() const { return torch.getStream(device); }
+
+  DevicePlace place() const {
+    return {&runtime, device.index(), current().native_handle(), in.native_handle(),
+            out.native_handle()};
+  }
+
+  // The caching allocator must not hand their memory to others while our streams use it.
+  void keep(const std::vector<at::Tensor>& tensors) const {
+    for (const auto& tensor : tensors) {
+      if (tensor.device() != device || tensor.numel() == 0) continue;
+      torch.recordDataPtrOnStream(tensor.storage().data_ptr(), in);
+      torch.recordDataPtrOnStream(tensor.storage().data_ptr(), out);
+    }
+  }
+};
+
+class Sides {
+ public:
+  // Made when first asked for. Throws UsageError for a device that the runtime does not drive.
+  std::shared_ptr<const Side> of(c10::Device device) {
+    const std::lock_guard lock(mutex_);
+    auto& side = sides_[device.index()];
+    if (side) return side;
+    if (device.type() != c10::kCUDA && device.type() != c10::kPrivateUse1) refuse(device);
+    DeviceRuntime& runtime = device_runtime();
+    const bool cuda = std::string_view(runtime.name()) == "cuda";
+    if (device.type() != (cuda ? c10::kCUDA : c10::kPrivateUse1)) refuse(device);
+    side = std::make_shared<const Side>(device, runtime);
+    return side;
+  }
+
+ private:
+  [[noreturn]] static void refuse(c10::Device device) {
+    throw UsageError("the tensor is on " + device.str() +
+                     ", and hier works on CPU and CUDA tensors; pass tensor.cpu()");
+  }
+
+  std::mutex mutex_;  // guards sides_
+  std::map<c10::DeviceIndex, std::shared_ptr<const Side>> sides_;
+};
+
+// What a collective's maker needs of its backend.
+class DeviceBackend : public c10d::Backend {
+ public:
+  using c10d::Backend::Backend;
+  std::shared_ptr<const Side> side_of(c10::Device device) const { return sides_->of(device); }
+
+ private:
+  const std::unique_ptr<Sides> sides_ = std::make_unique<Sides>();
+};
+
+}  // namespace hier::torch_backend
