@@ -34,9 +34,8 @@ class Maker {
             std::make_unique<Operation>(type, title, std::move(inputs), std::move(outputs))) {
     for (const auto& tensor : operation_->inputs) check(tensor, "input");
     for (const auto& tensor : operation_->outputs) check(tensor, "output");
-    if (const auto device = this->device(); !device.is_cpu()) {
-      operation_->side = backend.side_of(device);
-    }
+    const bool empty = operation_->inputs.empty() && operation_->outputs.empty();
+    if (!empty && !device().is_cpu()) operation_->side = backend.side_of(device());
   }
 
   int rank() const { return rank_; }
