@@ -27,7 +27,7 @@ from types import ModuleType
 
 CORE_DIRS = (
     *("base", "schedule", "program", "reduce", "transport", "local", "engine", "device"),
-    *("group", "python"),
+    *("group", "nccl", "python"),
 )
 CUDA_BINDING = "python/cuda.cc"
 BACKEND = "torch/backend.cc"

@@ -23,9 +23,10 @@ ARROWS = {
     "local": {"reduce", "base"},
     "engine": {"program", "reduce", "transport", "base"},
     "device": {"base"},
+    "nccl": {"base"},
     "group": {"engine", "local", "transport", "device"},
     "cuda": {"group", "engine", "reduce", "device", "base"},
-    "python": {"cuda", "group"},
+    "python": {"cuda", "group", "nccl"},
     "torch": {"group"},
 }
 BACKEND = "torch/backend.cc"

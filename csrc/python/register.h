@@ -12,5 +12,6 @@ void register_reduce(pybind11::module_& m);
 void register_transport(pybind11::module_& m);
 void register_device(pybind11::module_& m);
 void register_group(pybind11::module_& m);
+void register_nccl(pybind11::module_& m);
 
 }  // namespace hier
