@@ -79,6 +79,13 @@ int runtime_version() {
   return cudaRuntimeGetVersion(&version) == cudaSuccess ? version : 0;
 }
 
+bool can_access_peer(int device, int peer) {
+  int can = 0;
+  check_cuda(cudaDeviceCanAccessPeer(&can, device, peer),
+             "asking whether a GPU reaches another one's memory");
+  return can != 0;
+}
+
 size_t num_processors() {
   int device = 0, count = 0;
   check_cuda(cudaGetDevice(&device), "asking for the current GPU");

@@ -27,6 +27,9 @@ std::vector<Device> devices();  // empty where why_not() says so
 int driver_version();
 int runtime_version();
 
+// Whether `device` can read and write the memory of `peer`. Throws CudaError.
+bool can_access_peer(int device, int peer);
+
 // Multiprocessors of the current device. Throws CudaError where there is none.
 size_t num_processors();
 

@@ -64,6 +64,8 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("why_not", reason, "Why there is none, or None.");
   m.def("device_count", [] { return devices().size(); }, "How many GPUs can be used.");
   m.def("devices", device_tuples, "(name, major, minor, bytes of memory) of each GPU.");
+  m.def("can_access_peer", can_access_peer, "Whether a GPU reaches another one's memory.",
+        py::arg("device"), py::arg("peer"));
   m.def("driver_version", driver_version, "CUDA version of the driver, 13000 for 13.0; 0: none.");
   m.def("runtime_version", runtime_version, "CUDA version of the runtime linked in.");
   m.def("reduce", reduce_addresses, "dst[i] = dst[i] op src[i], asynchronously on stream.",
