@@ -6,7 +6,7 @@ Three extensions, each in so far as this machine can:
   allreduce.torch._backend   csrc/torch/backend.cc, where torch is importable while building
                              (pip install --no-build-isolation); otherwise compiled at first use
 HIER_CUDA and HIER_TORCH forbid (0) or require (1) the last two; else a failure is one warning.
-HIER_CUDA_ARCHS, HIER_WERROR, HIER_SANITIZE, HIER_JOBS: see CONTRIBUTING.md.
+HIER_CUDA_ARCHS, TORCH_CUDA_ARCH_LIST, HIER_WERROR, HIER_SANITIZE, HIER_JOBS: see CONTRIBUTING.md.
 """
 
 from __future__ import annotations
@@ -104,14 +104,14 @@ def build_core(folder: Path) -> Path:
     return output
 
 
-def build_cuda(folder: Path, core: Path) -> Path:
+def build_cuda(folder: Path, core: Path, wheel: bool) -> Path:
     """allreduce._cuda. Raises FileNotFoundError where nvcc or the sources are missing."""
     sources, nvcc = build.cuda_sources(CSRC), build.find_nvcc()
     if nvcc is None:
         raise FileNotFoundError("nvcc is not found (CUDA_HOME, PATH, /usr/local/cuda)")
     if not sources:
         raise FileNotFoundError(f"no CUDA sources in {CSRC}")
-    flags = build.cuda_flags()
+    flags = build.cuda_flags(wheel=wheel)
     objects = compile_objects(sources, [str(nvcc), *flags], folder)
     output = folder / f"_cuda{build.EXT_SUFFIX}"
     link = (str(nvcc), *flags, "-shared", "-o", str(output), *map(str, objects))
@@ -141,7 +141,7 @@ def build_backend(folder: Path, core: Path) -> Path:
     return output
 
 
-def build_optional(what: str, builder, *arguments: Path) -> Path | None:
+def build_optional(what: str, builder, *arguments) -> Path | None:
     """Runs `builder` as HIER_<what> says: "0" never, "1" or fail, otherwise if it can."""
     wish = os.environ.get(f"HIER_{what.upper()}", "")
     if wish == "0":
@@ -191,7 +191,7 @@ class BuildNative(build_ext):
         """Builds, then copies each result to its place in the package."""
         core = build_core(folder)
         install(core, package)
-        if cuda := build_optional("cuda", build_cuda, folder, core):
+        if cuda := build_optional("cuda", build_cuda, folder, core, not self.inplace):
             install(cuda, package)
         if backend := build_optional("torch", build_backend, folder, core):
             install(backend, package / "torch")

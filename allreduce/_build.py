@@ -35,6 +35,11 @@ EXT_SUFFIX = str(sysconfig.get_config_var("EXT_SUFFIX"))
 # The backend finds the core by this name among the loaded libraries. It is not the file's name:
 # a dozen packages, torch among them, have a file called _C.
 CORE_SONAME = f"hier_allreduce_core{EXT_SUFFIX}"
+# The GPUs that a wheel has machine code for: A100, RTX 30 and A10, H100, B200, RTX 50. PTX of the
+# last serves later ones; 8.9 runs the code of 8.6. csrc/cuda/device.cu refuses those before 8.0.
+WHEEL_ARCHS = ("80", "86", "90", "100", "120")
+DEVELOPER_ARCHS = ("80", "90")  # of a build in place; tests have a baseline of their machine code
+_OLDEST_ARCH = 80
 _INCLUDE = re.compile(rb'^[ \t]*#[ \t]*include[ \t]*"([^"\n]+)"', re.MULTILINE)
 
 
@@ -266,9 +271,51 @@ def find_cuda_tool(name: str) -> Path | None:
     return next((tool for tool in found if os.access(tool, os.X_OK)), None)
 
 
-def cuda_flags() -> list[str]:
-    """nvcc's flags: machine code for each of HIER_CUDA_ARCHS, and PTX of the last."""
-    archs = os.environ.get("HIER_CUDA_ARCHS", "80 90").split()
+def _archs_for_torch(text: str) -> tuple[str, ...]:
+    """What TORCH_CUDA_ARCH_LIST names, such as "7.5;8.0 9.0a+PTX", less what is too old for us."""
+    archs = []
+    for name in re.split(r"[\s;]+", text.strip()):
+        match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", name)
+        if match is None:
+            raise BuildError(
+                f'TORCH_CUDA_ARCH_LIST="{text}": {name!r} is no version such as 9.0; set '
+                'HIER_CUDA_ARCHS="80 90", which goes before it'
+            )
+        if int(match[1] + match[2]) >= _OLDEST_ARCH:
+            archs.append(match[1] + match[2] + match[3])
+    if not archs:
+        raise BuildError(f'TORCH_CUDA_ARCH_LIST="{text}" names no GPU from 8.0 on, and we need one')
+    return tuple(sorted(archs, key=lambda arch: (int(arch.rstrip("af")), arch)))
+
+
+def _known_archs(nvcc: Path) -> set[str]:
+    said = subprocess.run([str(nvcc), "--list-gpu-arch"], capture_output=True, text=True)
+    return set(re.findall(r"compute_(\d+)", said.stdout))
+
+
+def cuda_archs(*, wheel: bool) -> tuple[str, ...]:
+    """The GPUs to compile for: HIER_CUDA_ARCHS, else TORCH_CUDA_ARCH_LIST, else our own list.
+
+    Of the wheels' list, what this nvcc knows: one of CUDA 12.4 does not know 100. Raises
+    BuildError.
+    """
+    if chosen := tuple(os.environ.get("HIER_CUDA_ARCHS", "").split()):
+        return chosen
+    if (text := os.environ.get("TORCH_CUDA_ARCH_LIST", "")).strip():
+        return _archs_for_torch(text)
+    nvcc = find_nvcc() if wheel else None
+    if nvcc is None:
+        return DEVELOPER_ARCHS
+    known = _known_archs(nvcc)
+    archs = tuple(arch for arch in WHEEL_ARCHS if arch in known)
+    if not archs:
+        raise BuildError(f"{nvcc} knows none of the GPUs {' '.join(WHEEL_ARCHS)}: use CUDA 12 on")
+    return archs
+
+
+def cuda_flags(*, wheel: bool = False) -> list[str]:
+    """nvcc's flags: machine code for each of `cuda_archs`, and PTX of the last."""
+    archs = cuda_archs(wheel=wheel)
     flags = ["-std=c++20", "-O3", "-cudart=static"]
     flags += [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
     flags += [f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}"]

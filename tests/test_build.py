@@ -1,5 +1,7 @@
 """How native code is compiled: what is compiled again, with which flags, and what errors say."""
 
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -70,6 +72,87 @@ def test_ptx_of_the_last_architecture_is_kept(monkeypatch: pytest.MonkeyPatch) -
     assert "code=sm_75" in flags
     assert flags.count("code=compute_") == 1
     assert "code=compute_100" in flags
+
+
+def codes() -> list[str]:
+    """The architectures of a wheel's flags, in order."""
+    return [f.partition(",code=")[2] for f in _build.cuda_flags(wheel=True) if "-gencode" in f]
+
+
+def fake_nvcc(folder: Path, *archs: str) -> Path:
+    tool = folder / "bin/nvcc"
+    tool.parent.mkdir()
+    tool.write_text("#!/bin/sh\n" + "".join(f"echo compute_{arch}\n" for arch in archs))
+    tool.chmod(0o755)
+    return tool
+
+
+@pytest.fixture
+def no_archs(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Neither variable says what to compile for."""
+    monkeypatch.delenv("HIER_CUDA_ARCHS", raising=False)
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    return monkeypatch
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("8.0;9.0", ["sm_80", "sm_90", "compute_90"]),
+        ("12.0+PTX 9.0a 8.6", ["sm_86", "sm_90a", "sm_120", "compute_120"]),
+        (" 7.0 7.5 8.9 ", ["sm_89", "compute_89"]),
+    ],
+)
+def test_torchs_list_of_architectures_is_honoured(
+    no_archs: pytest.MonkeyPatch, text: str, expected: list[str]
+) -> None:
+    no_archs.setenv("TORCH_CUDA_ARCH_LIST", text)
+    assert codes() == expected
+    no_archs.setenv("HIER_CUDA_ARCHS", "100")
+    assert codes() == ["sm_100", "compute_100"]
+
+
+@pytest.mark.parametrize(("text", "words"), [("Hopper", "'Hopper' is no version"), ("7.5", "8.0")])
+def test_a_list_of_architectures_that_cannot_serve_is_refused(
+    no_archs: pytest.MonkeyPatch, text: str, words: str
+) -> None:
+    no_archs.setenv("TORCH_CUDA_ARCH_LIST", text)
+    with pytest.raises(_build.BuildError, match=words):
+        _build.cuda_flags()
+
+
+def test_a_wheel_is_for_what_its_nvcc_knows(no_archs: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fake_nvcc(tmp_path, "75", "80", "86", "87", "90", "90a")
+    no_archs.setenv("CUDA_HOME", str(tmp_path))
+    assert codes() == ["sm_80", "sm_86", "sm_90", "compute_90"]
+    assert _build.cuda_archs(wheel=False) == _build.DEVELOPER_ARCHS
+
+
+def test_an_nvcc_that_knows_none_of_them_is_refused(
+    no_archs: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fake_nvcc(tmp_path, "70", "75")
+    no_archs.setenv("CUDA_HOME", str(tmp_path))
+    with pytest.raises(_build.BuildError, match="knows none of the GPUs 80 86 90"):
+        _build.cuda_flags(wheel=True)
+
+
+def test_this_nvcc_knows_every_gpu_of_the_wheels(no_archs: pytest.MonkeyPatch) -> None:
+    nvcc = _build.find_nvcc()
+    if nvcc is None:
+        pytest.skip("no nvcc in CUDA_HOME, PATH, /usr/local/cuda or pip's nvidia packages")
+    known = _build.cuda_archs(wheel=True)
+    said = subprocess.run([str(nvcc), "--version"], capture_output=True, text=True, timeout=60)
+    release = re.search(r"release (\d+)\.", said.stdout)
+    assert release is not None
+    if int(release[1]) < 13:
+        pytest.skip(f"nvcc {release[1]} is older than the list, and knows {' '.join(known)} of it")
+    assert known == _build.WHEEL_ARCHS
+
+
+def test_the_documents_name_the_gpus_of_the_wheels() -> None:
+    text = (_build.csrc_dir().parent / "docs/dependencies.md").read_text()
+    assert f"`{' '.join(_build.WHEEL_ARCHS)}`" in text
 
 
 def test_core_sources_leave_cuda_and_torch_out() -> None:
