@@ -40,20 +40,21 @@ class DeviceStreams:
 
     def place(self, array: DeviceArray) -> _C.DevicePlace:
         """Say where a call on an array comes from, and which streams it takes."""
+        found, device = self.locate(array)
+        if device not in self._pairs:
+            self._pairs[device] = (found.create_stream(device), found.create_stream(device))
+        in_, out = self._pairs[device]
+        return _C.DevicePlace(runtime=found, device=device, caller=array.stream, in_=in_, out=out)
+
+    def locate(self, array: DeviceArray | int) -> tuple[_C.DeviceRuntime, int]:
+        """Return the runtime, and the index of the device that an array lies on."""
         if self._runtime is None:
             self._runtime = runtime()
-        device = array.device
+        device = array if isinstance(array, int) else array.device
         if device is None:
+            assert not isinstance(array, int)
             device = self._runtime.device_of(array.address)
-        if device not in self._pairs:
-            self._pairs[device] = (
-                self._runtime.create_stream(device),
-                self._runtime.create_stream(device),
-            )
-        in_, out = self._pairs[device]
-        return _C.DevicePlace(
-            runtime=self._runtime, device=device, caller=array.stream, in_=in_, out=out
-        )
+        return self._runtime, device
 
     def close(self) -> None:
         """Give the streams back; what is enqueued on them still runs."""

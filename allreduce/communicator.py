@@ -16,6 +16,8 @@ from allreduce import _C, _lifetime, _measure, cost
 from allreduce._arrays import copy_of, memory_of
 from allreduce._calls import Array, seconds
 from allreduce._device import DeviceStreams
+from allreduce._device_arrays import DeviceArray
+from allreduce._device_peers import HOST_PATH_BYTES, use_peers
 from allreduce._explain import explain
 from allreduce._mesh import Wiring, connect
 from allreduce._messages import PointToPoint
@@ -61,6 +63,8 @@ class Communicator(PartCollectives, PointToPoint):
         self.tuning: Tuning | None = options["tuning"]
         self._in_flight: deque[Work] = deque()
         self._streams = DeviceStreams()
+        self.device_stage: str | None = None
+        self._counters: Array = None  # of the peers' stage, mapped as long as the group
         self._group = make_group(wiring, options)
         self.rank = wiring.rank
         self.world_size = wiring.world_size
@@ -173,6 +177,8 @@ class Communicator(PartCollectives, PointToPoint):
         if simple and self._group.allreduce(x, op, algo, seconds(timeout)):
             return x
         memory = memory_of(x, "x", self.rank)
+        if memory.device and memory.nbytes > HOST_PATH_BYTES:
+            self.use_device(memory.device)
         call = self._call(
             _C.Collective.allreduce, memory, op=op, algo=algo, timeout=timeout, name=name
         )
@@ -246,6 +252,17 @@ class Communicator(PartCollectives, PointToPoint):
         on all ranks, copies nothing inside a node. bfloat16 comes as uint16. The memory is zero.
         """
         return symmetric_empty(self._group, self._wiring, shape, dtype)
+
+    def use_device(self, array: DeviceArray | int) -> str:
+        """Choose the local stage of GPU buffers: "peer", or "host: " and why. Once, by all ranks.
+
+        The first allreduce of more than 256 KiB of GPU memory calls it.
+        """
+        if self.device_stage is None:
+            self.device_stage = "host: being chosen"
+            found, device = self._streams.locate(array)
+            self.device_stage = use_peers(self, found, device)
+        return self.device_stage
 
     def explain(self, nbytes: int, dtype: str = "float32") -> str:
         """Say in some lines what `algo="auto"` does for an allreduce of `nbytes`, and why.

@@ -12,6 +12,7 @@
 
 #include "base/error.h"
 #include "cuda/device.h"
+#include "cuda/reduce.h"
 
 namespace hier::cuda {
 
@@ -93,6 +94,38 @@ class CudaRuntime final : public DeviceRuntime {
     return static_cast<std::byte*>(memory);
   }
   void free_pinned(std::byte* memory) noexcept override { (void)cudaFreeHost(memory); }
+  void register_pinned(std::byte* memory, size_t bytes) override {
+    check_cuda(cudaHostRegister(memory, bytes, cudaHostRegisterPortable | cudaHostRegisterMapped),
+               "pinning memory that the ranks of a node share");
+  }
+  void unregister_pinned(std::byte* memory) noexcept override { (void)cudaHostUnregister(memory); }
+
+  std::byte* allocate_shared(int device, size_t bytes, SharedHandle& handle) override {
+    static_assert(sizeof(cudaIpcMemHandle_t) == sizeof(SharedHandle));
+    const int before = exchange_device(device);
+    void* memory = nullptr;
+    cudaIpcMemHandle_t found{};
+    cudaError_t error = cudaMalloc(&memory, bytes);
+    if (error == cudaSuccess) error = cudaIpcGetMemHandle(&found, memory);
+    exchange_device(before);
+    if (error != cudaSuccess) (void)cudaFree(memory);
+    check_cuda(error, "allocating GPU memory for the ranks of a node");
+    std::memcpy(handle.data(), &found, sizeof found);
+    return static_cast<std::byte*>(memory);
+  }
+  void free_shared(std::byte* memory) noexcept override { (void)cudaFree(memory); }
+
+  std::byte* open_shared(int device, const SharedHandle& handle) override {
+    const int before = exchange_device(device);
+    cudaIpcMemHandle_t theirs{};
+    std::memcpy(&theirs, handle.data(), sizeof theirs);
+    void* memory = nullptr;
+    const cudaError_t error = cudaIpcOpenMemHandle(&memory, theirs, cudaIpcMemLazyEnablePeerAccess);
+    exchange_device(before);
+    check_cuda(error, "mapping the GPU memory of another rank");
+    return static_cast<std::byte*>(memory);
+  }
+  void close_shared(std::byte* memory) noexcept override { (void)cudaIpcCloseMemHandle(memory); }
 
   Stream create_stream(int device) override {
     const int before = exchange_device(device);
@@ -137,6 +170,11 @@ class CudaRuntime final : public DeviceRuntime {
                "copying between host and GPU");
   }
 
+  void reduce_many(DType dtype, ReduceOp op, std::span<void* const> outs,
+                   std::span<const void* const> sources, size_t count, int divisor,
+                   Stream stream) override {
+    cuda::reduce_many(dtype, op, outs, sources, count, divisor, stream);
+  }
   void write_flag(Flag* flag, uint32_t value, Stream stream) override {
     if (has_memory_operations()) {
       check_driver(write_value_(raw(stream), address(flag), value, CU_STREAM_WRITE_VALUE_DEFAULT),

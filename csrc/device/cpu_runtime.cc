@@ -1,8 +1,12 @@
 // Streams as threads.
 #include "device/cpu_runtime.h"
 
+#include <fcntl.h>
 #include <sched.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <condition_variable>
 #include <cstdlib>
@@ -13,7 +17,13 @@
 #include <memory>
 #include <mutex>
 #include <new>
+#include <string>
 #include <thread>
+#include <vector>
+
+#include "base/error.h"
+#include "base/fd.h"
+#include "base/mapping.h"
 
 namespace hier {
 
@@ -105,6 +115,37 @@ void push_flag_operation(DeviceRuntime::Stream stream, bool callback, std::funct
   });
 }
 
+// Device memory that is mapped here: this process's own, with its descriptor, and that of others.
+class SharedMemory {
+ public:
+  std::byte* add(std::shared_ptr<SharedMapping> mapping, Fd own) {
+    const std::lock_guard lock(mutex_);
+    std::byte* data = mapping->data();
+    entries_.push_back({std::move(mapping), std::move(own)});
+    return data;
+  }
+  void remove(const std::byte* data, bool own) {
+    const std::lock_guard lock(mutex_);
+    const auto found = std::find_if(entries_.begin(), entries_.end(), [&](const Entry& entry) {
+      return entry.mapping->data() == data && static_cast<bool>(entry.own) == own;
+    });
+    if (found != entries_.end()) entries_.erase(found);
+  }
+
+ private:
+  struct Entry {
+    std::shared_ptr<SharedMapping> mapping;
+    Fd own;
+  };
+  std::mutex mutex_;  // guards entries_
+  std::vector<Entry> entries_;
+};
+
+SharedMemory& shared() {
+  static auto* memory = new SharedMemory;
+  return *memory;
+}
+
 // As a GPU compares: flags may wrap around.
 bool has_reached(const DeviceRuntime::Flag& flag, uint32_t value) {
   return static_cast<int32_t>(flag.load(std::memory_order_acquire) - value) >= 0;
@@ -121,6 +162,28 @@ std::byte* CpuRuntime::allocate_pinned(size_t bytes) {
 }
 
 void CpuRuntime::free_pinned(std::byte* memory) noexcept { std::free(memory); }
+
+// A handle is the process and descriptor of a memfd, which others open through /proc.
+std::byte* CpuRuntime::allocate_shared(int, size_t bytes, SharedHandle& handle) {
+  Fd fd(check_errno(::memfd_create("allreduce-device", MFD_CLOEXEC), "memfd_create"));
+  check_errno(::ftruncate(fd.get(), static_cast<off_t>(bytes)), "ftruncate of device memory");
+  const int32_t place[] = {::getpid(), fd.get()};
+  std::memcpy(handle.data(), place, sizeof place);
+  auto mapping = SharedMapping::open(fd.get(), bytes);
+  return shared().add(std::move(mapping), std::move(fd));
+}
+
+void CpuRuntime::free_shared(std::byte* memory) noexcept { shared().remove(memory, true); }
+
+std::byte* CpuRuntime::open_shared(int, const SharedHandle& handle) {
+  int32_t place[2];
+  std::memcpy(place, handle.data(), sizeof place);
+  const std::string path = "/proc/" + std::to_string(place[0]) + "/fd/" + std::to_string(place[1]);
+  const Fd fd(check_errno(::open(path.c_str(), O_RDWR | O_CLOEXEC), "open of device memory"));
+  return shared().add(SharedMapping::open(fd.get(), 0), Fd());
+}
+
+void CpuRuntime::close_shared(std::byte* memory) noexcept { shared().remove(memory, false); }
 
 DeviceRuntime::Stream CpuRuntime::create_stream(int) { return new CpuStream; }
 
@@ -164,6 +227,14 @@ void CpuRuntime::synchronize(Event event) {
 
 void CpuRuntime::copy(void* to, const void* from, size_t bytes, Stream stream) {
   CpuStream::of(stream).push([=] { std::memcpy(to, from, bytes); });
+}
+
+void CpuRuntime::reduce_many(DType dtype, ReduceOp op, std::span<void* const> outs,
+                             std::span<const void* const> sources, size_t count, int divisor,
+                             Stream stream) {
+  const std::vector<void*> to(outs.begin(), outs.end());
+  const std::vector<const void*> from(sources.begin(), sources.end());
+  CpuStream::of(stream).push([=] { hier::reduce_many(dtype, op, to, from, count, divisor); });
 }
 
 void CpuRuntime::write_flag(Flag* flag, uint32_t value, Stream stream) {

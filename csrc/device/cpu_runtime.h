@@ -20,6 +20,13 @@ class CpuRuntime final : public DeviceRuntime {
 
   std::byte* allocate_pinned(size_t bytes) override;
   void free_pinned(std::byte* memory) noexcept override;
+  void register_pinned(std::byte*, size_t) override {}
+  void unregister_pinned(std::byte*) noexcept override {}
+
+  std::byte* allocate_shared(int device, size_t bytes, SharedHandle& handle) override;
+  void free_shared(std::byte* memory) noexcept override;
+  std::byte* open_shared(int device, const SharedHandle& handle) override;
+  void close_shared(std::byte* memory) noexcept override;
 
   Stream create_stream(int device) override;
   void destroy_stream(Stream stream) noexcept override;
@@ -32,6 +39,9 @@ class CpuRuntime final : public DeviceRuntime {
   void synchronize(Event event) override;
 
   void copy(void* to, const void* from, size_t bytes, Stream stream) override;
+  void reduce_many(DType dtype, ReduceOp op, std::span<void* const> outs,
+                   std::span<const void* const> sources, size_t count, int divisor,
+                   Stream stream) override;
   void write_flag(Flag* flag, uint32_t value, Stream stream) override;
   void wait_flag(Flag* flag, uint32_t value, Stream stream) override;
 

@@ -6,9 +6,13 @@
 // order. Any thread may call; calls throw CudaError, and UsageError where a stream cannot be used.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <span>
+
+#include "reduce/reduce.h"
 
 namespace hier {
 
@@ -17,6 +21,8 @@ class DeviceRuntime {
   using Stream = void*;  // a cudaStream_t
   using Event = void*;
   using Flag = std::atomic<uint32_t>;  // in pinned memory
+  // By which other processes of this machine find device memory.
+  using SharedHandle = std::array<std::byte, 64>;
 
   virtual ~DeviceRuntime() = default;
 
@@ -33,6 +39,15 @@ class DeviceRuntime {
 
   virtual std::byte* allocate_pinned(size_t bytes) = 0;  // zero
   virtual void free_pinned(std::byte* memory) noexcept = 0;
+  // Makes host memory that processes share pinned, for flags.
+  virtual void register_pinned(std::byte* memory, size_t bytes) = 0;
+  virtual void unregister_pinned(std::byte* memory) noexcept = 0;
+
+  // Device memory that others can map, and theirs. Fails where the devices are no peers.
+  virtual std::byte* allocate_shared(int device, size_t bytes, SharedHandle& handle) = 0;
+  virtual void free_shared(std::byte* memory) noexcept = 0;
+  virtual std::byte* open_shared(int device, const SharedHandle& handle) = 0;
+  virtual void close_shared(std::byte* memory) noexcept = 0;
 
   virtual Stream create_stream(int device) = 0;
   virtual void destroy_stream(Stream stream) noexcept = 0;  // what is enqueued still runs
@@ -45,6 +60,10 @@ class DeviceRuntime {
   virtual void synchronize(Event event) = 0;          // blocks the calling thread
 
   virtual void copy(void* to, const void* from, size_t bytes, Stream stream) = 0;
+  // As hier::reduce_many, on device memory.
+  virtual void reduce_many(DType dtype, ReduceOp op, std::span<void* const> outs,
+                           std::span<const void* const> sources, size_t count, int divisor,
+                           Stream stream) = 0;
   // In stream order, behind all that was enqueued before: what those wrote is visible to a thread
   // that has seen the flag.
   virtual void write_flag(Flag* flag, uint32_t value, Stream stream) = 0;

@@ -58,6 +58,7 @@ PinnedPool::Block PinnedPool::take(DeviceRuntime* runtime, int device, size_t by
       blocks_.pop_back();
       block.flags().arrived.store(0, std::memory_order_relaxed);
       block.flags().done.store(0, std::memory_order_relaxed);
+      block.flags().ended.store(0, std::memory_order_relaxed);
       return block;
     }
   }
@@ -85,32 +86,47 @@ DeviceStage::~DeviceStage() {
   pool_->give_back(block_);
 }
 
-void DeviceStage::enqueue(const std::vector<std::vector<Passage>>& in,
-                          const std::vector<std::vector<Passage>>& out) {
+void DeviceStage::begin() {
   DeviceRuntime& runtime = *place_.runtime;
   const CurrentDevice current(runtime, place_.device);
-  auto& flags = block_.flags();
-  out_ = out;
   runtime.record(block_.finished, place_.caller);  // as the event of what the call comes after
   runtime.wait(place_.in, block_.finished);
   runtime.wait(place_.out, block_.finished);
-  for (size_t k = 0; k < in.size(); ++k) {
-    const auto number = static_cast<uint32_t>(k + 1);
-    for (const Passage& p : in[k]) runtime.copy(p.host, p.device, p.bytes, place_.in);
-    runtime.write_flag(&flags.arrived, number, place_.in);
-  }
-  if (!runtime.waits_are_apart()) {
-    runtime.record(block_.finished, place_.in);
-    runtime.wait(place_.out, block_.finished);
-  }
-  for (size_t k = 0; k < out.size(); ++k) {
-    const auto number = static_cast<uint32_t>(k + 1);
-    runtime.wait_flag(&flags.done, number, place_.out);
-    // True already but after abandon(): a piece must not go back while it still comes in.
-    runtime.wait_flag(&flags.arrived, number, place_.out);
-    for (const Passage& p : out[k]) runtime.copy(p.device, p.host, p.bytes, place_.out);
-  }
-  runtime.record(block_.finished, place_.out);
+}
+
+void DeviceStage::fetch(const std::vector<Passage>& piece) {
+  DeviceRuntime& runtime = *place_.runtime;
+  for (const Passage& p : piece) runtime.copy(p.host, p.device, p.bytes, place_.in);
+  runtime.write_flag(&block_.flags().arrived, ++num_fetched_, place_.in);
+}
+
+void DeviceStage::fetched_all() {
+  DeviceRuntime& runtime = *place_.runtime;
+  if (runtime.waits_are_apart()) return;
+  runtime.record(block_.finished, place_.in);
+  runtime.wait(place_.out, block_.finished);
+}
+
+void DeviceStage::put_back(const std::vector<Passage>& piece) {
+  DeviceRuntime& runtime = *place_.runtime;
+  out_.push_back(piece);
+  const auto number = static_cast<uint32_t>(out_.size());
+  auto& flags = block_.flags();
+  runtime.wait_flag(&flags.done, number, place_.out);
+  // True already but after abandon(): a piece must not go back while it still comes in.
+  runtime.wait_flag(&flags.arrived, number, place_.out);
+  for (const Passage& p : piece) runtime.copy(p.device, p.host, p.bytes, place_.out);
+}
+
+void DeviceStage::pass() {
+  out_.emplace_back();
+  place_.runtime->wait_flag(&block_.flags().arrived, static_cast<uint32_t>(out_.size()),
+                            place_.out);
+}
+
+void DeviceStage::end() {
+  place_.runtime->write_flag(&block_.flags().ended, 1, place_.out);
+  place_.runtime->record(block_.finished, place_.out);
 }
 
 void DeviceStage::join() const {

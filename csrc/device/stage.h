@@ -38,11 +38,12 @@ struct Passage {
 // Pinned memory that is used again once no stream needs it.
 class PinnedPool {
  public:
-  // The two flags are on lines of their own, in front of the bytes.
+  // The flags are on lines of their own, in front of the bytes.
   struct Block {
-    struct alignas(128) Flags {
+    struct Flags {
       alignas(64) DeviceRuntime::Flag arrived;
       alignas(64) DeviceRuntime::Flag done;
+      alignas(64) DeviceRuntime::Flag ended;  // the result is in device memory
     };
     DeviceRuntime* runtime;
     int device;
@@ -75,9 +76,15 @@ class DeviceStage {
   ~DeviceStage();
 
   std::byte* host() const { return block_.data(); }
-  // Enqueues everything: piece k is in[k] and out[k], each of any number of passages.
-  void enqueue(const std::vector<std::vector<Passage>>& in,
-               const std::vector<std::vector<Passage>>& out);
+  // Enqueuing, by the caller's thread: begin, then fetch and put back each piece in order, then
+  // end. Other work of the same pieces may be enqueued on the streams between these.
+  const DevicePlace& place() const { return place_; }
+  void begin();
+  void fetch(const std::vector<Passage>& piece);     // on `in`
+  void fetched_all();                                // no fetch comes after it
+  void put_back(const std::vector<Passage>& piece);  // on `out`, once the engine is done with it
+  void pass();                                       // likewise, of a piece that has no such part
+  void end();
 
   // By the thread that drives the collective.
   bool arrived(uint64_t piece) const {
@@ -89,6 +96,8 @@ class DeviceStage {
   // Lets the streams go on without what is not complete; none of the driving thread's any more.
   void abandon() noexcept;
 
+  bool ended() const { return block_.flags().ended.load(std::memory_order_acquire) != 0; }
+
   // By any thread: whether the result is in device memory; makes the caller's stream come after
   // that.
   bool finished() const { return place_.runtime->finished(block_.finished); }
@@ -98,7 +107,8 @@ class DeviceStage {
   std::shared_ptr<PinnedPool> pool_;
   DevicePlace place_;
   PinnedPool::Block block_;
-  std::vector<std::vector<Passage>> out_;  // what abandon() spoils
+  uint32_t num_fetched_ = 0;
+  std::vector<std::vector<Passage>> out_;  // what was put back: abandon() spoils it
 };
 
 }  // namespace hier

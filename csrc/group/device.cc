@@ -59,7 +59,16 @@ Halves halves(const Call& call, int rank, int world_size) {
 std::unique_ptr<Group::Run> Group::prepare_on_device(Call call) {
   check_usable();
   if (topology_.world_size == 1) return prepare(std::move(call));
-  const Call on_device = call;
+  try {
+    return has_peers(call) ? prepare_with_peers(call) : prepare_staged(call);
+  } catch (const CudaError& error) {  // the other ranks must not wait for us
+    abort("rank " + std::to_string(topology_.rank) + ": " + error.what());
+    throw;
+  }
+}
+
+std::unique_ptr<Group::Run> Group::prepare_staged(const Call& on_device) {
+  Call call = on_device;
   const size_t element = size_of(call.dtype), output = call.count * element;
   const auto stage =
       std::make_shared<DeviceStage>(pinned_, *call.device, output + call.input_count * element);
@@ -68,16 +77,11 @@ std::unique_ptr<Group::Run> Group::prepare_on_device(Call call) {
   auto run = prepare(std::move(call));
   run->device = stage;
   run->work->set_device(stage);
-  try {
-    enqueue(*run, on_device);
-  } catch (const CudaError& error) {  // the other ranks must not wait for us
-    abort("rank " + std::to_string(topology_.rank) + ": " + error.what());
-    throw;
-  }
+  enqueue_staged(*run, on_device);
   return run;
 }
 
-void Group::enqueue(Run& run, const Call& on_device) {
+void Group::enqueue_staged(Run& run, const Call& on_device) {
   const Call& call = run.call;
   const size_t element = size_of(call.dtype);
   const Image data{static_cast<std::byte*>(on_device.data), static_cast<std::byte*>(call.data),
@@ -109,7 +113,28 @@ void Group::enqueue(Run& run, const Call& on_device) {
       add(out[k], whole.out);
     }
   }
-  run.device->enqueue(in, out);
+  DeviceStage& stage = *run.device;
+  stage.begin();
+  for (const auto& piece : in) stage.fetch(piece);
+  stage.fetched_all();
+  for (const auto& piece : out) stage.put_back(piece);
+  stage.end();
+}
+
+// A host part that is over and whose result has still to reach device memory.
+bool Group::end_trailing(Run& run) {
+  if (!run.device->ended()) return false;
+  if (run.peers) {
+    if (const auto other = peers_->disagreeing(*run.peers, run.peers_hash)) {
+      throw MismatchError("ranks disagree: rank " + std::to_string(topology_.rank) + " called " +
+                          describe(run.header) + ", rank " +
+                          std::to_string(topology_.neighbours()[*other]) +
+                          " called something else. All ranks must call the same collectives with "
+                          "the same arguments in one order");
+    }
+  }
+  finish(run);
+  return true;
 }
 
 }  // namespace hier

@@ -69,6 +69,8 @@ bool Group::turn() {
   for (Lane& lane : lanes_) {
     if (!lane.runs.empty()) moved |= advance(lane);
   }
+  for (const auto& run : trailing_) moved |= end_trailing(*run);
+  std::erase_if(trailing_, [](const auto& run) { return run->work->done(); });
   return messages_->progress() || moved;
 }
 
@@ -89,15 +91,24 @@ bool Group::advance(Lane& lane) {
   if (!run.execution->finished() || !lane.engine->idle()) return moved;
   shared_bytes_.fetch_add(run.execution->shared_bytes(), std::memory_order_relaxed);
   count_traffic(lane.channels);
+  std::unique_ptr<Run> over = std::move(lane.runs.front());
+  lane.runs.pop_front();
+  if (over->device && !over->device->ended()) {
+    trailing_.push_back(std::move(over));
+  } else {
+    finish(*over);
+  }
+  return true;
+}
+
+void Group::finish(Run& run) {
   const auto work = run.work;
   history_[run.header.run % history_.size()] = run.header;
   {
     const std::lock_guard lock(mutex_);
     --in_flight_;
   }
-  lane.runs.pop_front();
   work->finish(nullptr);
-  return true;
 }
 
 void Group::count_traffic(Channels& channels) {
@@ -162,6 +173,7 @@ void Group::sleep() {
 }
 
 bool Group::waits_for_device() const {
+  if (!trailing_.empty()) return true;
   return std::any_of(lanes_.begin(), lanes_.end(), [](const Lane& lane) {
     if (lane.runs.empty()) return false;
     const auto& execution = lane.runs.front()->execution;

@@ -160,6 +160,8 @@ void Group::close() {
   control_.broadcast(goodbye);
   control_.close();
   lanes_.clear();
+  trailing_.clear();
+  peers_.reset();
   messages_.reset();
   for (const auto& channel : message_channels_) {
     if (channel) discard_unread(*channel);

@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "base/clock.h"
+#include "device/peers.h"
 #include "device/stage.h"
 #include "engine/engine.h"
 #include "engine/messages.h"
@@ -40,9 +41,10 @@ struct GroupConfig {
   int rails = 0;             // ranks per node that talk to other nodes; 0: all that can
   size_t segment_bytes = 256 << 10;
   size_t one_shot_bytes = 8 << 10;
-  size_t one_rail_bytes = 16 << 10;  // up to here one rank of a node talks to the others
-  int ranks_on_host = 1;             // that compete for the cores of this machine
-  double status_after = 1;           // seconds of waiting after which a rank tells where it is
+  size_t host_path_bytes = 256 << 10;  // up to here device memory is summed by the CPU
+  size_t one_rail_bytes = 16 << 10;    // up to here one rank of a node talks to the others
+  int ranks_on_host = 1;               // that compete for the cores of this machine
+  double status_after = 1;             // seconds of waiting after which a rank tells where it is
 };
 
 // Connected descriptors, indexed by rank (doorbells: by local rank). See allreduce/_mesh.py.
@@ -124,6 +126,11 @@ class Group {
   std::shared_ptr<SharedMapping> add_symmetric(int fd, size_t bytes);
   std::byte* symmetric_part(const SharedMapping& mapping, size_t bytes) const;
 
+  // The devices of this node's ranks work together from now on. Every rank calls it at the same
+  // place among its collectives; calls on other devices go on through the host.
+  void set_peers(std::shared_ptr<DevicePeers> peers);
+  bool uses_peers(int device, size_t bytes) const;
+
   Traffic traffic() const;
   void abort(const std::string& reason);  // poisons the group on every rank; from any thread
   void drain();                           // waits until nothing is in flight
@@ -138,6 +145,9 @@ class Group {
     Clock::time_point begun, deadline;
     bool told_status = false;
     std::shared_ptr<DeviceStage> device;  // null if the buffer is in host memory
+    // Of a call that the node's devices work on together: what it waits for.
+    std::optional<DevicePeers::Ticket> peers;
+    uint64_t peers_hash = 0;
     std::optional<Execution> execution;
     std::shared_ptr<Work> work = std::make_shared<Work>();
 
@@ -185,7 +195,15 @@ class Group {
 
   // device.cc: calls on device memory
   std::unique_ptr<Run> prepare_on_device(Call call);
-  void enqueue(Run& run, const Call& on_device);
+  std::unique_ptr<Run> prepare_staged(const Call& call);
+  void enqueue_staged(Run& run, const Call& on_device);
+  bool has_peers(const Call& call) const;
+  struct PeersPlan;
+  PeersPlan plan_with_peers(const Call& call);
+  std::unique_ptr<Run> prepare_with_peers(const Call& call);
+  void enqueue_with_peers(Run& run, const Call& on_device, const PeersPlan& plan);
+  bool end_trailing(Run& run);
+  void finish(Run& run);
 
   // plan.cc: from a call to a plan
   void check_call(const Call& call) const;
@@ -235,6 +253,7 @@ class Group {
   [[noreturn]] void time_out(const Run& run) const;
   [[noreturn]] void time_out(const Transfer& transfer) const;
   void check_presence(const Lane& lane) const;
+  void check_presence(const Run& run) const;
   void check_messages() const;
   [[noreturn]] void miss(int rank, const std::string& what) const;
   void listen_for_cause();
@@ -248,8 +267,10 @@ class Group {
   ControlLinks control_;  // owned by the driving thread, but for broadcast in fail()
   std::shared_ptr<Arena> arena_;
   Doorbells bells_;
-  Fd wake_;                    // an eventfd: rouses the driving thread
-  std::vector<Lane> lanes_;    // owned by the driving thread
+  Fd wake_;                  // an eventfd: rouses the driving thread
+  std::vector<Lane> lanes_;  // owned by the driving thread
+  // Likewise: runs that are over for the host, and not yet in device memory.
+  std::vector<std::unique_ptr<Run>> trailing_;
   Channels message_channels_;  // likewise, and the next
   std::unique_ptr<Messages> messages_;
   std::map<int, RunHeader> statuses_;  // last status of each rank; owned by the driving thread
@@ -260,6 +281,7 @@ class Group {
   Clock::time_point looked_{};  // when it last looked around
   Driver driver_ = Driver::worker;
   const std::shared_ptr<PinnedPool> pinned_ = std::make_shared<PinnedPool>();
+  std::shared_ptr<DevicePeers> peers_;  // set once, before calls that use it; null: none
 
   mutable std::mutex mutex_;  // guards the members below
   // A thread drives, or the worker is about to: so whenever anything is in flight.

@@ -209,8 +209,9 @@ void Group::worker_main() noexcept {
     }
     const auto idle = [this] {
       return num_pending_.load(std::memory_order_acquire) == 0 && messages_->idle() &&
-             std::all_of(lanes_.begin(), lanes_.end(),
-                         [](const Lane& lane) { return lane.runs.empty(); });
+             trailing_.empty() && std::all_of(lanes_.begin(), lanes_.end(), [](const Lane& lane) {
+               return lane.runs.empty();
+             });
     };
     try {
       drive(idle, Driver::worker);

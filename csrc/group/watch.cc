@@ -70,11 +70,13 @@ void Group::look_around() {
   for (Lane& lane : lanes_) {
     if (!lane.runs.empty()) tell_status(*lane.runs.front());
   }
+  for (const auto& run : trailing_) tell_status(*run);
   // All that a gone peer has written is readable by now: what still waits, waits in vain.
   if (control_.anybody_gone() && !turn()) {
     for (const Lane& lane : lanes_) {
       if (!lane.runs.empty() && lane.runs.front()->execution) check_presence(lane);
     }
+    for (const auto& run : trailing_) check_presence(*run);
     check_messages();
   }
 }
@@ -92,6 +94,7 @@ void Group::handle(int rank, const ControlFrame& frame) {
   for (const Lane& lane : lanes_) {
     for (const auto& run : lane.runs) compare(run->header);
   }
+  for (const auto& run : trailing_) compare(run->header);
   for (const RunHeader& ended : history_) compare(ended);
 }
 
@@ -118,6 +121,9 @@ void Group::check_deadlines() const {
       if (now >= run->deadline) time_out(*run);
     }
   }
+  for (const auto& run : trailing_) {
+    if (now >= run->deadline) time_out(*run);
+  }
   for (const auto& transfer : messages_->unfinished()) {
     if (now >= transfer->deadline) time_out(*transfer);
   }
@@ -135,7 +141,9 @@ void Group::time_out(const Run& run) const {
   if (!absent.empty()) {
     text += ": no sign that rank " + absent + " entered it";
   }
-  if (run.execution) {
+  if (run.execution && run.execution->finished()) {
+    text += "; waiting for the device's streams";
+  } else if (run.execution) {
     text += "; waiting for " + run.execution->describe_wait();
     if (const auto local = run.execution->waits_for_local()) {
       text += " of rank " + std::to_string(topology_.neighbours()[*local]);
@@ -168,6 +176,17 @@ void Group::check_presence(const Lane& lane) const {
     const bool present = control_.presence(rank) == ControlLinks::Presence::present;
     const bool needed = lane.engine->stuck_on(rank) || local == i;
     if (!present && needed) miss(rank, describe(run.header));
+  }
+}
+
+void Group::check_presence(const Run& run) const {
+  if (!run.peers) return;
+  for (int i = 0; i < topology_.local_size; ++i) {
+    const int rank = topology_.neighbours()[i];
+    if (i == topology_.local_rank || !peers_->waits_for(i, *run.peers)) continue;
+    if (control_.presence(rank) != ControlLinks::Presence::present) {
+      miss(rank, describe(run.header));
+    }
   }
 }
 
@@ -226,6 +245,9 @@ void Group::end_all(std::exception_ptr error) {
     for (const auto& run : lane.runs) works.push_back(run->work);
     lane.runs.clear();
   }
+  for (const auto& run : trailing_) works.push_back(run->work);
+  trailing_.clear();
+  if (peers_) peers_->abandon();
   auto transfers = messages_->take_unfinished();
   {
     const std::lock_guard lock(mutex_);

@@ -4,11 +4,14 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <string>
 
 #include "base/error.h"
 #include "device/cpu_runtime.h"
+#include "device/peers.h"
 #include "device/stage.h"
 #include "python/register.h"
 
@@ -87,6 +90,24 @@ DeviceRuntime::Stream stream_at(uintptr_t address) {
   return reinterpret_cast<DeviceRuntime::Stream>(address);
 }
 
+std::shared_ptr<DevicePeers> make_peers(DeviceRuntime& runtime, int device, int local_size,
+                                        int local_rank, uintptr_t counters) {
+  return std::make_shared<DevicePeers>(PeersConfig{&runtime, device, local_size, local_rank,
+                                                   reinterpret_cast<std::byte*>(counters)});
+}
+
+py::bytes handle_of(const DevicePeers& peers) {
+  return {reinterpret_cast<const char*>(peers.handle().data()), peers.handle().size()};
+}
+
+void open_handles(DevicePeers& peers, const std::vector<std::string>& handles) {
+  std::vector<DeviceRuntime::SharedHandle> all(handles.size());
+  for (size_t i = 0; i < handles.size(); ++i) {
+    std::memcpy(all[i].data(), handles[i].data(), std::min(all[i].size(), handles[i].size()));
+  }
+  peers.open(all);
+}
+
 void synchronize(DeviceRuntime& runtime, int device, uintptr_t stream) {
   const DeviceRuntime::Event event = runtime.create_event(device);
   runtime.record(event, stream_at(stream));
@@ -118,6 +139,12 @@ void register_device(py::module_& m) {
                        stream_at(stream));
            })
       .def("synchronize", &synchronize, py::arg("device"), py::arg("stream"), nogil());
+  py::class_<DevicePeers, std::shared_ptr<DevicePeers>>(m, "DevicePeers")
+      .def(py::init(&make_peers), py::kw_only(), py::arg("runtime"), py::arg("device"),
+           py::arg("local_size"), py::arg("local_rank"), py::arg("counters"))
+      .def_property_readonly("handle", &handle_of)
+      .def_static("counter_bytes", &DevicePeers::counter_bytes)
+      .def("open", &open_handles);
   py::class_<DevicePlace>(m, "DevicePlace")
       .def(py::init([](DeviceRuntime& runtime, int device, uintptr_t caller, uintptr_t in,
                        uintptr_t out) {

@@ -219,6 +219,8 @@ void register_group(py::module_& m) {
              const auto address = reinterpret_cast<uintptr_t>(self.symmetric_part(*mapping, bytes));
              return std::pair(mapping, address);
            })
+      .def("set_peers", &Group::set_peers)
+      .def("uses_peers", &Group::uses_peers)
       .def("traffic",
            [](const Group& self) {
              const Traffic t = self.traffic();

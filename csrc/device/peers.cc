@@ -1,0 +1,188 @@
+// Reduce-scatter and allgather between the devices of a node.
+#include "device/peers.h"
+
+#include <limits>
+
+#include "base/clock.h"
+#include "base/error.h"
+
+namespace hier {
+
+namespace {
+
+constexpr auto kPause = std::chrono::milliseconds(1);
+constexpr auto kPatience = std::chrono::seconds(5);  // at the end, with neighbours that are late
+
+}  // namespace
+
+using Flag = DeviceRuntime::Flag;
+using Stream = DeviceRuntime::Stream;
+
+// What a local rank tells the others: how many pieces have reached each state, and what it calls.
+struct DevicePeers::Counters {
+  static constexpr size_t kCalls = 64;  // that are remembered
+  static constexpr int kHashBits = 32;
+
+  alignas(64) Flag arrived;
+  alignas(64) Flag reduced;
+  alignas(64) Flag done;
+  alignas(64) std::atomic<uint64_t> calls[kCalls];  // number (from 1), then a hash
+
+  static uint64_t entry(uint32_t call, uint64_t hash) {
+    return uint64_t{call + 1} << kHashBits | (hash ^ hash >> kHashBits) << kHashBits >> kHashBits;
+  }
+};
+
+size_t DevicePeers::counter_bytes() { return sizeof(Counters); }
+
+DevicePeers::DevicePeers(PeersConfig config)
+    : config_(config), slots_(static_cast<size_t>(config.local_size)) {
+  if (!config_.runtime->waits_are_apart()) {
+    throw CudaError(
+        "the driver has no stream memory operations, by which streams wait for another");
+  }
+  const auto size = static_cast<size_t>(config_.local_size);
+  config_.runtime->register_pinned(config_.counters, sizeof(Counters) * size);
+  try {
+    slots_[static_cast<size_t>(config_.local_rank)] =
+        config_.runtime->allocate_shared(config_.device, kSlotBytes * kSlots, handle_);
+  } catch (...) {
+    config_.runtime->unregister_pinned(config_.counters);
+    throw;
+  }
+  last_ = config_.runtime->create_event(config_.device);
+}
+
+// Nobody reads this rank's slots any more, nor writes its counters.
+bool DevicePeers::all_done() const {
+  if (!config_.runtime->finished(last_)) return false;
+  if (releaser_.joinable()) return true;
+  for (int rank = 0; rank < config_.local_size; ++rank) {
+    if (static_cast<int32_t>(counters(rank).done.load(std::memory_order_acquire) - next_piece_) <
+        0) {
+      return false;
+    }
+  }
+  return true;
+}
+
+DevicePeers::~DevicePeers() {
+  const auto until = Clock::now() + kPatience;
+  while (!all_done() && Clock::now() < until) std::this_thread::sleep_for(kPause);
+  releaser_ = {};  // stops and joins
+  config_.runtime->destroy_event(last_);
+  for (int rank = 0; rank < config_.local_size; ++rank) {
+    std::byte* slots = slots_[static_cast<size_t>(rank)];
+    if (!slots) continue;
+    if (rank == config_.local_rank) {
+      config_.runtime->free_shared(slots);
+    } else {
+      config_.runtime->close_shared(slots);
+    }
+  }
+  config_.runtime->unregister_pinned(config_.counters);
+}
+
+void DevicePeers::open(const std::vector<DeviceRuntime::SharedHandle>& handles) {
+  for (int rank = 0; rank < config_.local_size; ++rank) {
+    if (rank == config_.local_rank) continue;
+    const auto i = static_cast<size_t>(rank);
+    slots_[i] = config_.runtime->open_shared(config_.device, handles[i]);
+  }
+}
+
+DevicePeers::Counters& DevicePeers::counters(int local_rank) const {
+  return reinterpret_cast<Counters*>(config_.counters)[local_rank];
+}
+
+DevicePeers::Ticket DevicePeers::take(uint32_t num_pieces, uint64_t hash) {
+  const Ticket ticket{next_call_++, next_piece_.fetch_add(num_pieces), num_pieces};
+  counters(config_.local_rank)
+      .calls[ticket.call % Counters::kCalls]
+      .store(Counters::entry(ticket.call, hash), std::memory_order_relaxed);
+  return ticket;
+}
+
+std::optional<int> DevicePeers::disagreeing(Ticket ticket, uint64_t hash) const {
+  const uint64_t mine = Counters::entry(ticket.call, hash);
+  for (int rank = 0; rank < config_.local_size; ++rank) {
+    const uint64_t theirs =
+        counters(rank).calls[ticket.call % Counters::kCalls].load(std::memory_order_relaxed);
+    if (theirs >> Counters::kHashBits == mine >> Counters::kHashBits && theirs != mine) return rank;
+  }
+  return std::nullopt;
+}
+
+bool DevicePeers::waits_for(int local_rank, Ticket ticket) const {
+  const auto& theirs = counters(local_rank);
+  const uint32_t end = ticket.first_piece + ticket.num_pieces;
+  const auto behind = [&](const Flag& flag) {
+    return static_cast<int32_t>(flag.load(std::memory_order_acquire) - end) < 0;
+  };
+  return behind(theirs.arrived) || behind(theirs.reduced);
+}
+
+void DevicePeers::await(Flag Counters::* counter, uint32_t piece, Stream stream) {
+  for (int rank = 0; rank < config_.local_size; ++rank) {
+    if (rank == config_.local_rank) continue;
+    config_.runtime->wait_flag(&(counters(rank).*counter), piece + 1, stream);
+  }
+}
+
+void DevicePeers::publish(Flag Counters::* counter, uint32_t piece, Stream stream) {
+  config_.runtime->write_flag(&(counters(config_.local_rank).*counter), piece + 1, stream);
+}
+
+void DevicePeers::reduce_scatter(uint32_t piece, const std::byte* data, size_t count, Shard own,
+                                 DType dtype, ReduceOp op, int divisor, Stream stream) {
+  const size_t element = size_of(dtype);
+  std::byte* slot = slots_[static_cast<size_t>(config_.local_rank)] + offset(piece);
+  if (piece >= kSlots) {  // all have read what is in it; this rank's own copies as well
+    await(&Counters::done, piece - kSlots, stream);
+    config_.runtime->wait_flag(&counters(config_.local_rank).done, piece - kSlots + 1, stream);
+  }
+  config_.runtime->copy(slot, data, count * element, stream);
+  publish(&Counters::arrived, piece, stream);
+  await(&Counters::arrived, piece, stream);
+  if (own.count == 0) return;
+  std::vector<const void*> sources;
+  for (std::byte* slots : slots_) sources.push_back(slots + offset(piece) + own.begin * element);
+  void* const out[] = {shard_memory(piece, own, element)};
+  config_.runtime->reduce_many(dtype, op, out, sources, own.count, divisor, stream);
+}
+
+void DevicePeers::allgather(uint32_t piece, std::byte* data, std::span<const Shard> shards,
+                            size_t element, Stream stream) {
+  publish(&Counters::reduced, piece, stream);
+  for (size_t rank = 0; rank < shards.size(); ++rank) {
+    const auto [begin, count] = shards[rank];
+    config_.runtime->wait_flag(&counters(static_cast<int>(rank)).reduced, piece + 1, stream);
+    if (count == 0) continue;
+    config_.runtime->copy(data + begin * element, slots_[rank] + offset(piece) + begin * element,
+                          count * element, stream);
+  }
+  publish(&Counters::done, piece, stream);
+}
+
+void DevicePeers::release() {
+  constexpr uint32_t kFar = std::numeric_limits<int32_t>::max() / 2;
+  for (int rank = 0; rank < config_.local_size; ++rank) {
+    for (auto counter : {&Counters::arrived, &Counters::reduced, &Counters::done}) {
+      (counters(rank).*counter).store(next_piece_ + kFar, std::memory_order_release);
+    }
+  }
+}
+
+// Again and again: streams that go on publish what they were told to, and set counters back.
+void DevicePeers::abandon() noexcept {
+  if (releaser_.joinable()) return;
+  release();
+  releaser_ = std::jthread([this](const std::stop_token& stop) {
+    while (!stop.stop_requested()) {
+      release();
+      std::this_thread::sleep_for(kPause);
+    }
+  });
+}
+
+}  // namespace hier

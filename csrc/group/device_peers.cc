@@ -1,0 +1,134 @@
+// Allreduce where the devices of a node sum among themselves: only shards pass through the host.
+#include <algorithm>
+#include <cstring>
+
+#include "base/error.h"
+#include "group/group.h"
+
+namespace hier {
+
+// How a buffer is cut: into pieces of one slot, and each piece into one shard for each rail.
+struct Group::PeersPlan {
+  size_t count, piece;  // elements
+  size_t element;
+  int rails, local_size;
+
+  size_t num_pieces() const { return (count + piece - 1) / piece; }
+  size_t begin(size_t k) const { return k * piece; }
+  size_t size(size_t k) const { return std::min(piece, count - begin(k)); }
+
+  // All but the last piece have shards of piece / rails elements.
+  std::vector<DevicePeers::Shard> shards(size_t k) const {
+    constexpr size_t kAlign = 16;  // elements
+    const auto parts = static_cast<size_t>(rails);
+    const size_t each = ((size(k) + parts - 1) / parts + kAlign - 1) / kAlign * kAlign;
+    std::vector<DevicePeers::Shard> result(static_cast<size_t>(local_size), {0, 0});
+    for (size_t i = 0; i < parts; ++i) {
+      const size_t lo = std::min(size(k), i * each);
+      result[i] = {lo, std::min(size(k), lo + each) - lo};
+    }
+    return result;
+  }
+};
+
+void Group::set_peers(std::shared_ptr<DevicePeers> peers) { peers_ = std::move(peers); }
+
+bool Group::uses_peers(int device, size_t bytes) const {
+  return peers_ && peers_->device() == device && bytes > config_.host_path_bytes;
+}
+
+bool Group::has_peers(const Call& call) const {
+  return call.collective == Collective::allreduce &&
+         uses_peers(call.device->device, call.count * size_of(call.dtype));
+}
+
+Group::PeersPlan Group::plan_with_peers(const Call& call) {
+  const int most = config_.rails > 0 ? std::min(config_.rails, topology_.smallest_node)
+                                     : topology_.smallest_node;
+  const int rails = topology_.num_nodes == 1 ? topology_.local_size : most;
+  const size_t element = size_of(call.dtype);
+  const size_t unit = 16 * static_cast<size_t>(rails);
+  return {call.count, DevicePeers::kSlotBytes / element / unit * unit, element, rails,
+          topology_.local_size};
+}
+
+std::unique_ptr<Group::Run> Group::prepare_with_peers(const Call& on_device) {
+  const PeersPlan cut = plan_with_peers(on_device);
+  const bool network = topology_.num_nodes > 1;
+  size_t own = 0;  // elements of this rank's shards, which pass through the host
+  const auto me = static_cast<size_t>(topology_.local_rank);
+  for (size_t k = 0; network && k < cut.num_pieces(); ++k) own += cut.shards(k)[me].count;
+
+  const auto stage = std::make_shared<DeviceStage>(pinned_, *on_device.device, own * cut.element);
+  Call call = on_device;
+  call.data = stage->host();
+  auto run = prepare(std::move(call));  // checks, algorithm, header
+  const std::string algorithm(run->header.algorithm,
+                              strnlen(run->header.algorithm, sizeof run->header.algorithm));
+  run->header.extra ^= 0x9e3779b9u;  // not as a rank without peers calls it
+  Plan plan;
+  plan.data = stage->host();
+  plan.count = plan.divide_hi = own;
+  plan.piece = cut.piece / static_cast<size_t>(cut.rails);
+  plan.dtype = on_device.dtype;
+  plan.op = on_device.op;
+  plan.divisor = on_device.op == ReduceOp::avg ? topology_.world_size : 1;
+  if (network) {
+    plan.program = [this, algorithm, element = cut.element](size_t count) {
+      return rail_program(algorithm, count, element);
+    };
+  }
+  run->plan = std::move(plan);
+  run->device = stage;
+  run->work->set_device(stage);
+  run->peers_hash = run->header.hash(0);
+  run->peers = peers_->take(static_cast<uint32_t>(cut.num_pieces()), run->peers_hash);
+  enqueue_with_peers(*run, on_device, cut);
+  return run;
+}
+
+void Group::enqueue_with_peers(Run& run, const Call& on_device, const PeersPlan& cut) {
+  DeviceStage& stage = *run.device;
+  const auto [runtime, device, caller, in, out] = stage.place();
+  auto* data = static_cast<std::byte*>(on_device.data);
+  const auto me = static_cast<size_t>(topology_.local_rank);
+  const bool network = topology_.num_nodes > 1;
+  const int divisor = network ? 1 : run.plan.divisor;
+  std::byte* host = stage.host();
+  std::vector<std::vector<Passage>> passages;
+
+  const auto scatter = [&](size_t k) {
+    const uint32_t piece = run.peers->first_piece + static_cast<uint32_t>(k);
+    const auto own = cut.shards(k)[me];
+    peers_->reduce_scatter(piece, data + cut.begin(k) * cut.element, cut.size(k), own,
+                           on_device.dtype, on_device.op, divisor, in);
+    passages.emplace_back();
+    if (network && own.count > 0) {
+      const size_t bytes = own.count * cut.element;
+      passages.back().push_back({peers_->shard_memory(piece, own, cut.element), host, bytes});
+      host += bytes;
+    }
+    stage.fetch(passages.back());
+  };
+  const auto gather = [&](size_t k) {
+    if (passages[k].empty()) {
+      stage.pass();
+    } else {
+      stage.put_back(passages[k]);
+    }
+    const uint32_t piece = run.peers->first_piece + static_cast<uint32_t>(k);
+    peers_->allgather(piece, data + cut.begin(k) * cut.element, cut.shards(k), cut.element, out);
+  };
+
+  stage.begin();
+  // In an order in which each waits for what was enqueued before, for streams may share a queue.
+  const size_t pieces = cut.num_pieces();
+  for (size_t k = 0; k < pieces + DevicePeers::kSlots - 1; ++k) {
+    if (k < pieces) scatter(k);
+    if (k + 1 >= DevicePeers::kSlots) gather(k + 1 - DevicePeers::kSlots);
+  }
+  peers_->end(out);
+  stage.end();
+}
+
+}  // namespace hier
