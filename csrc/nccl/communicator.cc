@@ -2,6 +2,7 @@
 #include "nccl/communicator.h"
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <thread>
 #include <utility>
@@ -81,7 +82,10 @@ Communicator::Communicator(const Library& library, const UniqueId& id, int rank,
   const std::string attempted = "joining " + whole();
   try {
     settle(run([&](Comm*) {
-             return library_.call.comm_init_rank_config(&comm_, size_, id, rank_, &config);
+             const Result result =
+                 library_.call.comm_init_rank_config(&joining_, size_, id, rank_, &config);
+             comm_ = std::atomic_ref(joining_).load(std::memory_order_acquire);
+             return result;
            }),
            attempted);
   } catch (...) {

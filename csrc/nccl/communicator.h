@@ -79,7 +79,8 @@ class Communicator {
   // non-blocking communicator returns from every call at once, so nobody waits for the lock.
   std::mutex mutex_;
   Comm* comm_ = nullptr;
-  std::string ended_;  // why there is no comm_
+  Comm* joining_ = nullptr;  // NCCL's: its thread stores comm_ here again, even while it is aborted
+  std::string ended_;        // why there is no comm_
 };
 
 }  // namespace hier::nccl

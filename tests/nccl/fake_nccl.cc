@@ -207,7 +207,10 @@ int ncclCommInitRankConfig(ncclComm** comm, int size, Id id, int rank, Config* c
   }
   made->worker = std::thread([made] { made->work(); });
   const bool never = is_set("FAKE_NCCL_INIT", "never");
-  made->push([made, never] { never ? made->hang() : static_cast<void>(made->barrier()); });
+  made->push([made, never, comm] {
+    never ? made->hang() : static_cast<void>(made->barrier());
+    __atomic_store_n(comm, made, __ATOMIC_RELEASE);  // as NCCL does, from its thread
+  });
   return kInProgress;
 }
 
