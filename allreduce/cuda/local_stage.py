@@ -34,9 +34,7 @@ def expandable_segments(environ: Mapping[str, str] = os.environ) -> str | None:
     return None
 
 
-def _no_peer(
-    peers: Sequence[Sequence[int]], stream_memory_operations: bool, environ: Mapping[str, str]
-) -> str | None:
+def _no_peer(peers: Sequence[Sequence[int]], stream_memory_operations: bool) -> str | None:
     """Why GPUs cannot use each other's memory; `peers[i]` are those that GPU i reaches."""
     for device, reached in enumerate(peers):
         for other in range(len(peers)):
@@ -44,7 +42,7 @@ def _no_peer(
                 return f"GPU {device} cannot reach the memory of GPU {other}"
     if not stream_memory_operations:
         return "the driver has no stream memory operations: update it"
-    return expandable_segments(environ)
+    return None
 
 
 def choose(
@@ -58,9 +56,13 @@ def choose(
     """Choose the fastest stage that nothing stands in the way of; `peers` has an entry per GPU."""
     if why_not is not None:
         return LocalStage(name="host", reason=f"no GPU can be used: {why_not}")
-    no_peer = _no_peer(peers, stream_memory_operations, environ)
+    no_peer = _no_peer(peers, stream_memory_operations)
     if no_peer is None:
-        return LocalStage(name="peer", reason="every GPU reaches the memory of every other")
+        reason = "every GPU reaches the memory of every other"
+        # No obstacle: what the stage shares is memory that it has allocated itself.
+        if (unshared := expandable_segments(environ)) is not None:
+            reason += f"; torch's own tensors cannot be shared: {unshared}"
+        return LocalStage(name="peer", reason=reason)
     if len(peers) == 1:
         return LocalStage(name="host", reason=f"{no_peer}; NCCL wants a GPU for each rank")
     if nccl_why_not is None:

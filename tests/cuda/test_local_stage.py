@@ -31,7 +31,6 @@ def test_gpus_that_reach_each_other_use_their_memory() -> None:
     [
         ({"peers": ((1, 2), (0, 2), (0,))}, "GPU 2 cannot reach the memory of GPU 1"),
         ({"stream_memory_operations": False}, "the driver has no stream memory operations: update"),
-        ({"environ": EXPANDABLE}, "PYTORCH_CUDA_ALLOC_CONF has expandable_segments:True"),
     ],
 )
 def test_nccl_comes_next_and_the_host_last(change: dict[str, Any], words: str) -> None:
@@ -44,8 +43,14 @@ def test_nccl_comes_next_and_the_host_last(change: dict[str, Any], words: str) -
     assert "pip install it" in without.reason
 
 
+def test_expandable_segments_are_told_but_no_obstacle() -> None:
+    stage = chosen(environ=EXPANDABLE)
+    assert stage.name == "peer"
+    assert "tensors cannot be shared: PYTORCH_CUDA_ALLOC_CONF has expandable" in stage.reason
+
+
 def test_ranks_that_share_a_gpu_cannot_use_nccl() -> None:
-    stage = chosen(peers=((),), environ=EXPANDABLE)
+    stage = chosen(peers=((),), stream_memory_operations=False)
     assert stage.name == "host"
     assert "a GPU for each rank" in stage.reason
 
