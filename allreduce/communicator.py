@@ -17,7 +17,7 @@ from allreduce._arrays import copy_of, memory_of
 from allreduce._calls import Array, seconds
 from allreduce._device import DeviceStreams
 from allreduce._device_arrays import DeviceArray
-from allreduce._device_peers import HOST_PATH_BYTES, use_peers
+from allreduce._device_stage import HOST_PATH_BYTES, set_up
 from allreduce._explain import explain
 from allreduce._mesh import Wiring, connect
 from allreduce._messages import PointToPoint
@@ -254,14 +254,15 @@ class Communicator(PartCollectives, PointToPoint):
         return symmetric_empty(self._group, self._wiring, shape, dtype)
 
     def use_device(self, array: DeviceArray | int) -> str:
-        """Choose the local stage of GPU buffers: "peer", or "host: " and why. Once, by all ranks.
+        """Choose the local stage of GPU buffers: "peer", "nccl", or "host: " and why. Once.
 
-        The first allreduce of more than 256 KiB of GPU memory calls it.
+        All ranks call it; the first allreduce of more than 256 KiB of GPU memory does. The variable
+        ALLREDUCE_DEVICE_LOCAL asks for one of them; "auto" takes the first that all ranks can have.
         """
         if self.device_stage is None:
             self.device_stage = "host: being chosen"
             found, device = self._streams.locate(array)
-            self.device_stage = use_peers(self, found, device)
+            self.device_stage = set_up(self, found, device)
         return self.device_stage
 
     def explain(self, nbytes: int, dtype: str = "float32") -> str:

@@ -22,7 +22,7 @@ ARROWS = {
     "transport": {"base"},
     "local": {"reduce", "base"},
     "engine": {"program", "reduce", "transport", "base"},
-    "device": {"reduce", "base"},
+    "device": {"nccl", "reduce", "base"},
     "nccl": {"base"},
     "group": {"engine", "local", "transport", "device"},
     "cuda": {"group", "engine", "reduce", "device", "base"},

@@ -100,6 +100,15 @@ class CudaRuntime final : public DeviceRuntime {
   }
   void unregister_pinned(std::byte* memory) noexcept override { (void)cudaHostUnregister(memory); }
 
+  std::byte* allocate(int device, size_t bytes) override {
+    const int before = exchange_device(device);
+    void* memory = nullptr;
+    const cudaError_t error = cudaMalloc(&memory, bytes);
+    exchange_device(before);
+    check_cuda(error, "allocating GPU memory");
+    return static_cast<std::byte*>(memory);
+  }
+  void free(std::byte* memory) noexcept override { (void)cudaFree(memory); }
   std::byte* allocate_shared(int device, size_t bytes, SharedHandle& handle) override {
     static_assert(sizeof(cudaIpcMemHandle_t) == sizeof(SharedHandle));
     const int before = exchange_device(device);

@@ -237,6 +237,10 @@ void CpuRuntime::reduce_many(DType dtype, ReduceOp op, std::span<void* const> ou
   CpuStream::of(stream).push([=] { hier::reduce_many(dtype, op, to, from, count, divisor); });
 }
 
+void CpuRuntime::launch(std::function<void()> kernel, Stream stream) {
+  CpuStream::of(stream).push(std::move(kernel));
+}
+
 void CpuRuntime::write_flag(Flag* flag, uint32_t value, Stream stream) {
   push_flag_operation(stream, callbacks_, [=] { flag->store(value, std::memory_order_release); });
 }

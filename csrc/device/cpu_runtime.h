@@ -2,6 +2,8 @@
 // concurrency of a GPU's streams, so the tests, under ThreadSanitizer too, meet the same orders.
 #pragma once
 
+#include <functional>
+
 #include "device/runtime.h"
 
 namespace hier {
@@ -23,6 +25,8 @@ class CpuRuntime final : public DeviceRuntime {
   void register_pinned(std::byte*, size_t) override {}
   void unregister_pinned(std::byte*) noexcept override {}
 
+  std::byte* allocate(int, size_t bytes) override { return allocate_pinned(bytes); }
+  void free(std::byte* memory) noexcept override { free_pinned(memory); }
   std::byte* allocate_shared(int device, size_t bytes, SharedHandle& handle) override;
   void free_shared(std::byte* memory) noexcept override;
   std::byte* open_shared(int device, const SharedHandle& handle) override;
@@ -44,6 +48,9 @@ class CpuRuntime final : public DeviceRuntime {
                    Stream stream) override;
   void write_flag(Flag* flag, uint32_t value, Stream stream) override;
   void wait_flag(Flag* flag, uint32_t value, Stream stream) override;
+
+  // Enqueues a function, as a kernel's launch.
+  void launch(std::function<void()> kernel, Stream stream);
 
  private:
   const bool callbacks_;

@@ -113,7 +113,7 @@ std::optional<int> DevicePeers::disagreeing(Ticket ticket, uint64_t hash) const 
   return std::nullopt;
 }
 
-bool DevicePeers::waits_for(int local_rank, Ticket ticket) const {
+bool DevicePeers::waits_for(int local_rank, Ticket ticket, bool) const {
   const auto& theirs = counters(local_rank);
   const uint32_t end = ticket.first_piece + ticket.num_pieces;
   const auto behind = [&](const Flag& flag) {
@@ -133,9 +133,11 @@ void DevicePeers::publish(Flag Counters::* counter, uint32_t piece, Stream strea
   config_.runtime->write_flag(&(counters(config_.local_rank).*counter), piece + 1, stream);
 }
 
-void DevicePeers::reduce_scatter(uint32_t piece, const std::byte* data, size_t count, Shard own,
-                                 DType dtype, ReduceOp op, int divisor, Stream stream) {
+void DevicePeers::reduce_scatter(uint32_t piece, const std::byte* data, size_t count,
+                                 std::span<const Shard> shards, DType dtype, ReduceOp op,
+                                 int divisor, Stream stream) {
   const size_t element = size_of(dtype);
+  const Shard own = shards[static_cast<size_t>(config_.local_rank)];
   std::byte* slot = slots_[static_cast<size_t>(config_.local_rank)] + offset(piece);
   if (piece >= kSlots) {  // all have read what is in it; this rank's own copies as well
     await(&Counters::done, piece - kSlots, stream);
@@ -147,12 +149,13 @@ void DevicePeers::reduce_scatter(uint32_t piece, const std::byte* data, size_t c
   if (own.count == 0) return;
   std::vector<const void*> sources;
   for (std::byte* slots : slots_) sources.push_back(slots + offset(piece) + own.begin * element);
-  void* const out[] = {shard_memory(piece, own, element)};
+  void* const out[] = {shard_memory(piece, own, dtype)};
   config_.runtime->reduce_many(dtype, op, out, sources, own.count, divisor, stream);
 }
 
-void DevicePeers::allgather(uint32_t piece, std::byte* data, std::span<const Shard> shards,
-                            size_t element, Stream stream) {
+void DevicePeers::allgather(uint32_t piece, std::byte* data, size_t, std::span<const Shard> shards,
+                            DType dtype, Stream stream) {
+  const size_t element = size_of(dtype);
   publish(&Counters::reduced, piece, stream);
   for (size_t rank = 0; rank < shards.size(); ++rank) {
     const auto [begin, count] = shards[rank];

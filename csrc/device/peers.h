@@ -9,12 +9,10 @@
 // Kernels contain no spin: a stream that waits costs nothing, and no grid must be resident.
 #pragma once
 
-#include <optional>
-#include <span>
 #include <thread>
 #include <vector>
 
-#include "device/runtime.h"
+#include "device/local_stage.h"
 
 namespace hier {
 
@@ -26,51 +24,35 @@ struct PeersConfig {
   std::byte* counters = nullptr;
 };
 
-class DevicePeers {
+class DevicePeers final : public DeviceLocalStage {
  public:
-  static constexpr size_t kSlotBytes = 4 << 20;  // of one rank's contribution to one piece
-  static constexpr uint32_t kSlots = 4;          // pieces in flight
   static size_t counter_bytes();
 
   // Throws CudaError where there is no memory that others can map.
   explicit DevicePeers(PeersConfig config);
   DevicePeers(const DevicePeers&) = delete;
   DevicePeers& operator=(const DevicePeers&) = delete;
-  ~DevicePeers();
+  ~DevicePeers() override;
 
-  int device() const { return config_.device; }
+  int device() const override { return config_.device; }
   const DeviceRuntime::SharedHandle& handle() const { return handle_; }
   void open(const std::vector<DeviceRuntime::SharedHandle>& handles);  // of all local ranks
 
-  // Pieces are numbered over all calls; a call takes `count` consecutive numbers. Its number among
-  // the calls goes with the hash of what is called.
-  struct Ticket {
-    uint32_t call, first_piece, num_pieces;
-  };
-  Ticket take(uint32_t num_pieces, uint64_t hash);
-  // The local rank, if any, that has called something else as this call, as far as it can be told.
-  std::optional<int> disagreeing(Ticket ticket, uint64_t hash) const;
-  // Whether the call waits for something that this local rank has not done.
-  bool waits_for(int local_rank, Ticket ticket) const;
-
-  // Elements [begin, begin + count) of a piece that one rank sums. `piece` is its global number.
-  struct Shard {
-    size_t begin, count;
-  };
-  void reduce_scatter(uint32_t piece, const std::byte* data, size_t count, Shard own, DType dtype,
-                      ReduceOp op, int divisor, DeviceRuntime::Stream stream);
-  std::byte* shard_memory(uint32_t piece, Shard own, size_t element) const {
-    return slots_[static_cast<size_t>(config_.local_rank)] + offset(piece) + own.begin * element;
+  bool supports(DType, ReduceOp, bool) const override { return true; }
+  Ticket take(uint32_t num_pieces, uint64_t hash) override;
+  std::optional<int> disagreeing(Ticket ticket, uint64_t hash) const override;
+  bool waits_for(int local_rank, Ticket ticket, bool died) const override;
+  void reduce_scatter(uint32_t piece, const std::byte* data, size_t count,
+                      std::span<const Shard> shards, DType dtype, ReduceOp op, int divisor,
+                      DeviceRuntime::Stream stream) override;
+  std::byte* shard_memory(uint32_t piece, Shard own, DType dtype) const override {
+    return slots_[static_cast<size_t>(config_.local_rank)] + offset(piece) +
+           own.begin * size_of(dtype);
   }
-  // `shards` of all local ranks; each is final in its owner's slot once the owner's stream is here.
-  void allgather(uint32_t piece, std::byte* data, std::span<const Shard> shards, size_t element,
-                 DeviceRuntime::Stream stream);
-
-  // Enqueued last of a call, on `out`.
-  void end(DeviceRuntime::Stream stream) { config_.runtime->record(last_, stream); }
-
-  // Lets all streams that wait for counters go on, from now on: the group has failed.
-  void abandon() noexcept;
+  void allgather(uint32_t piece, std::byte* data, size_t count, std::span<const Shard> shards,
+                 DType dtype, DeviceRuntime::Stream stream) override;
+  void end(DeviceRuntime::Stream stream) override { config_.runtime->record(last_, stream); }
+  void abandon() noexcept override;
 
  private:
   struct Counters;

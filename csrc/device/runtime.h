@@ -43,6 +43,8 @@ class DeviceRuntime {
   virtual void register_pinned(std::byte* memory, size_t bytes) = 0;
   virtual void unregister_pinned(std::byte* memory) noexcept = 0;
 
+  virtual std::byte* allocate(int device, size_t bytes) = 0;
+  virtual void free(std::byte* memory) noexcept = 0;
   // Device memory that others can map, and theirs. Fails where the devices are no peers.
   virtual std::byte* allocate_shared(int device, size_t bytes, SharedHandle& handle) = 0;
   virtual void free_shared(std::byte* memory) noexcept = 0;

@@ -60,7 +60,7 @@ std::unique_ptr<Group::Run> Group::prepare_on_device(Call call) {
   check_usable();
   if (topology_.world_size == 1) return prepare(std::move(call));
   try {
-    return has_peers(call) ? prepare_with_peers(call) : prepare_staged(call);
+    return works_between_devices(call) ? prepare_between_devices(call) : prepare_staged(call);
   } catch (const CudaError& error) {  // the other ranks must not wait for us
     abort("rank " + std::to_string(topology_.rank) + ": " + error.what());
     throw;
@@ -124,8 +124,8 @@ void Group::enqueue_staged(Run& run, const Call& on_device) {
 // A host part that is over and whose result has still to reach device memory.
 bool Group::end_trailing(Run& run) {
   if (!run.device->ended()) return false;
-  if (run.peers) {
-    if (const auto other = peers_->disagreeing(*run.peers, run.peers_hash)) {
+  if (run.ticket) {
+    if (const auto other = device_stage_->disagreeing(*run.ticket, run.local_hash)) {
       throw MismatchError("ranks disagree: rank " + std::to_string(topology_.rank) + " called " +
                           describe(run.header) + ", rank " +
                           std::to_string(topology_.neighbours()[*other]) +

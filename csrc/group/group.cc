@@ -161,7 +161,7 @@ void Group::close() {
   control_.close();
   lanes_.clear();
   trailing_.clear();
-  peers_.reset();
+  device_stage_.reset();
   messages_.reset();
   for (const auto& channel : message_channels_) {
     if (channel) discard_unread(*channel);

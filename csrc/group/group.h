@@ -18,7 +18,7 @@
 #include <vector>
 
 #include "base/clock.h"
-#include "device/peers.h"
+#include "device/local_stage.h"
 #include "device/stage.h"
 #include "engine/engine.h"
 #include "engine/messages.h"
@@ -128,8 +128,8 @@ class Group {
 
   // The devices of this node's ranks work together from now on. Every rank calls it at the same
   // place among its collectives; calls on other devices go on through the host.
-  void set_peers(std::shared_ptr<DevicePeers> peers);
-  bool uses_peers(int device, size_t bytes) const;
+  void set_device_stage(std::shared_ptr<DeviceLocalStage> stage);
+  bool has_device_stage(int device, size_t bytes) const;
 
   Traffic traffic() const;
   void abort(const std::string& reason);  // poisons the group on every rank; from any thread
@@ -146,8 +146,8 @@ class Group {
     bool told_status = false;
     std::shared_ptr<DeviceStage> device;  // null if the buffer is in host memory
     // Of a call that the node's devices work on together: what it waits for.
-    std::optional<DevicePeers::Ticket> peers;
-    uint64_t peers_hash = 0;
+    std::optional<DeviceLocalStage::Ticket> ticket;
+    uint64_t local_hash = 0;
     std::optional<Execution> execution;
     std::shared_ptr<Work> work = std::make_shared<Work>();
 
@@ -197,11 +197,11 @@ class Group {
   std::unique_ptr<Run> prepare_on_device(Call call);
   std::unique_ptr<Run> prepare_staged(const Call& call);
   void enqueue_staged(Run& run, const Call& on_device);
-  bool has_peers(const Call& call) const;
-  struct PeersPlan;
-  PeersPlan plan_with_peers(const Call& call);
-  std::unique_ptr<Run> prepare_with_peers(const Call& call);
-  void enqueue_with_peers(Run& run, const Call& on_device, const PeersPlan& plan);
+  bool works_between_devices(const Call& call) const;
+  struct LocalPlan;
+  LocalPlan plan_between_devices(const Call& call) const;
+  std::unique_ptr<Run> prepare_between_devices(const Call& call);
+  void enqueue_between_devices(Run& run, const Call& on_device, const LocalPlan& plan);
   bool end_trailing(Run& run);
   void finish(Run& run);
 
@@ -281,7 +281,8 @@ class Group {
   Clock::time_point looked_{};  // when it last looked around
   Driver driver_ = Driver::worker;
   const std::shared_ptr<PinnedPool> pinned_ = std::make_shared<PinnedPool>();
-  std::shared_ptr<DevicePeers> peers_;  // set once, before calls that use it; null: none
+  std::shared_ptr<DeviceLocalStage>
+      device_stage_;  // set once, before calls that use it; null: none
 
   mutable std::mutex mutex_;  // guards the members below
   // A thread drives, or the worker is about to: so whenever anything is in flight.

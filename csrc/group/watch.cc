@@ -180,13 +180,13 @@ void Group::check_presence(const Lane& lane) const {
 }
 
 void Group::check_presence(const Run& run) const {
-  if (!run.peers) return;
+  if (!run.ticket) return;
   for (int i = 0; i < topology_.local_size; ++i) {
     const int rank = topology_.neighbours()[i];
-    if (i == topology_.local_rank || !peers_->waits_for(i, *run.peers)) continue;
-    if (control_.presence(rank) != ControlLinks::Presence::present) {
-      miss(rank, describe(run.header));
-    }
+    const auto presence = control_.presence(rank);
+    if (i == topology_.local_rank || presence == ControlLinks::Presence::present) continue;
+    const bool died = presence != ControlLinks::Presence::left;
+    if (device_stage_->waits_for(i, *run.ticket, died)) miss(rank, describe(run.header));
   }
 }
 
@@ -247,7 +247,7 @@ void Group::end_all(std::exception_ptr error) {
   }
   for (const auto& run : trailing_) works.push_back(run->work);
   trailing_.clear();
-  if (peers_) peers_->abandon();
+  if (device_stage_) device_stage_->abandon();
   auto transfers = messages_->take_unfinished();
   {
     const std::lock_guard lock(mutex_);

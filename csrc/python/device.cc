@@ -11,6 +11,7 @@
 
 #include "base/error.h"
 #include "device/cpu_runtime.h"
+#include "device/nccl_stage.h"
 #include "device/peers.h"
 #include "device/stage.h"
 #include "python/register.h"
@@ -96,6 +97,16 @@ std::shared_ptr<DevicePeers> make_peers(DeviceRuntime& runtime, int device, int 
                                                    reinterpret_cast<std::byte*>(counters)});
 }
 
+// `ids` are the bytes of two unique ids, one behind the other.
+std::shared_ptr<NcclStage> make_nccl(const nccl::Library& library, DeviceRuntime& runtime,
+                                     int device, int local_size, int local_rank,
+                                     const std::string& ids, double timeout) {
+  NcclStageConfig config{&runtime, device, local_size, local_rank, {}, timeout};
+  if (ids.size() != sizeof config.ids) throw UsageError("ids: must be two unique ids of NCCL");
+  std::memcpy(&config.ids, ids.data(), ids.size());
+  return std::make_shared<NcclStage>(library, config);
+}
+
 py::bytes handle_of(const DevicePeers& peers) {
   return {reinterpret_cast<const char*>(peers.handle().data()), peers.handle().size()};
 }
@@ -139,7 +150,12 @@ void register_device(py::module_& m) {
                        stream_at(stream));
            })
       .def("synchronize", &synchronize, py::arg("device"), py::arg("stream"), nogil());
-  py::class_<DevicePeers, std::shared_ptr<DevicePeers>>(m, "DevicePeers")
+  py::class_<DeviceLocalStage, std::shared_ptr<DeviceLocalStage>>(m, "DeviceLocalStage");
+  py::class_<NcclStage, DeviceLocalStage, std::shared_ptr<NcclStage>>(m, "NcclStage")
+      .def(py::init(&make_nccl), py::kw_only(), py::arg("library"), py::arg("runtime"),
+           py::arg("device"), py::arg("local_size"), py::arg("local_rank"), py::arg("ids"),
+           py::arg("timeout"), nogil());
+  py::class_<DevicePeers, DeviceLocalStage, std::shared_ptr<DevicePeers>>(m, "DevicePeers")
       .def(py::init(&make_peers), py::kw_only(), py::arg("runtime"), py::arg("device"),
            py::arg("local_size"), py::arg("local_rank"), py::arg("counters"))
       .def_property_readonly("handle", &handle_of)

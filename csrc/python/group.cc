@@ -219,8 +219,8 @@ void register_group(py::module_& m) {
              const auto address = reinterpret_cast<uintptr_t>(self.symmetric_part(*mapping, bytes));
              return std::pair(mapping, address);
            })
-      .def("set_peers", &Group::set_peers)
-      .def("uses_peers", &Group::uses_peers)
+      .def("set_device_stage", &Group::set_device_stage)
+      .def("has_device_stage", &Group::has_device_stage)
       .def("traffic",
            [](const Group& self) {
              const Traffic t = self.traffic();

@@ -6,7 +6,8 @@
 //   FAKE_NCCL_INIT=never|error     joining does not end; fails at once
 //   FAKE_NCCL_COLLECTIVE=error     collectives fail in the background
 //   FAKE_NCCL_FINALIZE=never       leaving does not end
-// Compiled with -DWITHOUT_FINALIZE it lacks ncclCommFinalize.
+// Compiled with -DWITHOUT_FINALIZE it lacks ncclCommFinalize. With -DCPU_STREAMS streams are those
+// of the core's CPU runtime, and collectives run on them, in order; each is then enqueued at once.
 #include <algorithm>
 #include <condition_variable>
 #include <cstddef>
@@ -20,6 +21,10 @@
 #include <string>
 #include <thread>
 #include <vector>
+
+#ifdef CPU_STREAMS
+#include "device/cpu_runtime.h"
+#endif
 
 namespace {
 
@@ -157,11 +162,17 @@ namespace {
 thread_local int depth = 0;
 thread_local std::vector<std::pair<ncclComm*, std::function<void()>>> group;
 
-int enqueue(ncclComm* comm, int type, int op, std::function<void()> job) {
+int enqueue(ncclComm* comm, int type, int op, void* stream, std::function<void()> job) {
   if (type != kFloat32 || op != kSum) {
     last_error = "the fake adds f32 alone";
     return kInvalidArgument;
   }
+#ifdef CPU_STREAMS
+  static auto* runtime = new hier::CpuRuntime(false);
+  runtime->launch(std::move(job), stream);
+  return kSuccess;
+#endif
+  static_cast<void>(stream);
   if (depth > 0) {
     group.emplace_back(comm, std::move(job));
     return kSuccess;
@@ -236,23 +247,26 @@ int ncclCommDestroy(ncclComm* comm) {
 
 int ncclCommAbort(ncclComm* comm) {
   comm->end(true);
+#ifndef CPU_STREAMS  // a stream may be in one of its collectives
   delete comm;
+#endif
   return kSuccess;
 }
 
 int ncclReduceScatter(const float* send, float* recv, size_t count, int type, int op,
-                      ncclComm* comm, void*) {
+                      ncclComm* comm, void* stream) {
   const size_t first = count * static_cast<size_t>(comm->rank);
-  return enqueue(comm, type, op, [=] { comm->collect(send, recv, first, count, true); });
+  return enqueue(comm, type, op, stream, [=] { comm->collect(send, recv, first, count, true); });
 }
 
-int ncclAllGather(const float* send, float* recv, size_t count, int type, ncclComm* comm, void*) {
-  return enqueue(comm, type, kSum, [=] { comm->collect(send, recv, 0, count, false); });
+int ncclAllGather(const float* send, float* recv, size_t count, int type, ncclComm* comm,
+                  void* stream) {
+  return enqueue(comm, type, kSum, stream, [=] { comm->collect(send, recv, 0, count, false); });
 }
 
 int ncclAllReduce(const float* send, float* recv, size_t count, int type, int op, ncclComm* comm,
-                  void*) {
-  return enqueue(comm, type, op, [=] { comm->collect(send, recv, 0, count, true); });
+                  void* stream) {
+  return enqueue(comm, type, op, stream, [=] { comm->collect(send, recv, 0, count, true); });
 }
 
 int ncclGroupStart() {

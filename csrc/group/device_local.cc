@@ -8,7 +8,7 @@
 namespace hier {
 
 // How a buffer is cut: into pieces of one slot, and each piece into one shard for each rail.
-struct Group::PeersPlan {
+struct Group::LocalPlan {
   size_t count, piece;  // elements
   size_t element;
   int rails, local_size;
@@ -18,11 +18,11 @@ struct Group::PeersPlan {
   size_t size(size_t k) const { return std::min(piece, count - begin(k)); }
 
   // All but the last piece have shards of piece / rails elements.
-  std::vector<DevicePeers::Shard> shards(size_t k) const {
+  std::vector<DeviceLocalStage::Shard> shards(size_t k) const {
     constexpr size_t kAlign = 16;  // elements
     const auto parts = static_cast<size_t>(rails);
     const size_t each = ((size(k) + parts - 1) / parts + kAlign - 1) / kAlign * kAlign;
-    std::vector<DevicePeers::Shard> result(static_cast<size_t>(local_size), {0, 0});
+    std::vector<DeviceLocalStage::Shard> result(static_cast<size_t>(local_size), {0, 0});
     for (size_t i = 0; i < parts; ++i) {
       const size_t lo = std::min(size(k), i * each);
       result[i] = {lo, std::min(size(k), lo + each) - lo};
@@ -31,29 +31,37 @@ struct Group::PeersPlan {
   }
 };
 
-void Group::set_peers(std::shared_ptr<DevicePeers> peers) { peers_ = std::move(peers); }
-
-bool Group::uses_peers(int device, size_t bytes) const {
-  return peers_ && peers_->device() == device && bytes > config_.host_path_bytes;
+void Group::set_device_stage(std::shared_ptr<DeviceLocalStage> stage) {
+  device_stage_ = std::move(stage);
 }
 
-bool Group::has_peers(const Call& call) const {
-  return call.collective == Collective::allreduce &&
-         uses_peers(call.device->device, call.count * size_of(call.dtype));
+bool Group::has_device_stage(int device, size_t bytes) const {
+  return device_stage_ && device_stage_->device() == device && bytes > config_.host_path_bytes;
 }
 
-Group::PeersPlan Group::plan_with_peers(const Call& call) {
+bool Group::works_between_devices(const Call& call) const {
+  if (call.collective != Collective::allreduce ||
+      !has_device_stage(call.device->device, call.count * size_of(call.dtype))) {
+    return false;
+  }
+  // Known to all ranks: whether every rank of every node owns a shard.
+  const LocalPlan plan = plan_between_devices(call);
+  const bool all_own = plan.rails * topology_.num_nodes == topology_.world_size;
+  return device_stage_->supports(call.dtype, call.op, all_own);
+}
+
+Group::LocalPlan Group::plan_between_devices(const Call& call) const {
   const int most = config_.rails > 0 ? std::min(config_.rails, topology_.smallest_node)
                                      : topology_.smallest_node;
   const int rails = topology_.num_nodes == 1 ? topology_.local_size : most;
   const size_t element = size_of(call.dtype);
   const size_t unit = 16 * static_cast<size_t>(rails);
-  return {call.count, DevicePeers::kSlotBytes / element / unit * unit, element, rails,
+  return {call.count, DeviceLocalStage::kSlotBytes / element / unit * unit, element, rails,
           topology_.local_size};
 }
 
-std::unique_ptr<Group::Run> Group::prepare_with_peers(const Call& on_device) {
-  const PeersPlan cut = plan_with_peers(on_device);
+std::unique_ptr<Group::Run> Group::prepare_between_devices(const Call& on_device) {
+  const LocalPlan cut = plan_between_devices(on_device);
   const bool network = topology_.num_nodes > 1;
   size_t own = 0;  // elements of this rank's shards, which pass through the host
   const auto me = static_cast<size_t>(topology_.local_rank);
@@ -81,13 +89,13 @@ std::unique_ptr<Group::Run> Group::prepare_with_peers(const Call& on_device) {
   run->plan = std::move(plan);
   run->device = stage;
   run->work->set_device(stage);
-  run->peers_hash = run->header.hash(0);
-  run->peers = peers_->take(static_cast<uint32_t>(cut.num_pieces()), run->peers_hash);
-  enqueue_with_peers(*run, on_device, cut);
+  run->local_hash = run->header.hash(0);
+  run->ticket = device_stage_->take(static_cast<uint32_t>(cut.num_pieces()), run->local_hash);
+  enqueue_between_devices(*run, on_device, cut);
   return run;
 }
 
-void Group::enqueue_with_peers(Run& run, const Call& on_device, const PeersPlan& cut) {
+void Group::enqueue_between_devices(Run& run, const Call& on_device, const LocalPlan& cut) {
   DeviceStage& stage = *run.device;
   const auto [runtime, device, caller, in, out] = stage.place();
   auto* data = static_cast<std::byte*>(on_device.data);
@@ -98,14 +106,16 @@ void Group::enqueue_with_peers(Run& run, const Call& on_device, const PeersPlan&
   std::vector<std::vector<Passage>> passages;
 
   const auto scatter = [&](size_t k) {
-    const uint32_t piece = run.peers->first_piece + static_cast<uint32_t>(k);
-    const auto own = cut.shards(k)[me];
-    peers_->reduce_scatter(piece, data + cut.begin(k) * cut.element, cut.size(k), own,
-                           on_device.dtype, on_device.op, divisor, in);
+    const uint32_t piece = run.ticket->first_piece + static_cast<uint32_t>(k);
+    const auto shards = cut.shards(k);
+    const auto own = shards[me];
+    device_stage_->reduce_scatter(piece, data + cut.begin(k) * cut.element, cut.size(k), shards,
+                                  on_device.dtype, on_device.op, divisor, in);
     passages.emplace_back();
     if (network && own.count > 0) {
       const size_t bytes = own.count * cut.element;
-      passages.back().push_back({peers_->shard_memory(piece, own, cut.element), host, bytes});
+      passages.back().push_back(
+          {device_stage_->shard_memory(piece, own, on_device.dtype), host, bytes});
       host += bytes;
     }
     stage.fetch(passages.back());
@@ -116,18 +126,19 @@ void Group::enqueue_with_peers(Run& run, const Call& on_device, const PeersPlan&
     } else {
       stage.put_back(passages[k]);
     }
-    const uint32_t piece = run.peers->first_piece + static_cast<uint32_t>(k);
-    peers_->allgather(piece, data + cut.begin(k) * cut.element, cut.shards(k), cut.element, out);
+    const uint32_t piece = run.ticket->first_piece + static_cast<uint32_t>(k);
+    device_stage_->allgather(piece, data + cut.begin(k) * cut.element, cut.size(k), cut.shards(k),
+                             on_device.dtype, out);
   };
 
   stage.begin();
   // In an order in which each waits for what was enqueued before, for streams may share a queue.
   const size_t pieces = cut.num_pieces();
-  for (size_t k = 0; k < pieces + DevicePeers::kSlots - 1; ++k) {
+  for (size_t k = 0; k < pieces + DeviceLocalStage::kSlots - 1; ++k) {
     if (k < pieces) scatter(k);
-    if (k + 1 >= DevicePeers::kSlots) gather(k + 1 - DevicePeers::kSlots);
+    if (k + 1 >= DeviceLocalStage::kSlots) gather(k + 1 - DeviceLocalStage::kSlots);
   }
-  peers_->end(out);
+  device_stage_->end(out);
   stage.end();
 }
 

@@ -1,0 +1,112 @@
+"""NCCL as the local stage, on the CPU runtime and a fake libnccl.so.2 whose ranks are threads."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from device_memory import a_device
+from fake_nccl import compile_fake
+from group_cases import nodes, size, whole_numbers
+from worlds import SANITIZED, run_threads
+
+from allreduce import _C, _nccl
+from allreduce._build import csrc_dir
+from allreduce.errors import AbortedError
+
+pytestmark = pytest.mark.skipif(SANITIZED, reason="the fake is not built with the sanitizer")
+
+COUNTS = (65_537, 1_048_576, 6_000_011)
+
+
+@pytest.fixture(scope="module")
+def fake(tmp_path_factory):
+    core = Path(_C.__file__)
+    flags = (
+        "-DCPU_STREAMS",
+        "-Wl,--no-as-needed",
+        f"-I{csrc_dir()}",
+        f"-L{core.parent}",
+        f"-l:{core.name}",
+    )
+    return compile_fake(tmp_path_factory.mktemp("nccl"), soname="libfake.so", flags=flags)
+
+
+@pytest.fixture(autouse=True)
+def chosen(monkeypatch, fake):
+    monkeypatch.setenv("ALLREDUCE_DEVICE_RUNTIME", "cpu")
+    monkeypatch.setenv("ALLREDUCE_DEVICE_LOCAL", "nccl")
+    monkeypatch.setenv("NCCL_LIB", str(fake))
+    _nccl.library.cache_clear()
+    yield
+    _nccl.library.cache_clear()
+
+
+@pytest.mark.parametrize("layout", ["1x2", "1x3", "2x2"])
+@pytest.mark.parametrize("op", ["sum", "avg"])
+def test_results_of_every_size(layout, op):
+    world_size = size(layout)
+
+    def body(comm):
+        with a_device() as device:
+            for count in COUNTS:
+                inputs = whole_numbers("float32", op, count, world_size)
+                x = device.array(inputs[comm.rank])
+                comm.allreduce(x, op)
+                expected = sum(inputs) / (world_size if op == "avg" else 1)
+                np.testing.assert_array_equal(device.read(x), expected)
+            return comm.device_stage
+
+    assert run_threads(world_size, body, nodes=nodes(layout)) == ["nccl"] * world_size
+
+
+def test_what_nccl_does_not_have_goes_through_the_host():
+    def body(comm):
+        with a_device() as device:
+            x = device.array(np.full(300_000, 1 << comm.rank, np.int16))
+            comm.allreduce(x, "bor")
+            assert (device.read(x) == 3).all()
+        return comm.device_stage
+
+    assert run_threads(2, body) == ["nccl"] * 2
+
+
+def test_uneven_nodes_go_through_the_host():
+    def body(comm):
+        with a_device() as device:
+            x = device.array(np.ones(300_000, np.float32))
+            comm.allreduce(x)
+            assert (device.read(x) == 3).all()
+
+    run_threads(3, body, nodes=nodes("1+2"))
+
+
+def test_a_library_that_does_not_load_is_a_reason(monkeypatch):
+    monkeypatch.setenv("NCCL_LIB", "/nowhere/libnccl.so.2")
+
+    def body(comm):
+        with a_device() as device:
+            x = device.array(np.ones(300_000, np.float32))
+            comm.allreduce(x)
+            assert (device.read(x) == 2).all()
+        return comm.device_stage
+
+    assert all(stage.startswith("host: nccl: ") for stage in run_threads(2, body))
+
+
+def test_an_abort_ends_streams_that_are_in_nccl():
+    def body(comm):
+        with a_device() as device:
+            x = device.array(np.ones(3_000_000, np.float32))
+            comm.allreduce(x)
+            device.synchronize()
+            if comm.rank == 0:
+                time.sleep(0.2)
+                comm.abort("on purpose")
+            else:
+                comm.allreduce(x)  # it waits for rank 0 in NCCL
+            device.synchronize()
+            with pytest.raises(AbortedError, match="on purpose"):
+                comm.barrier()
+
+    run_threads(2, body)
