@@ -10,19 +10,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from allreduce import _C, _nccl
-from allreduce.cuda.local_stage import expandable_segments
-from allreduce.errors import Error, UsageError
+from allreduce.errors import Error
 
 if TYPE_CHECKING:
     from allreduce.communicator import Communicator
 
-__all__ = ["HOST_PATH_BYTES", "set_up"]
+__all__ = ["set_up"]
 
 T = TypeVar("T")
 
 log = logging.getLogger("allreduce")
 
-HOST_PATH_BYTES = 256 << 10  # up to here the CPU sums; the same number in the core's options
 _HANDLE_BYTES = 64  # of the core's SharedHandle
 _ID_BYTES = 128  # of NCCL's unique id
 _VARIABLE = "ALLREDUCE_DEVICE_LOCAL"
@@ -64,8 +62,6 @@ def _peers(
     comm._counters = counters = comm.symmetric_empty(part, "uint8")
 
     def make() -> _C.DevicePeers:
-        if unfit := expandable_segments():
-            raise UsageError(unfit)
         return _C.DevicePeers(
             runtime=runtime,
             device=device,

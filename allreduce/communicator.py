@@ -17,7 +17,7 @@ from allreduce._arrays import copy_of, memory_of
 from allreduce._calls import Array, seconds
 from allreduce._device import DeviceStreams
 from allreduce._device_arrays import DeviceArray
-from allreduce._device_stage import HOST_PATH_BYTES, set_up
+from allreduce._device_stage import set_up
 from allreduce._explain import explain
 from allreduce._mesh import Wiring, connect
 from allreduce._messages import PointToPoint
@@ -177,7 +177,7 @@ class Communicator(PartCollectives, PointToPoint):
         if simple and self._group.allreduce(x, op, algo, seconds(timeout)):
             return x
         memory = memory_of(x, "x", self.rank)
-        if memory.device and memory.nbytes > HOST_PATH_BYTES:
+        if memory.device and memory.nbytes > self._group.host_path_bytes:
             self.use_device(memory.device)
         call = self._call(
             _C.Collective.allreduce, memory, op=op, algo=algo, timeout=timeout, name=name

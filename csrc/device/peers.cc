@@ -50,12 +50,14 @@ DevicePeers::DevicePeers(PeersConfig config)
     config_.runtime->unregister_pinned(config_.counters);
     throw;
   }
-  last_ = config_.runtime->create_event(config_.device);
+  for (auto& event : emptied_) event = config_.runtime->create_event(config_.device);
 }
 
 // Nobody reads this rank's slots any more, nor writes its counters.
 bool DevicePeers::all_done() const {
-  if (!config_.runtime->finished(last_)) return false;
+  for (const auto event : emptied_) {
+    if (!config_.runtime->finished(event)) return false;
+  }
   if (releaser_.joinable()) return true;
   for (int rank = 0; rank < config_.local_size; ++rank) {
     if (static_cast<int32_t>(counters(rank).done.load(std::memory_order_acquire) - next_piece_) <
@@ -70,7 +72,7 @@ DevicePeers::~DevicePeers() {
   const auto until = Clock::now() + kPatience;
   while (!all_done() && Clock::now() < until) std::this_thread::sleep_for(kPause);
   releaser_ = {};  // stops and joins
-  config_.runtime->destroy_event(last_);
+  for (const auto event : emptied_) config_.runtime->destroy_event(event);
   for (int rank = 0; rank < config_.local_size; ++rank) {
     std::byte* slots = slots_[static_cast<size_t>(rank)];
     if (!slots) continue;
@@ -139,10 +141,10 @@ void DevicePeers::reduce_scatter(uint32_t piece, const std::byte* data, size_t c
   const size_t element = size_of(dtype);
   const Shard own = shards[static_cast<size_t>(config_.local_rank)];
   std::byte* slot = slots_[static_cast<size_t>(config_.local_rank)] + offset(piece);
-  if (piece >= kSlots) {  // all have read what is in it; this rank's own copies as well
-    await(&Counters::done, piece - kSlots, stream);
-    config_.runtime->wait_flag(&counters(config_.local_rank).done, piece - kSlots + 1, stream);
-  }
+  // All have read what is in it. This rank's own streams meet by an event, which nothing releases:
+  // they keep their order after a failure, too.
+  if (piece >= kSlots) await(&Counters::done, piece - kSlots, stream);
+  config_.runtime->wait(stream, emptied_[piece % kSlots]);
   config_.runtime->copy(slot, data, count * element, stream);
   publish(&Counters::arrived, piece, stream);
   await(&Counters::arrived, piece, stream);
@@ -165,6 +167,7 @@ void DevicePeers::allgather(uint32_t piece, std::byte* data, size_t, std::span<c
                           count * element, stream);
   }
   publish(&Counters::done, piece, stream);
+  config_.runtime->record(emptied_[piece % kSlots], stream);
 }
 
 void DevicePeers::release() {

@@ -130,6 +130,7 @@ class Group {
   // place among its collectives; calls on other devices go on through the host.
   void set_device_stage(std::shared_ptr<DeviceLocalStage> stage);
   bool has_device_stage(int device, size_t bytes) const;
+  size_t host_path_bytes() const { return config_.host_path_bytes; }
 
   Traffic traffic() const;
   void abort(const std::string& reason);  // poisons the group on every rank; from any thread

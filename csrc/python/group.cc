@@ -220,7 +220,7 @@ void register_group(py::module_& m) {
              return std::pair(mapping, address);
            })
       .def("set_device_stage", &Group::set_device_stage)
-      .def("has_device_stage", &Group::has_device_stage)
+      .def_property_readonly("host_path_bytes", &Group::host_path_bytes)
       .def("traffic",
            [](const Group& self) {
              const Traffic t = self.traffic();

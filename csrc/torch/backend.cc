@@ -106,6 +106,7 @@ class Backend final : public DeviceBackend {
     if (tensors.size() == 1 && tensors[0].is_sparse()) return allreduce_sparse(tensors, options);
     Maker maker(*this, OpType::ALLREDUCE, "hier:all_reduce", tensors, tensors);
     maker.require(tensors.size() == 1, "takes one tensor");
+    choose_device_stage(tensors[0]);
     maker.add_in_place(Collective::allreduce, tensors[0], &options.reduceOp);
     return maker.go(group_, ++sequence_, options);
   }
@@ -118,6 +119,7 @@ class Backend final : public DeviceBackend {
                               const c10d::AllreduceCoalescedOptions& options) override {
     Maker maker(*this, OpType::ALLREDUCE_COALESCED, "hier:all_reduce", tensors, tensors);
     for (const auto& tensor : tensors) {
+      choose_device_stage(tensor);
       maker.add_in_place(Collective::allreduce, tensor, &options.reduceOp);
     }
     return maker.go(group_, ++sequence_, options);
@@ -291,6 +293,14 @@ class Backend final : public DeviceBackend {
     return py::module_::import("allreduce.torch._group").attr(name);
   }
 
+  // Before the first allreduce of GPU memory that is worth a local stage: all ranks come here.
+  void choose_device_stage(const at::Tensor& tensor) {
+    if (tensor.is_cpu() || tensor.nbytes() <= group_->host_path_bytes()) return;
+    if (device_stage_chosen_.exchange(true)) return;
+    const py::gil_scoped_acquire gil;
+    communicator_.attr("use_device")(static_cast<int>(tensor.device().index()));
+  }
+
   WorkPtr message(Maker& maker, bool send, const Tensors& tensors, int peer, int tag) {
     maker.require(tensors.size() == 1, "takes one tensor");
     maker.add_message(send, tensors[0], peer, tag);
@@ -301,7 +311,8 @@ class Backend final : public DeviceBackend {
   MonitoredBarrier monitored_barrier_;
   const c10::intrusive_ptr<Options> options_;
   std::atomic<uint64_t> sequence_{0};  // collectives so far; stands alone
-  py::object communicator_;            // allreduce.Communicator of the group; touched with the GIL
+  std::atomic<bool> device_stage_chosen_{false};
+  py::object communicator_;  // allreduce.Communicator of the group; touched with the GIL
 };
 
 std::shared_ptr<Group> group_of(const py::capsule& capsule) {
