@@ -29,7 +29,7 @@ CORE_DIRS = (
     *("base", "schedule", "program", "reduce", "transport", "local", "engine", "device"),
     *("group", "nccl", "python"),
 )
-CUDA_BINDING = "python/cuda.cc"
+CUDA_BINDINGS = ("python/cuda.cc", "python/cuda_kernels.cc")
 BACKEND = "torch/backend.cc"
 EXT_SUFFIX = str(sysconfig.get_config_var("EXT_SUFFIX"))
 # The backend finds the core by this name among the loaded libraries. It is not the file's name:
@@ -147,16 +147,14 @@ def csrc_dir() -> Path:
 def core_sources(csrc: Path) -> list[Path]:
     """The translation units of allreduce._C, sorted."""
     found = (file for name in CORE_DIRS for file in (csrc / name).rglob("*.cc"))
-    return sorted(file for file in found if file != csrc / CUDA_BINDING)
+    return sorted(set(found) - {csrc / name for name in CUDA_BINDINGS})
 
 
 def cuda_sources(csrc: Path) -> list[Path]:
-    """The translation units of allreduce._cuda, sorted; none where there is no binding yet."""
-    binding = csrc / CUDA_BINDING
-    if not binding.exists():
-        return []
+    """The translation units of allreduce._cuda, sorted."""
     folder = csrc / "cuda"
-    return sorted([*folder.rglob("*.cu"), *folder.rglob("*.cc"), binding])
+    bindings = (csrc / name for name in CUDA_BINDINGS)
+    return sorted([*folder.rglob("*.cu"), *folder.rglob("*.cc"), *bindings])
 
 
 def source_hash(csrc: Path) -> str:

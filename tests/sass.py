@@ -49,8 +49,8 @@ def _readable(text: str) -> str:
     done = subprocess.run(["c++filt"], input=text, capture_output=True, text=True, timeout=60)
     done.check_returncode()
     plain = re.sub(r"\bhier::cuda::", "", done.stdout)
-    plain = re.sub(r"\bvoid (?=\w+<)", "", plain)
-    return re.sub(r"\(ReduceArgs\)|\(int\)", "", plain)
+    plain = re.sub(r"\bvoid (?=\w+<)", "", plain).replace("> >", ">>")
+    return re.sub(r"\(\w+Args\)|\(int\)", "", plain).replace("> >", ">>")
 
 
 def read(cuobjdump: Path, file: Path) -> dict[str, Kernel]:

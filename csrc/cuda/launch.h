@@ -3,13 +3,10 @@
 
 #include <algorithm>
 
-#include "cuda/device.h"
+#include "cuda/grid.h"
 #include "cuda/reduce_body.h"
 
 namespace hier::cuda {
-
-constexpr unsigned kThreads = 256;
-constexpr size_t kBlocksPerProcessor = 8;  // 2048 threads, all that a multiprocessor holds
 
 #ifdef __CUDACC__
 // __grid_constant__: without it the arrays of pointers would be copied to each thread's stack.
@@ -27,9 +24,8 @@ struct Launch {
     const size_t singles =
         args.count - args.num_packs * (kPackBytes / sizeof(typename Element::Stored));
     const size_t threads = std::max(args.num_packs, singles);
-    const size_t most = kBlocksPerProcessor * num_processors();
-    const size_t blocks = std::min(most, (threads + kThreads - 1) / kThreads);
-    reduce_kernel<Element, Op, kWays><<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(args);
+    reduce_kernel<Element, Op, kWays>
+        <<<grid_of((threads + kThreads - 1) / kThreads), kThreads, 0, stream>>>(args);
     check_cuda(cudaGetLastError(), "launching a reduction");
   }
 };

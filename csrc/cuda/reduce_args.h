@@ -7,12 +7,12 @@
 #include <string>
 
 #include "base/error.h"
+#include "cuda/alignment.h"
 #include "reduce/reduce.h"
 
 namespace hier::cuda {
 
 constexpr size_t kMaxSources = 128, kMaxOuts = 64;  // 1.5 KiB of a kernel's 4 KiB of arguments
-constexpr size_t kPackBytes = 16;
 
 struct ReduceArgs {
   const void* sources[kMaxSources];
@@ -22,13 +22,6 @@ struct ReduceArgs {
   size_t count, head, num_packs;
   int divisor;
 };
-
-inline void check_aligned(const void* pointer, size_t element_size) {
-  if (reinterpret_cast<uintptr_t>(pointer) % element_size != 0) {
-    throw UsageError("a device pointer is not aligned to its elements of " +
-                     std::to_string(element_size) + " bytes");
-  }
-}
 
 // Packs are possible if all arrays are equally far from a 16-byte boundary.
 inline void plan_packs(ReduceArgs& args, size_t element_size) {

@@ -5,18 +5,9 @@
 
 #include "cuda/element.h"
 #include "cuda/reduce_args.h"
+#include "cuda/wide.h"
 
 namespace hier::cuda {
-
-// 16 bytes of one array: one load, one store, four registers.
-struct alignas(kPackBytes) Pack {
-  uint32_t words[4];
-};
-
-template <class T>
-struct Lanes {
-  T lane[kPackBytes / sizeof(T)];
-};
 
 // What a thread handles at a time: a Pack, or one stored element.
 template <class Element, class Op>

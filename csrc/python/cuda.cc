@@ -10,6 +10,7 @@
 #include "cuda/device.h"
 #include "cuda/reduce.h"
 #include "cuda/runtime.h"
+#include "python/cuda_kernels.h"
 
 namespace py = pybind11;
 
@@ -77,6 +78,7 @@ PYBIND11_MODULE(_cuda, m) {
         py::arg("divisor") = 1, py::arg("stream") = 0);
   m.def("divide", divide_address, "data[i] /= divisor.", py::arg("data"), py::arg("dtype"),
         py::arg("count"), py::arg("divisor"), py::arg("stream") = 0);
+  register_kernels(m);
 }
 
 }  // namespace hier::cuda

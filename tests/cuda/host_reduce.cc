@@ -1,9 +1,9 @@
-// Runs the GPU's reduce bodies on the CPU, block by block, for test_cuda_host_execution.py.
+// Runs the GPU's reduce bodies on the CPU, for test_cuda_host_execution.py.
 #include <cstdio>
-#include <vector>
 
 #include "cuda/reduce_body.h"
 #include "cuda/reduce_table.h"
+#include "host_blocks.h"
 
 namespace hier::cuda {
 namespace {
@@ -14,9 +14,8 @@ struct RunBlocks {
 
   template <class Element, class Op, int kWays>
   void operator()() const {
-    for (size_t block = 0; block < num_blocks; ++block) {
-      reduce_block<Element, Op, kWays>(HostCtx{block, num_blocks, num_threads}, args);
-    }
+    run_blocks(num_blocks, num_threads,
+               [&](const HostCtx& ctx) { reduce_block<Element, Op, kWays>(ctx, args); });
   }
 };
 

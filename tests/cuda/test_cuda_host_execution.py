@@ -1,17 +1,14 @@
 """The GPU's block bodies, run by g++ on the CPU, give the same bits as the CPU's reduce table."""
 
 import ctypes
-import pathlib
-import shutil
-import subprocess
 from collections.abc import Sequence
 
+import host_kernels
 import numpy as np
 import pytest
 
 from allreduce import _C
 
-ROOT = pathlib.Path(__file__).parents[2]
 STORAGE = {
     "float64": "f8",
     "float32": "f4",
@@ -31,16 +28,7 @@ PAIRS = [(dtype, op) for dtype in STORAGE for op in (FLOAT_OPS if "float" in dty
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("no g++ to compile the GPU's block bodies with")
-    built = tmp_path_factory.mktemp("cuda") / "host_reduce.so"
-    sources = (ROOT / "tests/cuda/host_reduce.cc", ROOT / "csrc/reduce/dtype.cc")
-    # -Wno-unknown-pragmas: `#pragma unroll` is nvcc's.
-    flags = "-std=c++20 -O1 -fPIC -shared -ffp-contract=off -Wall -Wextra -Wconversion -Werror"
-    command = [compiler, *flags.split(), "-Wno-unknown-pragmas", f"-I{ROOT / 'csrc'}"]
-    subprocess.run([*command, *map(str, sources), "-o", str(built)], check=True, timeout=240)
-    loaded = ctypes.CDLL(str(built))
+    loaded = host_kernels.library("host_reduce", tmp_path_factory.mktemp("cuda"))
     loaded.host_reduce_many.restype = ctypes.c_long
     return loaded
 

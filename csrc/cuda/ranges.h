@@ -1,0 +1,74 @@
+// The table of ranges of a flat array that a kernel takes as its argument, and who walks which
+// part. A range (a tensor) is cut into chunks of at most kChunk elements; a block takes whole
+// chunks, so that what belongs to a range is the same for all of its threads.
+#pragma once
+
+#include <algorithm>
+
+#include "cuda/alignment.h"
+#include "cuda/context.h"
+
+namespace hier::cuda {
+
+constexpr size_t kMaxRanges = 176;  // with a pointer each, 3.7 KiB of a kernel's 4 KiB of arguments
+constexpr size_t kChunk = 4096;  // a multiple of kGroup, so that all chunks have their range's head
+
+struct Ranges {
+  size_t begin;  // of the first range, in elements of the flat array
+  size_t ends[kMaxRanges];
+  uint32_t first_chunks[kMaxRanges];
+  uint8_t heads[kMaxRanges];  // elements of a range before its first group; or kNoGroups
+  uint32_t num_ranges, num_chunks;
+
+  bool full() const { return num_ranges == kMaxRanges; }
+  size_t end() const { return num_ranges == 0 ? begin : ends[num_ranges - 1]; }
+
+  void add(size_t count, uint8_t head) {
+    ends[num_ranges] = end() + count;
+    first_chunks[num_ranges] = num_chunks;
+    heads[num_ranges] = head;
+    ++num_ranges;
+    num_chunks += static_cast<uint32_t>((count + kChunk - 1) / kChunk);
+  }
+};
+
+struct Chunk {
+  size_t range, begin, end, head;
+  size_t range_begin;
+};
+
+HIER_DEVICE Chunk chunk_at(const Ranges& ranges, size_t chunk) {
+  size_t low = 0, high = ranges.num_ranges;  // the last range whose first chunk is not behind
+  while (high - low > 1) {
+    const size_t middle = (low + high) / 2;
+    if (ranges.first_chunks[middle] <= chunk) {
+      low = middle;
+    } else {
+      high = middle;
+    }
+  }
+  const size_t range_begin = low == 0 ? ranges.begin : ranges.ends[low - 1];
+  const size_t begin = range_begin + (chunk - ranges.first_chunks[low]) * kChunk;
+  const size_t rest = ranges.ends[low] - begin;
+  const size_t size = rest < kChunk ? rest : kChunk;
+  const bool grouped = ranges.heads[low] != kNoGroups && ranges.heads[low] < size;
+  const size_t head = grouped ? ranges.heads[low] : size;
+  return Chunk{low, begin, begin + size, head, range_begin};
+}
+
+// Calls eight(i) for the groups of eight elements that begin at i, and one(i) for those elements
+// before and behind them, as far as they are this thread's.
+template <class Eights, class Ones>
+HIER_DEVICE void walk(const Chunk& chunk, size_t thread, size_t num_threads, const Eights& eight,
+                      const Ones& one) {
+  const size_t size = chunk.end - chunk.begin;
+  const size_t groups = (size - chunk.head) / kGroup, in_groups = groups * kGroup;
+  for (size_t i = thread; i < groups; i += num_threads) {
+    eight(chunk.begin + chunk.head + i * kGroup);
+  }
+  for (size_t i = thread; i < size - in_groups; i += num_threads) {
+    one(chunk.begin + (i < chunk.head ? i : i + in_groups));
+  }
+}
+
+}  // namespace hier::cuda
