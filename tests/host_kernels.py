@@ -44,4 +44,5 @@ def run(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = ["setarch", "-R", str(program), *arguments]
     # A build under a sanitizer preloads its own runtime.
     environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    environment["TSAN_OPTIONS"] = "halt_on_error=1"  # the first report is enough, and each is slow
     return subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)

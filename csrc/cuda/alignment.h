@@ -28,7 +28,8 @@ struct Array {
 constexpr uint8_t kNoGroups = 255;
 
 // The first element, below kGroup, at which all arrays have a 16-byte boundary; else kNoGroups.
-inline uint8_t find_head(std::initializer_list<Array> arrays) {
+template <class Arrays = std::initializer_list<Array>>
+uint8_t find_head(const Arrays& arrays) {
   for (size_t head = 0; head < kGroup; ++head) {
     bool aligned = true;
     for (const Array& array : arrays) {

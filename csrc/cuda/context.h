@@ -22,6 +22,8 @@ struct DeviceCtx {
   HIER_DEVICE void phase(const Phase& run) const {
     run(static_cast<size_t>(threadIdx.x));
   }
+  // What a thread wrote in the phase before, all threads of the block read in the next.
+  HIER_DEVICE void sync() const { __syncthreads(); }
 };
 #endif
 
@@ -34,6 +36,7 @@ struct HostCtx {
   void phase(const Phase& run) const {
     for (size_t thread = 0; thread < num_threads_; ++thread) run(thread);
   }
+  void sync() const {}
 };
 
 }  // namespace hier::cuda

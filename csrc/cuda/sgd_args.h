@@ -27,7 +27,7 @@ inline void check_sgd(const SgdArrays& arrays, const SgdStep& step) {
     throw UsageError("lr must be at least 0 and momentum lie in [0, 1), not " +
                      std::to_string(step.lr) + " and " + std::to_string(step.momentum));
   }
-  if (step.momentum > 0 && arrays.momenta == nullptr) {
+  if (step.momentum > 0 && arrays.momenta == nullptr && arrays.parameters != nullptr) {
     throw UsageError("momentum above 0 needs an array of momenta, one f32 for each parameter");
   }
   check_aligned(arrays.parameters, sizeof(float));
@@ -51,15 +51,12 @@ inline SgdArgs begin_sgd(const SgdArrays& arrays, const SgdStep& step) {
   return args;
 }
 
-// One element of the result is one launch. Throws UsageError for what the kernels cannot do.
+// One element of the result is one launch. flat_head: the first element at which all arrays have a
+// 16-byte boundary. Throws UsageError for what the kernels cannot do.
 inline std::vector<SgdArgs> plan_sgd(const SgdArrays& arrays, std::span<const SgdRange> ranges,
-                                     const SgdStep& step) {
+                                     const SgdStep& step, uint8_t flat_head) {
   check_sgd(arrays, step);
   const SgdArgs first = begin_sgd(arrays, step);
-  const size_t flat_head = find_head({{first.parameters, sizeof(float)},
-                                      {first.momenta, sizeof(float)},
-                                      {first.gradients, size_of(arrays.gradient_dtype)},
-                                      {first.copy, sizeof(uint16_t)}});
   std::vector<SgdArgs> launches{first};
   for (const SgdRange& range : ranges) {
     if (launches.back().ranges.full()) {
@@ -74,6 +71,15 @@ inline std::vector<SgdArgs> plan_sgd(const SgdArrays& arrays, std::span<const Sg
     args.ranges.add(range.count, flat_head == kNoGroups ? kNoGroups : static_cast<uint8_t>(head));
   }
   return launches;
+}
+
+inline std::vector<SgdArgs> plan_sgd(const SgdArrays& arrays, std::span<const SgdRange> ranges,
+                                     const SgdStep& step) {
+  return plan_sgd(arrays, ranges, step,
+                  find_head({{arrays.parameters, sizeof(float)},
+                             {step.momentum > 0 ? arrays.momenta : nullptr, sizeof(float)},
+                             {arrays.gradients, size_of(arrays.gradient_dtype)},
+                             {arrays.copy, sizeof(uint16_t)}}));
 }
 
 }  // namespace hier::cuda

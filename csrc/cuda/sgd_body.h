@@ -40,10 +40,10 @@ struct Absorbed {
   }
 };
 
-template <class Form, class Element>
-HIER_DEVICE void update_eight(const SgdArgs& args, float decay, size_t i) {
+// Returns the new parameters.
+template <class Form>
+HIER_DEVICE Eight update_eight(const SgdArgs& args, float decay, size_t i, const Eight& gradients) {
   using F32 = Plain<float>;
-  const Eight gradients = load_eight<Element>(args.gradients, i);
   Eight parameters = load_eight<F32>(args.parameters, i), momenta{};
   if (args.momenta != nullptr) momenta = load_eight<F32>(args.momenta, i);
 #pragma unroll
@@ -54,17 +54,18 @@ HIER_DEVICE void update_eight(const SgdArgs& args, float decay, size_t i) {
   store_eight<F32>(args.parameters, i, parameters);
   if (args.momenta != nullptr) store_eight<F32>(args.momenta, i, momenta);
   if (args.copy != nullptr) store_eight<BFloat16>(args.copy, i, parameters);
+  return parameters;
 }
 
-template <class Form, class Element>
-HIER_DEVICE void update_one(const SgdArgs& args, float decay, size_t i) {
+template <class Form>
+HIER_DEVICE float update_one(const SgdArgs& args, float decay, size_t i, float gradient) {
   float parameter = args.parameters[i];
   float momentum = args.momenta != nullptr ? args.momenta[i] : 0.0f;
-  const float gradient = times(load_one<Element>(args.gradients, i), args.scale);
-  Form::update(args, decay, gradient, parameter, momentum);
+  Form::update(args, decay, times(gradient, args.scale), parameter, momentum);
   args.parameters[i] = parameter;
   if (args.momenta != nullptr) args.momenta[i] = momentum;
   if (args.copy != nullptr) store_one<BFloat16>(args.copy, i, parameter);
+  return parameter;
 }
 
 template <class Form, class Element, class Ctx>
@@ -75,8 +76,12 @@ HIER_DEVICE void sgd_block(const Ctx& ctx, const SgdArgs& args) {
       const float decay = args.decays[chunk.range];
       walk(
           chunk, thread, ctx.num_threads(),
-          [&](size_t i) { update_eight<Form, Element>(args, decay, i); },
-          [&](size_t i) { update_one<Form, Element>(args, decay, i); });
+          [&](size_t i) {
+            update_eight<Form>(args, decay, i, load_eight<Element>(args.gradients, i));
+          },
+          [&](size_t i) {
+            update_one<Form>(args, decay, i, load_one<Element>(args.gradients, i));
+          });
     }
   });
 }

@@ -11,6 +11,7 @@
 
 #include "base/error.h"
 #include "cuda/pack.h"
+#include "cuda/peer.h"
 #include "cuda/sgd.h"
 
 namespace py = pybind11;
@@ -29,17 +30,21 @@ SgdForm parse_form(const std::string& name) {
   throw UsageError("form must be reference or absorbed, not " + name);
 }
 
+std::vector<SgdRange> ranges_of(const std::vector<std::pair<size_t, double>>& ranges) {
+  std::vector<SgdRange> result;
+  for (const auto& [count, decay] : ranges) result.push_back({count, decay});
+  return result;
+}
+
 void sgd_addresses(uintptr_t parameters, uintptr_t momenta, uintptr_t gradients,
                    const std::string& dtype, const std::vector<std::pair<size_t, double>>& ranges,
                    double lr, double momentum, bool nesterov, const std::string& form,
                    double correction, double scale, uintptr_t copy, uintptr_t stream) {
-  std::vector<SgdRange> cut;
-  for (const auto& [count, decay] : ranges) cut.push_back({count, decay});
   const SgdArrays arrays{pointer<float>(parameters), pointer<float>(momenta),
                          pointer<const void>(gradients), parse_dtype(dtype),
                          pointer<uint16_t>(copy)};
   const SgdStep step{parse_form(form), lr, momentum, correction, scale, nesterov};
-  sgd(arrays, cut, step, pointer<void>(stream));
+  sgd(arrays, ranges_of(ranges), step, pointer<void>(stream));
 }
 
 void register_optimizers(py::module_& m) {
@@ -83,11 +88,72 @@ void register_movers(py::module_& m) {
         py::arg("scale") = 1.0f, py::arg("stream") = 0);
 }
 
+std::vector<void*> pointers(const std::vector<uintptr_t>& addresses) {
+  std::vector<void*> result;
+  for (const uintptr_t address : addresses) result.push_back(pointer<void>(address));
+  return result;
+}
+
+void reduce_scatter_addresses(const std::vector<uintptr_t>& signals, size_t rank, double timeout,
+                              const std::vector<uintptr_t>& inputs, const std::string& dtype,
+                              uintptr_t shard, size_t count, float scale, uintptr_t stream) {
+  const std::vector<void*> flags = pointers(signals);
+  reduce_scatter({flags, rank, timeout}, pointers(inputs), parse_dtype(dtype),
+                 pointer<float>(shard), count, scale, pointer<void>(stream));
+}
+
+void allgather_addresses(const std::vector<uintptr_t>& signals, size_t rank, double timeout,
+                         uintptr_t shard, const std::vector<uintptr_t>& outputs,
+                         const std::string& dtype, size_t count, uintptr_t stream) {
+  const std::vector<void*> flags = pointers(signals);
+  allgather({flags, rank, timeout}, pointer<const float>(shard), pointers(outputs),
+            parse_dtype(dtype), count, pointer<void>(stream));
+}
+
+void fused_addresses(const std::vector<uintptr_t>& signals, size_t rank, double timeout,
+                     const std::vector<uintptr_t>& gradients, const std::vector<uintptr_t>& outputs,
+                     const std::string& dtype, uintptr_t parameters, uintptr_t momenta,
+                     const std::vector<std::pair<size_t, double>>& ranges, double lr,
+                     double momentum, bool nesterov, double scale, uintptr_t stream) {
+  const std::vector<void*> flags = pointers(signals);
+  const SgdStep step{SgdForm::reference, lr, momentum, 1.0, scale, nesterov};
+  reduce_scatter_sgd_allgather({flags, rank, timeout}, pointers(gradients), pointers(outputs),
+                               parse_dtype(dtype), pointer<float>(parameters),
+                               pointer<float>(momenta), ranges_of(ranges), step,
+                               pointer<void>(stream));
+}
+
+py::tuple shard_tuple(size_t count, size_t num_ranks, size_t rank) {
+  if (rank >= num_ranks) throw UsageError("rank must be below num_ranks");
+  const Shard shard = shard_of(count, num_ranks, rank);
+  return py::make_tuple(shard.begin, shard.end);
+}
+
+void register_peers(py::module_& m) {
+  m.def("signals_bytes", signals_bytes, "Bytes of a rank's signals, zeroed before the first call.");
+  m.def("shard_of", shard_tuple, "(begin, end) of the part of an array that a rank owns.",
+        py::arg("count"), py::arg("num_ranks"), py::arg("rank"));
+  m.def("reduce_scatter", reduce_scatter_addresses,
+        "shard (f32) = scale * the sum of this part of all ranks' inputs.", py::arg("signals"),
+        py::arg("rank"), py::arg("timeout"), py::arg("inputs"), py::arg("dtype"), py::arg("shard"),
+        py::arg("count"), py::arg("scale") = 1.0f, py::arg("stream") = 0);
+  m.def("allgather", allgather_addresses, "This part of all ranks' outputs = shard (f32).",
+        py::arg("signals"), py::arg("rank"), py::arg("timeout"), py::arg("shard"),
+        py::arg("outputs"), py::arg("dtype"), py::arg("count"), py::arg("stream") = 0);
+  m.def("reduce_scatter_sgd_allgather", fused_addresses,
+        "Sums this part of the gradients, takes a step of SGD on it and writes it to all outputs.",
+        py::arg("signals"), py::arg("rank"), py::arg("timeout"), py::arg("gradients"),
+        py::arg("outputs"), py::arg("dtype"), py::arg("parameters"), py::arg("momenta"),
+        py::arg("ranges"), py::kw_only(), py::arg("lr"), py::arg("momentum"), py::arg("nesterov"),
+        py::arg("scale") = 1.0, py::arg("stream") = 0);
+}
+
 }  // namespace
 
 void register_kernels(py::module_& m) {
   register_optimizers(m);
   register_movers(m);
+  register_peers(m);
 }
 
 }  // namespace hier::cuda
