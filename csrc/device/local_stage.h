@@ -46,7 +46,6 @@ class DeviceLocalStage {
   virtual void allgather(uint32_t piece, std::byte* data, size_t count,
                          std::span<const Shard> shards, DType dtype,
                          DeviceRuntime::Stream stream) = 0;
-  virtual void end(DeviceRuntime::Stream stream) = 0;  // of a call: behind its last allgather
 
   // Lets all streams that wait in this stage go on, from now on: the group has failed.
   virtual void abandon() noexcept = 0;

@@ -38,7 +38,6 @@ class NcclStage final : public DeviceLocalStage {
   }
   void allgather(uint32_t piece, std::byte* data, size_t count, std::span<const Shard> shards,
                  DType dtype, DeviceRuntime::Stream stream) override;
-  void end(DeviceRuntime::Stream) override {}
   void abandon() noexcept override;
 
  private:

@@ -51,7 +51,6 @@ class DevicePeers final : public DeviceLocalStage {
   }
   void allgather(uint32_t piece, std::byte* data, size_t count, std::span<const Shard> shards,
                  DType dtype, DeviceRuntime::Stream stream) override;
-  void end(DeviceRuntime::Stream stream) override { config_.runtime->record(last_, stream); }
   void abandon() noexcept override;
 
  private:
@@ -67,8 +66,8 @@ class DevicePeers final : public DeviceLocalStage {
 
   PeersConfig config_;
   DeviceRuntime::SharedHandle handle_{};
-  std::vector<std::byte*> slots_;  // by local rank
-  DeviceRuntime::Event last_;      // of the last call
+  std::vector<std::byte*> slots_;                       // by local rank
+  std::array<DeviceRuntime::Event, kSlots> emptied_{};  // by slot: its last allgather has ended
   uint32_t next_call_ = 0;
   std::atomic<uint32_t> next_piece_{0};
   std::jthread releaser_;  // runs from abandon() on

@@ -138,7 +138,6 @@ void Group::enqueue_between_devices(Run& run, const Call& on_device, const Local
     if (k < pieces) scatter(k);
     if (k + 1 >= DeviceLocalStage::kSlots) gather(k + 1 - DeviceLocalStage::kSlots);
   }
-  device_stage_->end(out);
   stage.end();
 }
 
