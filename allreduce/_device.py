@@ -14,15 +14,18 @@ _VARIABLE = "ALLREDUCE_DEVICE_RUNTIME"
 def runtime() -> _C.DeviceRuntime:
     """Return what drives the GPUs; by ALLREDUCE_DEVICE_RUNTIME=cpu the CPU in their place.
 
+    With "-callbacks" behind it, without stream memory operations.
+
     Raises:
         UsageError: there is no usable GPU; the text says why.
     """
     name = os.environ.get(_VARIABLE, "cuda")
     if name in ("cpu", "cpu-callbacks"):
         return _C.cpu_device_runtime(callbacks=name == "cpu-callbacks")
-    if name != "cuda":
-        raise UsageError(f"{_VARIABLE}={name}: must be cuda, cpu or cpu-callbacks")
-    found: _C.DeviceRuntime = cuda.runtime()
+    if name not in ("cuda", "cuda-callbacks"):
+        known = "cuda, cuda-callbacks, cpu or cpu-callbacks"
+        raise UsageError(f"{_VARIABLE}={name}: must be {known}")
+    found: _C.DeviceRuntime = cuda.runtime(callbacks=name == "cuda-callbacks")
     return found
 
 

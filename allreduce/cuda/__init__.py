@@ -92,8 +92,10 @@ def why_not() -> str | None:
     return module if isinstance(module, str) else _reason(module)
 
 
-def runtime() -> Any:
+def runtime(*, callbacks: bool = False) -> Any:
     """The device runtime of the GPUs, for the core.
+
+    callbacks: chain by host callbacks even where the driver has stream memory operations.
 
     Raises:
         UsageError: no GPU can be used; the text says why.
@@ -102,7 +104,7 @@ def runtime() -> Any:
     if isinstance(module, str) or (reason := _reason(module)) is not None:
         why = module if isinstance(module, str) else reason
         raise UsageError(f"the array is in GPU memory, but no GPU can be used: {why}")
-    return module.runtime()
+    return module.runtime(callbacks=callbacks)
 
 
 def is_available() -> bool:

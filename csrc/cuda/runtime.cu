@@ -58,8 +58,9 @@ void CUDART_CB wait_callback(void* argument) {
 
 class CudaRuntime final : public DeviceRuntime {
  public:
-  CudaRuntime() {
+  explicit CudaRuntime(bool callbacks) {
     if (const std::string reason = why_not(); !reason.empty()) throw CudaError(reason);
+    if (callbacks) return;
     write_value_ = driver_function<ValueOperation>("cuStreamWriteValue32");
     wait_value_ = driver_function<ValueOperation>("cuStreamWaitValue32");
   }
@@ -233,8 +234,13 @@ class CudaRuntime final : public DeviceRuntime {
 
 }  // namespace
 
-DeviceRuntime& runtime() {
-  static auto* runtime = new CudaRuntime;  // never destroyed: streams may outlive main
+DeviceRuntime& runtime(bool callbacks) {
+  if (callbacks) {
+    static auto* with_callbacks =
+        new CudaRuntime(true);  // never destroyed: streams may outlive main
+    return *with_callbacks;
+  }
+  static auto* runtime = new CudaRuntime(false);  // likewise
   return *runtime;
 }
 

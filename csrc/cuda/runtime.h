@@ -6,6 +6,7 @@
 namespace hier::cuda {
 
 // Made at the first call, which throws CudaError where there is no usable GPU; never destroyed.
-DeviceRuntime& runtime();
+// callbacks: does without stream memory operations, as where the driver lacks them.
+DeviceRuntime& runtime(bool callbacks);
 
 }  // namespace hier::cuda

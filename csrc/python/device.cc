@@ -11,6 +11,7 @@
 
 #include "base/error.h"
 #include "device/cpu_runtime.h"
+#include "device/latency.h"
 #include "device/nccl_stage.h"
 #include "device/peers.h"
 #include "device/stage.h"
@@ -126,6 +127,19 @@ void synchronize(DeviceRuntime& runtime, int device, uintptr_t stream) {
   runtime.destroy_event(event);
 }
 
+Chain parse_chain(const std::string& name) {
+  if (name == "query") return Chain::query;
+  if (name == "event") return Chain::event;
+  if (name == "write_flag") return Chain::write_flag;
+  if (name == "wait_flag") return Chain::wait_flag;
+  throw UsageError("chain must be query, event, write_flag or wait_flag, not " + name);
+}
+
+std::vector<double> latency(DeviceRuntime& runtime, int device, const std::string& chain,
+                            int rounds) {
+  return measure_latency(runtime, device, parse_chain(chain), rounds);
+}
+
 }  // namespace
 
 void register_device(py::module_& m) {
@@ -144,6 +158,15 @@ void register_device(py::module_& m) {
            })
       .def("destroy_stream",
            [](DeviceRuntime& self, uintptr_t stream) { self.destroy_stream(stream_at(stream)); })
+      .def("allocate_pinned",
+           [](DeviceRuntime& self, size_t bytes) {
+             return reinterpret_cast<uintptr_t>(self.allocate_pinned(bytes));
+           })
+      .def("free_pinned",
+           [](DeviceRuntime& self, uintptr_t address) {
+             self.free_pinned(reinterpret_cast<std::byte*>(address));
+           })
+      .def("latency", &latency, py::arg("device"), py::arg("chain"), py::arg("rounds"), nogil())
       .def("copy",
            [](DeviceRuntime& self, uintptr_t to, uintptr_t from, size_t bytes, uintptr_t stream) {
              self.copy(reinterpret_cast<void*>(to), reinterpret_cast<const void*>(from), bytes,
