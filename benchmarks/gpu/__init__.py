@@ -1,0 +1,1 @@
+"""The sections of `python -m benchmarks.gpu_check`: modules with a function `run(rows)`."""

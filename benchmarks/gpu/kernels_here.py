@@ -1,0 +1,175 @@
+"""Our kernels on torch's tensors; where there is no GPU, what the same checks can run on instead.
+
+Without a GPU the reduction is that of csrc/reduce, and the rest is torch: that the checks
+themselves work is seen then, and nothing about a kernel. `on` says which it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from allreduce import _C
+from benchmarks.gpu.place import CPU_TABLE, STAND_IN, Place
+
+Ranges = Sequence[tuple[int, float]]  # (count, weight decay), one after the other
+REFERENCE = {"lr": 0.1, "momentum": 0.9, "nesterov": True, "form": "reference", "correction": 1.0}
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """The core's name of a dtype."""
+    return str(dtype).removeprefix("torch.")
+
+
+class Kernels:
+    """Ours, by `allreduce._cuda` on torch's current stream."""
+
+    def __init__(self, place: Place) -> None:
+        from allreduce import _cuda
+
+        self.module: Any = _cuda
+        self.on_reduce = self.on = place.on("")
+
+    def has(self, name: str) -> bool:
+        """Whether this build has a kernel."""
+        return hasattr(self.module, name)
+
+    def reduce_many(self, outs: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+        """Each out = the sum of the sources."""
+        self.module.reduce_many(
+            [t.data_ptr() for t in outs],
+            [t.data_ptr() for t in sources],
+            name_of(sources[0].dtype),
+            "sum",
+            sources[0].numel(),
+            stream=_stream(),
+        )
+
+    def sgd(
+        self,
+        parameters: Tensor,
+        momenta: Tensor,
+        gradients: Tensor,
+        ranges: Ranges,
+        *,
+        copy: Tensor | None = None,
+        **step: Any,
+    ) -> None:
+        """One step over flat arrays. copy: receives the parameters as bf16."""
+        self.module.sgd(
+            parameters.data_ptr(),
+            momenta.data_ptr(),
+            gradients.data_ptr(),
+            name_of(gradients.dtype),
+            list(ranges),
+            copy=copy.data_ptr() if copy is not None else 0,
+            stream=_stream(),
+            **step,
+        )
+
+    def pack(self, tensors: Sequence[Tensor], flat: Tensor, scale: float = 1.0) -> None:
+        """Flat = the tensors one after the other, cast, times scale."""
+        self._move(self.module.pack, tensors, flat, scale)
+
+    def unpack(self, tensors: Sequence[Tensor], flat: Tensor, scale: float = 1.0) -> None:
+        """The way back."""
+        self._move(self.module.unpack, tensors, flat, scale)
+
+    def _move(self, function: Any, tensors: Sequence[Tensor], flat: Tensor, scale: float) -> None:
+        function(
+            [(t.data_ptr(), t.numel()) for t in tensors],
+            name_of(tensors[0].dtype),
+            flat.data_ptr(),
+            name_of(flat.dtype),
+            scale=scale,
+            stream=_stream(),
+        )
+
+
+class StandIns:
+    """The same calls without a GPU."""
+
+    on_reduce, on = CPU_TABLE, STAND_IN
+
+    def has(self, name: str) -> bool:
+        """Whether there is something in a kernel's place."""
+        return hasattr(self, name)
+
+    def reduce_many(self, outs: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+        """By csrc/reduce."""
+        reduce_on_cpu(outs, sources)
+
+    def sgd(
+        self,
+        parameters: Tensor,
+        momenta: Tensor,
+        gradients: Tensor,
+        ranges: Ranges,
+        *,
+        copy: Tensor | None = None,
+        **step: Any,
+    ) -> None:
+        """By torch, in f32."""
+        sgd_by_torch(parameters, momenta, gradients.float(), ranges, **step)
+        if copy is not None:
+            copy.copy_(parameters)
+
+    def pack(self, tensors: Sequence[Tensor], flat: Tensor, scale: float = 1.0) -> None:
+        """By torch."""
+        flat.copy_(torch.cat([t.flatten() for t in tensors]).float() * scale)
+
+    def unpack(self, tensors: Sequence[Tensor], flat: Tensor, scale: float = 1.0) -> None:
+        """By torch."""
+        parts = (flat.float() * scale).split([t.numel() for t in tensors])
+        for tensor, part in zip(tensors, parts, strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+
+def kernels_here(place: Place) -> Kernels | StandIns:
+    """Ours on a GPU, else what stands in."""
+    return Kernels(place) if place.gpu else StandIns()
+
+
+def reduce_on_cpu(outs: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """The CPU's reduce table, on tensors in host memory."""
+    name = name_of(sources[0].dtype)
+    _C.reduce_many([_array(t) for t in outs], [_array(t) for t in sources], name, "sum")
+
+
+def sgd_by_torch(
+    parameters: Tensor,
+    momenta: Tensor,
+    gradients: Tensor,
+    ranges: Ranges,
+    *,
+    lr: float,
+    momentum: float,
+    nesterov: bool,
+    form: str = "reference",
+    correction: float = 1.0,
+    scale: float = 1.0,
+) -> None:
+    """Equations (9) and (10) of the paper, in the arrays' dtype: allreduce/optim/sgd.py."""
+    parts = [parameters.new_full((count,), decay) for count, decay in ranges]
+    decays = torch.cat(parts) if parts else parameters.new_empty(0)
+    step = gradients * scale + decays * parameters
+    carry, rate = momentum, lr
+    if form == "absorbed":
+        step, carry, rate = lr * step, momentum * correction, 1.0
+    momenta.mul_(carry).add_(step)
+    parameters.sub_(rate * (step + momentum * momenta if nesterov else momenta))
+
+
+def _array(tensor: Tensor) -> np.ndarray[Any, Any]:
+    """Host memory as the reduce table takes it: bf16 as its bits."""
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.uint16).numpy()
+    return tensor.numpy()
+
+
+def _stream() -> int:
+    return int(torch.cuda.current_stream().cuda_stream)

@@ -1,0 +1,85 @@
+"""Arrays in device memory for a rank: torch's on a GPU, else those of the CPU runtime's device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from allreduce import _device
+
+Array = np.ndarray[Any, Any]
+
+
+class GpuMemory:
+    """Tensors on torch's current stream."""
+
+    def __init__(self) -> None:
+        import torch
+
+        self._torch = torch
+        torch.cuda.set_device(0)
+
+    def array(self, values: Array) -> Any:
+        """An array that is filled in stream order."""
+        return self._torch.from_numpy(values).cuda(non_blocking=True)
+
+    def read(self, array: Any) -> Array:
+        """What it holds behind all that is enqueued."""
+        values: Array = array.cpu().numpy()
+        return values
+
+    def synchronize(self) -> None:
+        """Wait for all that is enqueued."""
+        self._torch.cuda.synchronize()
+
+
+class _CpuArray:
+    """As CuPy's arrays show themselves."""
+
+    def __init__(self, memory: Array, stream: int) -> None:
+        self.memory = memory
+        self.__cuda_array_interface__ = {
+            "shape": memory.shape,
+            "typestr": memory.dtype.str,
+            "data": (memory.ctypes.data, False),
+            "version": 3,
+            "strides": None,
+            "stream": stream,
+        }
+
+
+class CpuMemory:
+    """Host memory that one stream of the CPU runtime alone may touch."""
+
+    def __init__(self) -> None:
+        self._runtime = _device.runtime()
+        self._stream = self._runtime.create_stream(0)
+        self._kept: list[Array] = []  # what copies under way read
+
+    def array(self, values: Array) -> _CpuArray:
+        """An array that is filled in stream order."""
+        array = _CpuArray(np.full_like(values, 99), self._stream)
+        self._copy(array.memory, values)
+        return array
+
+    def read(self, array: _CpuArray) -> Array:
+        """What it holds behind all that is enqueued."""
+        values = np.empty_like(array.memory)
+        self._copy(values, array.memory)
+        self.synchronize()
+        return values
+
+    def synchronize(self) -> None:
+        """Wait for all that is enqueued."""
+        self._runtime.synchronize(0, self._stream)
+        self._kept.clear()
+
+    def _copy(self, to: Array, source: Array) -> None:
+        self._kept += [to, source]
+        self._runtime.copy(to.ctypes.data, source.ctypes.data, source.nbytes, self._stream)
+
+
+def memory_on(device: str) -> GpuMemory | CpuMemory:
+    """By torch's name of the device."""
+    return GpuMemory() if device == "cuda" else CpuMemory()

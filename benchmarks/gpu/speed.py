@@ -1,0 +1,202 @@
+"""Section: kernels as a share of the measured copy rate, beside torch's ways to do the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch._utils import _flatten_dense_tensors
+
+from benchmarks.gpu.ceilings import copy_rate
+from benchmarks.gpu.kernels_here import REFERENCE, Kernels, StandIns, kernels_here
+from benchmarks.gpu.peers_here import FUSED_STEP, Peers
+from benchmarks.gpu.place import CPU
+from benchmarks.gpu.rows import Rows
+from benchmarks.gpu.timing import seconds_each
+from trainer.model import build_model
+
+_SHARE = 85  # percent of the copy rate
+_BEYOND_FOREACH, _BESIDE_FUSED = 2.5, 1.0
+_WAYS = 8
+Call = Callable[[], object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scene:
+    """Where rows go, what to call, what copies reach, and a model's parameters by their sizes."""
+
+    rows: Rows
+    ours: Kernels | StandIns
+    rate: float  # GB/s of a copy, read and written
+    sizes: list[int]
+    decays: list[float]
+
+    @property
+    def count(self) -> int:
+        """All parameters."""
+        return sum(self.sizes)
+
+    def time(self, call: Call) -> float:
+        """Seconds of a call. The arrays of ResNet-50 are larger than the L2 cache."""
+        return seconds_each(self.rows.place, lambda _: call(), 2 if self.rows.small else 20)
+
+    def beside(
+        self, name: str, bytes_each: int, mine: Call, others: dict[str, Call], *, on: str
+    ) -> dict[str, float]:
+        """Time ours as a share of the copy rate, and others in the same units; return seconds."""
+        times = {"ours": self.time(mine)}
+        rate = bytes_each * self.count / times["ours"] / 1e9
+        note = f"{times['ours'] * 1e6:.1f} us for {bytes_each} B each of {self.count} parameters"
+        share = 100 * rate / self.rate
+        self.rows.judge(name, share, "% of copy", on=on, at_least=_SHARE, note=note)
+        for other, call in others.items():
+            times[other] = self.time(call)
+            note = f"takes {times[other] / times['ours']:.2f} times as long as ours"
+            where = self.rows.place.on(CPU)
+            self.rows.add(f"{name}: {other}", times[other] * 1e6, "us", on=where, note=note)
+        return times
+
+    def tensor(self, dtype: torch.dtype = torch.float32, count: int = 0) -> Tensor:
+        """Random values on the device."""
+        return torch.randn(count or self.count, device=self.rows.place.device).to(dtype)
+
+
+def run(rows: Rows) -> None:
+    """The arrays are those of ResNet-50; of a tiny network without a GPU."""
+    with torch.device("meta"):
+        network = build_model("resnet8" if rows.small else "resnet50")
+    shapes = [parameter.shape for parameter in network.parameters()]
+    rate = copy_rate(rows.place, 1 << 22 if rows.small else 1 << 28)
+    rows.add("copy rate", rate, "GB/s", on=rows.place.on(CPU), note="read and written")
+    scene = Scene(
+        rows=rows,
+        ours=kernels_here(rows.place),
+        rate=rate,
+        sizes=[shape.numel() for shape in shapes],
+        decays=[1e-4 if len(shape) > 1 else 0.0 for shape in shapes],
+    )
+    for part, name in ((_reduce, "reduce_many"), (_pack, "pack"), (_sgd, "sgd")):
+        if scene.ours.has(name):
+            rows.attempt(name, lambda: part(scene), on=scene.ours.on)  # noqa: B023
+        else:
+            rows.absent(name, "this build has no such kernel")
+    if Peers.are_in(scene.ours):
+        rows.attempt("fused", lambda: _fused(scene), on=scene.ours.on)
+    else:
+        rows.absent("fused reduce-scatter, SGD, allgather", "this build has no such kernel")
+    rows.absent("LARS", "this check does not know it yet")
+
+
+def _reduce(scene: Scene) -> None:
+    """Eight sources, one output; by torch, seven additions."""
+    for dtype in (torch.float32, torch.bfloat16):
+        sources = [scene.tensor(dtype) for _ in range(_WAYS)]
+        out = torch.empty_like(sources[0])
+
+        def add(sources: list[Tensor] = sources, out: Tensor = out) -> None:
+            torch.add(sources[0], sources[1], out=out)
+            for source in sources[2:]:
+                out.add_(source)
+
+        def mine(sources: list[Tensor] = sources, out: Tensor = out) -> None:
+            scene.ours.reduce_many([out], sources)
+
+        name = f"{_WAYS}-way reduce, {str(dtype).removeprefix('torch.')}"
+        each = (_WAYS + 1) * out.element_size()
+        scene.beside(name, each, mine, {"torch's adds": add}, on=scene.ours.on_reduce)
+
+
+def _pack(scene: Scene) -> None:
+    """Gradients to a flat array: as they are; as bf16 and scaled; and the way back."""
+    tensors = [scene.tensor(count=size) for size in scene.sizes]
+    flat, half = scene.tensor(), scene.tensor(torch.bfloat16)
+    parts, halves = list(flat.split(scene.sizes)), list(half.split(scene.sizes))
+    on, ours = scene.ours.on, scene.ours
+    scene.beside(
+        "pack float32",
+        8,
+        lambda: ours.pack(tensors, flat),
+        {
+            "_foreach_copy_": lambda: torch._foreach_copy_(parts, tensors),
+            "_flatten_dense_tensors": lambda: _flatten_dense_tensors(tensors),
+        },
+        on=on,
+    )
+    scene.beside(
+        "pack float32 to bfloat16, scaled",
+        6,
+        lambda: ours.pack(tensors, half, 0.125),
+        {
+            "_foreach_mul and _foreach_copy_": lambda: torch._foreach_copy_(
+                halves, torch._foreach_mul(tensors, 0.125)
+            )
+        },
+        on=on,
+    )
+    scene.beside(
+        "unpack bfloat16 to float32",
+        6,
+        lambda: ours.unpack(tensors, half),
+        {"_foreach_copy_": lambda: torch._foreach_copy_(tensors, halves)},
+        on=on,
+    )
+
+
+def _sgd(scene: Scene) -> None:
+    """Nesterov, weight decay but on normalisations and biases; torch's two ways beside it."""
+    on, place = scene.ours.on, scene.rows.place
+    parameters, gradients, half = scene.tensor(), scene.tensor(), scene.tensor(torch.bfloat16)
+    momenta = torch.zeros_like(parameters)
+    ranges = list(zip(scene.sizes, scene.decays, strict=True))
+
+    def mine(gradients: Tensor) -> Call:
+        return lambda: scene.ours.sgd(parameters, momenta, gradients, ranges, **REFERENCE)
+
+    others = {f"torch, {kind}=True": _torch_sgd(scene, kind) for kind in ("foreach", "fused")}
+    name = "SGD, gradients float32"
+    times = scene.beside(name, 20, mine(gradients), others, on=on)
+    scene.beside("SGD, gradients bfloat16", 18, mine(half), {}, on=on)
+    for kind, bound in (("foreach", _BEYOND_FOREACH), ("fused", _BESIDE_FUSED)):
+        ratio = times[f"torch, {kind}=True"] / times["ours"]
+        label = f"{name}: torch's {kind} takes"
+        scene.rows.judge(label, ratio, "times ours", on=place.on(on), at_least=bound)
+
+
+def _torch_sgd(scene: Scene, kind: str) -> Call:
+    groups: dict[float, list[Tensor]] = {}
+    for size, decay in zip(scene.sizes, scene.decays, strict=True):
+        parameter = scene.tensor(count=size).requires_grad_()
+        parameter.grad = scene.tensor(count=size)
+        groups.setdefault(decay, []).append(parameter)
+    optimizer = torch.optim.SGD(
+        [{"params": found, "weight_decay": decay} for decay, found in groups.items()],
+        lr=1e-3,
+        momentum=0.9,
+        nesterov=True,
+        **{kind: True},
+    )
+    return optimizer.step
+
+
+def _fused(scene: Scene) -> None:
+    """Eight virtual ranks on the one device: bf16 gradients and outputs, f32 shards."""
+    peers = Peers(scene.ours, scene.rows.place, _WAYS)
+    gradients, outputs = ([scene.tensor(torch.bfloat16) for _ in range(_WAYS)] for _ in range(2))
+    shards = [peers.shard(scene.count, rank) for rank in range(_WAYS)]
+    parameters = [scene.tensor(count=end - begin) for begin, end in shards]
+    momenta = [torch.zeros_like(p) for p in parameters]
+    ranges = list(zip(scene.sizes, scene.decays, strict=True))
+
+    def fused() -> None:
+        peers.each(
+            lambda rank: peers.fused(
+                rank, gradients, outputs, parameters[rank], momenta[rank], ranges, FUSED_STEP
+            )
+        )
+
+    name = f"fused reduce-scatter, SGD, allgather, {_WAYS} virtual ranks, bfloat16"
+    scene.beside(name, 2 * 2 * _WAYS + 16, fused, {}, on=scene.ours.on)
+    if error := peers.error():
+        scene.rows.check(name, False, on=scene.ours.on, note=error)
