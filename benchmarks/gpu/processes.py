@@ -35,6 +35,9 @@ def run(rows: Rows) -> None:
         if found is None:
             continue
         stage = found[0][-1]["stage"]
+        if "NCCL" in words and stage != "nccl":
+            rows.absent(f"hier, {words}", stage)
+            continue
         rows.fact(f"hier, {words}: local stage", stage)
         _report(rows, f"hier, {words}", found, on)
         alone = all(one["as_alone"] for rank in found for one in rank)
