@@ -80,6 +80,12 @@ inline WorkPtr sparse_allreduce(const DeviceBackend& backend, const std::shared_
                                 const c10d::AllreduceOptions& options) {
   const int rank = backend.getRank(), world_size = backend.getSize();
   const Quiet quiet;
+  if (!tensor.is_cpu()) {
+    throw UsageError(
+        "all_reduce: the sparse tensor is on " + tensor.device().str() +
+        ", and hier reduces sparse tensors on the CPU alone; pass tensor.to_dense() or "
+        "tensor.cpu()");
+  }
   const bool mean = options.reduceOp == c10d::ReduceOp::AVG;
   if (!mean && options.reduceOp != c10d::ReduceOp::SUM) {
     throw UsageError("all_reduce: sparse tensors have SUM and AVG only");

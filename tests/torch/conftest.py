@@ -85,13 +85,22 @@ def backend() -> None:
         subprocess.run([sys.executable, "-c", load], cwd=ROOT, timeout=100, check=True)
 
 
+@pytest.fixture(scope="session")
+def cpu_device(backend: None) -> None:
+    """Compiles the device of cpu_device.cc, unless it is up to date."""
+    environment = dict(os.environ, PYTHONPATH=str(ROOT))
+    build = [sys.executable, str(PROGRAMS / "cpu_device.py")]
+    subprocess.run(build, cwd=ROOT, env=environment, timeout=300, check=True)
+
+
 @pytest.fixture(scope="module")
 def outcomes(
     backend: None, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[list[dict[str, str]], str]:
     """For each rank the checks that ran with their errors ("" if none), and all output."""
     folder = tmp_path_factory.mktemp("ranks")
-    log = finish(start(request.module.PROGRAM, request.param, folder), folder)
+    environment = getattr(request.module, "ENVIRONMENT", {})
+    log = finish(start(request.module.PROGRAM, request.param, folder, **environment), folder)
     found = [folder / f"rank{rank}.json" for rank in range(request.param.ranks)]
     return [json.loads(file.read_text()) if file.exists() else {} for file in found], log
 
