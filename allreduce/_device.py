@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 
 from allreduce import _C, cuda
-from allreduce._device_arrays import DeviceArray
+from allreduce._device_arrays import RUNTIME_VARIABLE, DeviceArray
 from allreduce.errors import UsageError
-
-_VARIABLE = "ALLREDUCE_DEVICE_RUNTIME"
 
 
 def runtime() -> _C.DeviceRuntime:
@@ -19,12 +17,12 @@ def runtime() -> _C.DeviceRuntime:
     Raises:
         UsageError: there is no usable GPU; the text says why.
     """
-    name = os.environ.get(_VARIABLE, "cuda")
+    name = os.environ.get(RUNTIME_VARIABLE, "cuda")
     if name in ("cpu", "cpu-callbacks"):
         return _C.cpu_device_runtime(callbacks=name == "cpu-callbacks")
     if name not in ("cuda", "cuda-callbacks"):
         known = "cuda, cuda-callbacks, cpu or cpu-callbacks"
-        raise UsageError(f"{_VARIABLE}={name}: must be {known}")
+        raise UsageError(f"{RUNTIME_VARIABLE}={name}: must be {known}")
     found: _C.DeviceRuntime = cuda.runtime(callbacks=name == "cuda-callbacks")
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -15,6 +16,7 @@ from allreduce.errors import UsageError
 _CPU_DEVICES = (1, 3)  # host memory, and pinned host memory
 _CUDA_DEVICES = (2, 13)  # device memory, and managed memory
 _CODES = {0: "int", 1: "uint", 2: "float", 4: "bfloat", 6: "bool"}
+RUNTIME_VARIABLE = "ALLREDUCE_DEVICE_RUNTIME"
 LEGACY_STREAM = 1  # CUDA's default stream, as `__cuda_array_interface__` and DLPack number it
 
 
@@ -58,6 +60,11 @@ def device_array(array: Any, where: str, *, writable: bool = True) -> DeviceArra
     return _of_dlpack(array, where, writable)
 
 
+def runs_on_cpu() -> bool:
+    """Return whether the CPU takes the place of GPUs, for tests."""
+    return os.environ.get(RUNTIME_VARIABLE, "").startswith("cpu")
+
+
 def _is_torch(array: Any) -> bool:
     return type(array).__module__.partition(".")[0] == "torch" and hasattr(array, "data_ptr")
 
@@ -65,11 +72,15 @@ def _is_torch(array: Any) -> bool:
 def _of_torch(tensor: Any, where: str) -> DeviceArray:
     import torch  # the caller has a tensor: it is there
 
-    if tensor.device.type != "cuda":
+    kind = tensor.device.type
+    if kind == "cuda":
+        stream = torch.cuda.current_stream(tensor.device).cuda_stream
+    elif kind == "privateuseone" and runs_on_cpu():
+        stream = torch.accelerator.current_stream(tensor.device).stream_id  # the runtime's handle
+    else:
         _refuse(where, f"is on {tensor.device}; pass x.cpu(), or a CUDA tensor")
     if tensor.layout is not torch.strided or not tensor.is_contiguous():
         _refuse(where, "is not contiguous; pass x.contiguous()")
-    stream = torch.cuda.current_stream(tensor.device).cuda_stream
     name = str(tensor.dtype).removeprefix("torch.")
     return DeviceArray(tensor.data_ptr(), tensor.numel(), name, tensor.device.index, stream, tensor)
 

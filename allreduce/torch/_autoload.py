@@ -33,9 +33,9 @@ def register() -> None:
 
 def _devices() -> list[str]:
     """The kinds of tensors that the backend takes."""
-    if os.environ.get("ALLREDUCE_DEVICE_RUNTIME", "cuda") == "cuda":
-        return ["cpu", "cuda"]
-    return ["cpu", "privateuseone"]  # for tests: a device that the CPU runtime drives
+    if os.environ.get("ALLREDUCE_DEVICE_RUNTIME", "cuda").startswith("cpu"):
+        return ["cpu", "privateuseone"]  # for tests: a device that the CPU runtime drives
+    return ["cpu", "cuda"]
 
 
 def _create(options: Any, _process_group_options: object) -> Any:

@@ -23,11 +23,15 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 @dataclass(slots=True)
 class Bucket:
-    """Gradients that are reduced together: one range of symmetric memory, of one dtype."""
+    """Gradients that are reduced together: one range of symmetric or device memory, of one dtype.
+
+    streams: on a device, those which fill it in this backward pass.
+    """
 
     name: str  # checked to be the same on all ranks
     members: tuple[int, ...]  # indices of parameters
     flat: Tensor  # the whole bucket, one-dimensional
+    streams: set[torch.Stream] = field(default_factory=set, repr=False)
     missing: int = 0  # gradients of this backward pass that are still to come
     work: Work | None = field(default=None, repr=False)
 
@@ -59,10 +63,16 @@ def allocate(
 ) -> tuple[list[Bucket], list[Tensor]]:
     """Returns the buckets and, for each parameter, its gradient's place: a view like the parameter.
 
-    One piece of symmetric memory for each dtype; all ranks must call it with the same arguments.
+    One piece of memory for each dtype, symmetric if the parameters are on the CPU; all ranks must
+    call it with the same arguments.
     """
     memory = {
-        dtype: _symmetric(comm, sum(_padded(p) for p in parameters if p.dtype == dtype), dtype)
+        dtype: _memory(
+            comm,
+            sum(_padded(p) for p in parameters if p.dtype == dtype),
+            dtype,
+            parameters[0].device,
+        )
         for dtype in _DTYPES
         if any(p.dtype == dtype for p in parameters)
     }
@@ -96,7 +106,9 @@ def _padded(parameter: Tensor) -> int:
     return -(-parameter.numel() // align) * align
 
 
-def _symmetric(comm: Communicator, count: int, dtype: torch.dtype) -> Tensor:
+def _memory(comm: Communicator, count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    if device.type != "cpu":
+        return torch.zeros(count, dtype=dtype, device=device)
     array = comm.symmetric_empty(count, str(dtype).removeprefix("torch."))
     return torch.from_numpy(array).view(dtype)  # NumPy has bfloat16 as uint16
 

@@ -16,6 +16,7 @@ from allreduce.torch import communicator
 from allreduce.torch.bucket_size import AUTO, DEFAULT, BucketBytes
 from allreduce.torch.buckets import check_dtype
 from allreduce.torch.reducer import Reducer
+from allreduce.torch.streams import DEVICES
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -28,12 +29,16 @@ __all__ = ["DistributedDataParallel"]
 class DistributedDataParallel(nn.Module):
     """Wraps a module: after `loss.backward()` every `.grad` is reduced over all ranks.
 
-    Gradients live in flat buckets of shared memory. A bucket is reduced as soon as it is complete,
-    while backprop goes on. `.grad` becomes a view of a bucket, which the next backward pass
-    overwrites: copy what you keep. Buffers, batch normalisation statistics among them, stay local.
+    Gradients live in flat buckets of shared memory, or of the GPU's. A bucket is reduced as soon as
+    it is complete, while backprop goes on. `.grad` becomes a view of a bucket, which the next
+    backward pass overwrites: copy what you keep. Buffers, batch normalisation statistics among
+    them, stay local.
+
+    On a GPU all of it is enqueued: at the end of the backward pass the current stream waits for
+    what is not reduced yet, and the host goes on.
 
     Args:
-        module: on the CPU, with the same parameters on every rank; of a single rank, anywhere.
+        module: on the CPU or one GPU, with the same parameters on every rank.
         process_group: of backend "hier"; None for the default group.
         bucket_bytes: most bytes of a bucket; 0 reduces each gradient by itself. "auto" measures the
             first backward passes, then takes what should end first by the communicator's tuning.
@@ -41,7 +46,7 @@ class DistributedDataParallel(nn.Module):
         algo: of the allreduce between nodes, see `Communicator.allreduce`.
         broadcast_parameters: begin with rank 0's parameters and buffers everywhere.
         find_unused_parameters: some parameters may have no gradient, on some ranks or on all. Costs
-            one small allreduce for each backward pass.
+            one small allreduce for each backward pass, on the host, which on a GPU waits for it.
 
     Raises:
         UsageError: an argument cannot work. From `backward`: a parameter got no gradient, or two.
@@ -115,7 +120,8 @@ class DistributedDataParallel(nn.Module):
     def statistics(self) -> dict[str, Any]:
         """Returns what this rank has counted so far.
 
-        `exposed_seconds`: waiting for reductions after backprop; `bytes_reduced`: of gradients;
+        `exposed_seconds`: this process's waiting for reductions after backprop, which on a GPU is
+        next to nothing, since the stream waits; `bytes_reduced`: of gradients;
         `passes`: backward passes that reduced; `buckets`: how many there are; `bucket_bytes`: of
         the largest that there may be.
         """
@@ -137,11 +143,17 @@ def _check_parameters(module: nn.Module, trained: Sequence[tuple[str, Tensor]]) 
 
 
 def _check_devices(module: nn.Module) -> None:
-    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-        if tensor.device.type != "cpu":
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    for name, tensor in tensors:
+        if tensor.device.type == "cpu" or tensor.device.type in DEVICES:
+            continue
+        raise UsageError(f"module: {name} is on {tensor.device}; move it to the CPU or a GPU first")
+    first, *rest = list(module.named_parameters()) or tensors or [("", torch.empty(0))]
+    for name, parameter in rest:
+        if parameter.device != first[1].device:
             raise UsageError(
-                f"module: {name} is on {tensor.device}; hier works on CPU tensors so far, use "
-                "module.cpu()"
+                f"module: {name} is on {parameter.device}, {first[0]} on {first[1].device}; all "
+                "parameters must be on one device, use module.to(device)"
             )
 
 
@@ -182,10 +194,10 @@ def _check_agreement(comm: Communicator, lines: Sequence[str]) -> None:
 
 @torch.no_grad()
 def _broadcast(comm: Communicator, tensors: Sequence[Tensor]) -> None:
-    """Overwrites tensors by those of rank 0; one message for each dtype."""
-    kinds: dict[torch.dtype, list[Tensor]] = {}
+    """Overwrites tensors by those of rank 0; one message for each dtype and device."""
+    kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
     for tensor in tensors:
-        kinds.setdefault(tensor.dtype, []).append(tensor)
+        kinds.setdefault((tensor.dtype, tensor.device), []).append(tensor)
     for same in kinds.values():
         flat = torch.cat([tensor.flatten() for tensor in same])
         comm.broadcast(flat.view(torch.uint8))

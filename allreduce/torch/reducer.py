@@ -3,6 +3,9 @@
 A parameter's hook moves its gradient into a bucket; complete buckets are reduced in the background,
 strictly in the order of their index, which is the same on all ranks; a callback at the end of the
 backward pass waits for all of them. (Goyal et al. 2017, section 4.2)
+
+On a GPU nothing waits but streams: a reduction comes after what has filled its bucket, and what the
+stream of the backward pass's caller does next comes after all reductions.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import torch
 from torch import Tensor
 
 from allreduce.errors import UsageError
-from allreduce.torch import buckets
+from allreduce.torch import buckets, streams
 from allreduce.torch.bucket_size import AUTO, DEFAULT, BucketBytes, Profile, agree
 
 if TYPE_CHECKING:
@@ -100,6 +103,7 @@ class Reducer:
         self._ready.clear()
         for bucket in self._buckets:
             bucket.missing, bucket.work = len(bucket.members), None
+            bucket.streams.clear()
         torch.autograd.Variable._execution_engine.queue_callback(self._finish)
 
     def _allocate(self) -> None:
@@ -137,6 +141,8 @@ class Reducer:
     def _fill(self, index: int) -> None:
         """Moves a gradient into its bucket; from then on .grad is its place there."""
         parameter, view = self._parameters[index], self._views[index]
+        if (stream := streams.current(view.device)) is not None:
+            self._bucket_of[index].streams.add(stream)
         grad = parameter.grad
         if grad is None:
             view.zero_()
@@ -157,10 +163,18 @@ class Reducer:
         while self._next < len(self._buckets) and self._buckets[self._next].missing == 0:
             bucket = self._buckets[self._next]
             self._next += 1
+            self._wait_for_streams(bucket)
             bucket.work = self._comm.allreduce(
                 bucket.flat, "sum", self._algo, async_op=True, name=bucket.name
             )
             self.bytes_reduced += bucket.flat.nbytes
+
+    def _wait_for_streams(self, bucket: buckets.Bucket) -> None:
+        """On a device: what this thread enqueues next comes after what was done to the bucket."""
+        here = streams.current(bucket.flat.device)
+        if here is not None:
+            streams.wait_for(bucket.streams, here)
+            bucket.streams.add(here)
 
     @torch.no_grad()
     def _finish(self) -> None:
@@ -187,6 +201,7 @@ class Reducer:
         for bucket in self._buckets:
             assert bucket.work is not None
             bucket.work.wait()
+            self._wait_for_streams(bucket)
         self.exposed_seconds += time.perf_counter() - begun
         self.passes += 1
         for index in unused:

@@ -1,0 +1,151 @@
+"""Data-parallel training on a device whose streams may lag: the CPU's bits, and overlap."""
+
+from collections.abc import Callable
+from typing import Any
+
+import cpu_device
+import torch
+import torch.distributed as dist
+from harness import RANK, WORLD_SIZE, main, raises
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel as StockDDP
+
+from allreduce.errors import UsageError
+from allreduce.torch import DistributedDataParallel as OurDDP
+
+Gate = cpu_device.load().Gate
+CPU, DEVICE = torch.device("cpu"), torch.device("privateuseone", 0)
+
+Wrap = Callable[[nn.Module], nn.Module]
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(3)
+    return nn.Sequential(
+        nn.Linear(20, 300), nn.ReLU(), nn.Linear(300, 300), nn.ReLU(), nn.Linear(300, 4)
+    )
+
+
+def trained(wrap: Wrap, device: torch.device, passes: int = 1) -> list[Tensor]:
+    """Weights after five updates by this rank's data."""
+    model = wrap(network().to(device))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    generator = torch.Generator().manual_seed(RANK)
+    for _ in range(5):
+        for _ in range(passes):
+            x = torch.randn(8, 20, generator=generator).to(device)
+            model(x).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return [p.detach().cpu() for p in model.parameters()]
+
+
+def assert_same_bits(wrap: Wrap, passes: int = 1) -> None:
+    expected = trained(wrap, CPU, passes)
+    with torch.Stream(device=DEVICE):
+        found = trained(wrap, DEVICE, passes)
+    for x, y in zip(found, expected, strict=True):
+        assert torch.equal(x, y), (x - y).abs().max()
+
+
+def check_stock_ddp() -> None:
+    assert_same_bits(StockDDP)
+    assert_same_bits(lambda module: StockDDP(module, bucket_cap_mb=0.1))
+    assert_same_bits(lambda module: StockDDP(module, gradient_as_bucket_view=True))
+
+
+def check_ours() -> None:
+    options: list[dict[str, Any]] = [
+        {},
+        {"bucket_bytes": 100_000},
+        {"bucket_bytes": 0, "op": "sum"},
+        {"find_unused_parameters": True},
+    ]
+    for each in options:
+        assert_same_bits(lambda module, each=each: OurDDP(module, **each))
+        assert_same_bits(lambda module, each=each: OurDDP(module, **each), passes=2)
+
+
+def check_gradients_are_views_in_device_memory() -> None:
+    model = OurDDP(network().to(DEVICE))
+    model(torch.ones(2, 20).to(DEVICE)).sum().backward()
+    storages = {p.grad.untyped_storage().data_ptr() for p in model.parameters()}
+    assert len(storages) == 1
+    assert all(p.grad.device == DEVICE for p in model.parameters())
+
+
+class Scales(nn.Module):
+    """Its gradients need no operation that waits for the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(40_000))
+
+    def forward(self, _: Tensor) -> Tensor:
+        return self.weight
+
+
+def check_the_host_goes_on_before_the_gradients_are_reduced() -> None:
+    model = OurDDP(Scales().to(DEVICE), op="sum")
+    x = torch.ones(1).to(DEVICE)
+    ones = torch.full((40_000,), RANK + 1.0).to(DEVICE)
+    for _ in range(2):  # the first pass agrees on the buckets
+        model(x).backward(ones)
+    stream = torch.Stream(device=DEVICE)
+    stream.wait_stream(torch.accelerator.current_stream())
+    with stream:
+        model.zero_grad()
+        output = model(x)
+        gate = Gate()
+        ones.mul_(2)
+        output.backward(ones)
+        copy = torch.empty_like(ones)
+        copy.copy_(model.module.weight.grad)
+        assert not stream.query()
+        gate.open()
+        assert (copy.cpu() == WORLD_SIZE * (WORLD_SIZE + 1)).all()
+
+
+def check_reductions_start_before_backward_ends() -> None:
+    model = OurDDP(network().to(DEVICE), bucket_bytes=0)
+    x = torch.ones(2, 20).to(DEVICE)
+    model(x).sum().backward()
+    model(x).sum().backward()
+    started: list[int] = []
+    reducer = model._reducer
+    model.module[0].weight.register_hook(
+        lambda _: started.append(sum(b.work is not None for b in reducer._buckets))
+    )
+    model(x).sum().backward()
+    assert started[0] >= 3, started
+
+
+def check_streams_of_forward_and_backward_may_differ() -> None:
+    model = OurDDP(network().to(DEVICE))
+    one, other = torch.Stream(device=DEVICE), torch.Stream(device=DEVICE)
+    one.wait_stream(torch.accelerator.current_stream())
+    for _ in range(3):
+        model.zero_grad()
+        with one:
+            loss = model(torch.full((2, 20), RANK + 1.0).to(DEVICE)).square().sum()
+        other.wait_stream(one)
+        with other:
+            loss.backward()
+            mine = [p.grad.cpu() for p in model.parameters()]
+        one.wait_stream(other)
+    for grad in mine:
+        everyone = [torch.empty_like(grad) for _ in range(WORLD_SIZE)]
+        dist.all_gather(everyone, grad)
+        assert all(torch.equal(grad, each) for each in everyone)
+        assert grad.isfinite().all()
+
+
+def check_parameters_on_two_devices_are_refused() -> None:
+    module = network()
+    module[4].to(DEVICE)
+    words = raises(UsageError, lambda: OurDDP(module))
+    assert "all parameters must be on one device" in words, words
+
+
+if __name__ == "__main__":
+    main(dict(globals()))
