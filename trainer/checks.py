@@ -149,15 +149,6 @@ def _cosine_comes_after_warmup(config: Config) -> None:
         raise refusal("warmup_epochs", warmup, "leave epochs for --schedule cosine to fall in")
 
 
-def _a_gpu_is_for_one_process(config: Config) -> None:
-    if config.device == "cuda" and config.processes > 1 and not config.dry_run:
-        raise refusal(
-            "device", "cuda",
-            f"hier reduces CPU tensors so far, so a job on a GPU is one process, not "
-            f"{config.processes}: --workers-virtual {config.workers} runs all workers in one",
-        )  # fmt: skip
-
-
 def _graphs_fit(config: Config) -> None:
     if not config.cuda_graphs:
         return
@@ -167,6 +158,8 @@ def _graphs_fit(config: Config) -> None:
         raise refusal("cuda_graphs", "", "goes not with --compile; leave one out")
     if config.workers_virtual > 1 and not config.ghost_bn:
         raise refusal("cuda_graphs", "", "goes with virtual workers only by --ghost-bn")
+    if config.processes > 1 and config.device == "cuda" and not config.dry_run:
+        raise refusal("cuda_graphs", "", "is for jobs of one process so far; leave it out")
 
 
 def _deterministic_measures_nothing(config: Config) -> None:
@@ -235,7 +228,6 @@ TOGETHER: tuple[Callable[[Config], None], ...] = (
     _machines_fit,
     _cosine_comes_after_warmup,
     _lars_has_one_form,
-    _a_gpu_is_for_one_process,
     _graphs_fit,
     _deterministic_measures_nothing,
     _minibatch_fits,

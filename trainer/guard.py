@@ -31,6 +31,9 @@ class Guard:
     A loss is bad if it is not finite or above --max-loss (0: 20 ln(classes)). With --on-bad-loss
     skip the update is left out then, and the normalisation statistics `buffers` of this process
     stay as they were.
+
+    On a GPU the loss must be read before the update: the host waits for the backward pass once an
+    iteration, and the optimizer's kernels are enqueued only then.
     """
 
     def __init__(

@@ -170,7 +170,7 @@ class Config:
 
     # precision and speed
     device: str = _option(
-        "auto", _SPEED, "where to compute; auto: on a GPU if there is one, and one process",
+        "auto", _SPEED, "where to compute; auto: on GPUs, if each process here can have its own",
         choices=("auto", "cpu", "cuda"),
     )  # fmt: skip
     precision: str = _option(

@@ -15,7 +15,7 @@ from trainer.data import DatasetInfo
 from trainer.data.normalize import Normalize
 from trainer.options import Config, ConfigError
 
-__all__ = ["Precision", "make_deterministic"]
+__all__ = ["Precision", "choose_device", "make_deterministic"]
 
 Autocast = contextlib.AbstractContextManager[Any]
 
@@ -45,14 +45,12 @@ class Precision:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.name == "fp16")
         if config.cuda_graphs and not on_gpu:
             raise ConfigError("--cuda-graphs: there is no GPU here; leave it out")
+        if config.cuda_graphs and config.processes > 1:
+            raise ConfigError("--cuda-graphs: is for jobs of one process so far; leave it out")
 
     def __str__(self) -> str:
         order = ", channels last" if self.memory_format is torch.channels_last else ""
-        words = f"{self.device.type}, {self.name}{order}"
-        if self.device.type == "cpu" and torch.cuda.is_available():
-            words += " (hier reduces CPU tensors so far: on a GPU a job is one process, with "
-            words += "--workers-virtual)"
-        return words
+        return f"{self.device.type}, {self.name}{order}"
 
     def place(self, network: nn.Module) -> nn.Module:
         """Moves the network to the device, its convolutions in the memory order; gives it back."""
@@ -98,13 +96,35 @@ def make_deterministic(config: Config) -> None:
 
 
 def _device(config: Config) -> torch.device:
-    there = torch.cuda.is_available()
-    if config.device == "cuda" and not there:
+    local = int(os.environ.get("LOCAL_WORLD_SIZE") or config.processes // config.machines)
+    device = choose_device(
+        config.device,
+        gpus=torch.cuda.device_count() if torch.cuda.is_available() else 0,
+        local_rank=int(os.environ.get("LOCAL_RANK") or 0),
+        local_processes=local,
+    )
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # where what names no device is made
+        torch.backends.cudnn.benchmark = not config.deterministic  # shapes do not change
+    return device
+
+
+def choose_device(asked: str, *, gpus: int, local_rank: int, local_processes: int) -> torch.device:
+    """One GPU for each process of this machine, where there are as many and they are wanted.
+
+    ConfigError if --device cuda asks for more than there are.
+    """
+    if asked == "cuda" and gpus == 0:
         raise ConfigError("--device cuda: torch finds no GPU here; leave it out, or give cpu")
-    if config.device == "cpu" or not there or config.processes > 1:
+    if asked == "cuda" and gpus < local_processes:
+        raise ConfigError(
+            f"--device cuda: {local_processes} processes on this machine have {gpus} GPU"
+            f"{'s' * (gpus > 1)} between them, and each needs its own; add --workers-virtual, so "
+            "that there are fewer processes, or give cpu"
+        )
+    if asked == "cpu" or gpus < max(1, local_processes):
         return torch.device("cpu")
-    torch.backends.cudnn.benchmark = not config.deterministic  # shapes do not change
-    return torch.device("cuda")
+    return torch.device("cuda", local_rank)
 
 
 def _record(network: nn.Module, autocast: Callable[[], Autocast]) -> None:

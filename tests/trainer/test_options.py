@@ -126,8 +126,8 @@ REFUSALS = [
     (["zzz"], "zzz: there is no such option; --help lists the options"),
     (["--device", "tpu"], "--device: invalid choice: 'tpu' .*cuda"),
     (
-        ["--device", "cuda"],
-        "--device cuda: hier reduces CPU tensors so far, .* --workers-virtual 4 runs all workers",
+        ["--cuda-graphs", "--device=cuda"],
+        "--cuda-graphs: is for jobs of one process so far; leave it out",
     ),
     (["--precision", "fp8"], "--precision: invalid choice: 'fp8' .*bf16"),
     (["--channels-last=maybe"], "--channels-last: invalid choice: 'maybe' .*on"),

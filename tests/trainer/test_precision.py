@@ -9,7 +9,7 @@ from torch import nn
 from allreduce.optim import SGD
 from trainer.model import build_model
 from trainer.options import Config, ConfigError
-from trainer.precision import Precision, make_deterministic
+from trainer.precision import Precision, choose_device, make_deterministic
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="states what holds without a GPU")
 
@@ -36,6 +36,26 @@ def test_without_a_gpu_it_is_f32_unless_told_otherwise(options, words: str) -> N
 def test_a_gpu_that_is_not_there_is_one_line(options, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Precision(Config(**options))
+
+
+@pytest.mark.parametrize(
+    ("asked", "gpus", "processes", "device"),
+    [
+        ("auto", 0, 2, "cpu"),
+        ("auto", 2, 2, "cuda:1"),
+        ("auto", 1, 2, "cpu"),
+        ("cuda", 8, 2, "cuda:1"),
+        ("cpu", 8, 2, "cpu"),
+    ],
+)
+def test_each_process_has_a_gpu_of_its_own(asked, gpus, processes, device) -> None:
+    chosen = choose_device(asked, gpus=gpus, local_rank=1, local_processes=processes)
+    assert chosen == torch.device(device)
+
+
+def test_more_processes_than_gpus_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"4 processes .* have 2 GPUs .* --workers-virtual"):
+        choose_device("cuda", gpus=2, local_rank=0, local_processes=4)
 
 
 @pytest.mark.parametrize("name", ["f32", "bf16", "fp16"])
