@@ -15,7 +15,7 @@ from allreduce.communicator import Communicator
 from allreduce.torch import communicator
 from allreduce.torch._load import load
 
-__all__ = ["allocate", "connect", "split"]
+__all__ = ["allocate", "connect", "split", "stream_handle"]
 
 
 def connect(
@@ -78,6 +78,14 @@ def allocate(comm: Communicator, count: int, like: Tensor) -> Tensor:
     nbytes = count * like.element_size()
     array: np.ndarray[Any, Any] = comm.symmetric_empty(nbytes, "uint8")
     return torch.from_numpy(array).view(like.dtype)
+
+
+def stream_handle(stream_id: int, device_index: int, device_type: int) -> int:
+    """The cudaStream_t of one of torch's streams, which torch before 2.13 tells Python alone."""
+    stream = torch.cuda.Stream(  # type: ignore[no-untyped-call]
+        stream_id=stream_id, device_index=device_index, device_type=device_type
+    )
+    return int(stream.cuda_stream)
 
 
 def _generation(store: Any, rank: int) -> int:

@@ -7,6 +7,7 @@
 #include <c10/core/Event.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/csrc/utils/pybind.h>
+#include <torch/version.h>
 #include <torch/csrc/distributed/c10d/Backend.hpp>
 
 #include <map>
@@ -31,6 +32,21 @@ inline DeviceRuntime& device_runtime() {
   return *capsule.get_pointer<DeviceRuntime>();
 }
 
+// The handle under which the runtime knows a stream of torch's. c10 tells it from 2.13 on, as far
+// as we know; before that torch.cuda does.
+inline DeviceRuntime::Stream handle_of(const c10::Stream& stream) {
+#if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 13
+  return stream.native_handle();
+#else
+  const py::gil_scoped_acquire gil;
+  const auto handle =
+      py::module_::import("allreduce.torch._group")
+          .attr("stream_handle")(stream.id(), static_cast<int>(stream.device_index()),
+                                 static_cast<int>(stream.device_type()));
+  return reinterpret_cast<DeviceRuntime::Stream>(handle.cast<uintptr_t>());
+#endif
+}
+
 // A device as a backend uses it.
 struct Side {
   c10::Device device;
@@ -48,8 +64,7 @@ struct Side {
   c10::Stream current() const { return torch.getStream(device); }
 
   DevicePlace place() const {
-    return {&runtime, device.index(), current().native_handle(), in.native_handle(),
-            out.native_handle()};
+    return {&runtime, device.index(), handle_of(current()), handle_of(in), handle_of(out)};
   }
 
   // The caching allocator must not hand their memory to others while our streams use it.
