@@ -29,6 +29,13 @@ class Device:
         array.fill(self, values)
         return array
 
+    def hold(self) -> np.ndarray:
+        """Enqueue a wait until the element that is returned has been set to 1."""
+        flag = np.zeros(1, np.uint32)
+        self._kept.append(flag)
+        self.runtime.wait_flag(flag.ctypes.data, 1, self.stream)
+        return flag
+
     def busy(self, megabytes: int = 100) -> None:
         """Enqueue something that takes a while."""
         scratch = np.zeros((2, 1 << 23), np.uint8)

@@ -73,4 +73,18 @@ class DeviceRuntime {
   virtual void wait_flag(Flag* flag, uint32_t value, Stream stream) = 0;
 };
 
+// Makes a device this thread's current one for a while: kernels are launched on it.
+class CurrentDevice {
+ public:
+  CurrentDevice(DeviceRuntime& runtime, int device)
+      : runtime_(runtime), before_(runtime.exchange_device(device)) {}
+  ~CurrentDevice() { runtime_.exchange_device(before_); }
+  CurrentDevice(const CurrentDevice&) = delete;
+  CurrentDevice& operator=(const CurrentDevice&) = delete;
+
+ private:
+  DeviceRuntime& runtime_;
+  const int before_;
+};
+
 }  // namespace hier

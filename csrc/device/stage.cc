@@ -11,19 +11,6 @@ namespace {
 
 constexpr size_t kSmallest = 64 << 10, kHuge = 2 << 20;  // bytes of a block
 
-class CurrentDevice {
- public:
-  CurrentDevice(DeviceRuntime& runtime, int device)
-      : runtime_(runtime), before_(runtime.exchange_device(device)) {}
-  ~CurrentDevice() { runtime_.exchange_device(before_); }
-  CurrentDevice(const CurrentDevice&) = delete;
-  CurrentDevice& operator=(const CurrentDevice&) = delete;
-
- private:
-  DeviceRuntime& runtime_;
-  const int before_;
-};
-
 size_t block_bytes(size_t bytes) {
   size_t size = kSmallest;
   while (size < bytes && size < kHuge) size *= 2;
@@ -88,7 +75,6 @@ DeviceStage::~DeviceStage() {
 
 void DeviceStage::begin() {
   DeviceRuntime& runtime = *place_.runtime;
-  const CurrentDevice current(runtime, place_.device);
   runtime.record(block_.finished, place_.caller);  // as the event of what the call comes after
   runtime.wait(place_.in, block_.finished);
   runtime.wait(place_.out, block_.finished);

@@ -59,6 +59,7 @@ Halves halves(const Call& call, int rank, int world_size) {
 std::unique_ptr<Group::Run> Group::prepare_on_device(Call call) {
   check_usable();
   if (topology_.world_size == 1) return prepare(std::move(call));
+  const CurrentDevice current(*call.device->runtime, call.device->device);
   try {
     return works_between_devices(call) ? prepare_between_devices(call) : prepare_staged(call);
   } catch (const CudaError& error) {  // the other ranks must not wait for us

@@ -172,6 +172,10 @@ void register_device(py::module_& m) {
              self.copy(reinterpret_cast<void*>(to), reinterpret_cast<const void*>(from), bytes,
                        stream_at(stream));
            })
+      .def("wait_flag",
+           [](DeviceRuntime& self, uintptr_t flag, uint32_t value, uintptr_t stream) {
+             self.wait_flag(reinterpret_cast<DeviceRuntime::Flag*>(flag), value, stream_at(stream));
+           })
       .def("synchronize", &synchronize, py::arg("device"), py::arg("stream"), nogil());
   py::class_<DeviceLocalStage, std::shared_ptr<DeviceLocalStage>>(m, "DeviceLocalStage");
   py::class_<NcclStage, DeviceLocalStage, std::shared_ptr<NcclStage>>(m, "NcclStage")
