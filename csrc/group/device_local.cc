@@ -7,6 +7,13 @@
 
 namespace hier {
 
+namespace {
+
+// Tells the header of such a call from that of one through the host: ranks must not mix them.
+constexpr uint32_t kBetweenDevices = 0x64657673;
+
+}  // namespace
+
 // How a buffer is cut: into pieces of one slot, and each piece into one shard for each rail.
 struct Group::LocalPlan {
   size_t count, piece;  // elements
@@ -73,7 +80,7 @@ std::unique_ptr<Group::Run> Group::prepare_between_devices(const Call& on_device
   auto run = prepare(std::move(call));  // checks, algorithm, header
   const std::string algorithm(run->header.algorithm,
                               strnlen(run->header.algorithm, sizeof run->header.algorithm));
-  run->header.extra ^= 0x9e3779b9u;  // not as a rank without peers calls it
+  run->header.extra ^= kBetweenDevices;
   Plan plan;
   plan.data = stage->host();
   plan.count = plan.divide_hi = own;
