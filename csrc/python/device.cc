@@ -140,6 +140,21 @@ std::vector<double> latency(DeviceRuntime& runtime, int device, const std::strin
   return measure_latency(runtime, device, parse_chain(chain), rounds);
 }
 
+void register_local_stages(py::module_& m) {
+  using nogil = py::call_guard<py::gil_scoped_release>;
+  py::class_<DeviceLocalStage, std::shared_ptr<DeviceLocalStage>>(m, "DeviceLocalStage");
+  py::class_<NcclStage, DeviceLocalStage, std::shared_ptr<NcclStage>>(m, "NcclStage")
+      .def(py::init(&make_nccl), py::kw_only(), py::arg("library"), py::arg("runtime"),
+           py::arg("device"), py::arg("local_size"), py::arg("local_rank"), py::arg("ids"),
+           py::arg("timeout"), nogil());
+  py::class_<DevicePeers, DeviceLocalStage, std::shared_ptr<DevicePeers>>(m, "DevicePeers")
+      .def(py::init(&make_peers), py::kw_only(), py::arg("runtime"), py::arg("device"),
+           py::arg("local_size"), py::arg("local_rank"), py::arg("counters"))
+      .def_property_readonly("handle", &handle_of)
+      .def_static("counter_bytes", &DevicePeers::counter_bytes)
+      .def("open", &open_handles);
+}
+
 }  // namespace
 
 void register_device(py::module_& m) {
@@ -177,17 +192,7 @@ void register_device(py::module_& m) {
              self.wait_flag(reinterpret_cast<DeviceRuntime::Flag*>(flag), value, stream_at(stream));
            })
       .def("synchronize", &synchronize, py::arg("device"), py::arg("stream"), nogil());
-  py::class_<DeviceLocalStage, std::shared_ptr<DeviceLocalStage>>(m, "DeviceLocalStage");
-  py::class_<NcclStage, DeviceLocalStage, std::shared_ptr<NcclStage>>(m, "NcclStage")
-      .def(py::init(&make_nccl), py::kw_only(), py::arg("library"), py::arg("runtime"),
-           py::arg("device"), py::arg("local_size"), py::arg("local_rank"), py::arg("ids"),
-           py::arg("timeout"), nogil());
-  py::class_<DevicePeers, DeviceLocalStage, std::shared_ptr<DevicePeers>>(m, "DevicePeers")
-      .def(py::init(&make_peers), py::kw_only(), py::arg("runtime"), py::arg("device"),
-           py::arg("local_size"), py::arg("local_rank"), py::arg("counters"))
-      .def_property_readonly("handle", &handle_of)
-      .def_static("counter_bytes", &DevicePeers::counter_bytes)
-      .def("open", &open_handles);
+  register_local_stages(m);
   py::class_<DevicePlace>(m, "DevicePlace")
       .def(py::init([](DeviceRuntime& runtime, int device, uintptr_t caller, uintptr_t in,
                        uintptr_t out) {
