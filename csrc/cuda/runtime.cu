@@ -51,7 +51,7 @@ void CUDART_CB write_callback(void* argument) {
 
 void CUDART_CB wait_callback(void* argument) {
   const std::unique_ptr<FlagTask> task(static_cast<FlagTask*>(argument));
-  while (static_cast<int32_t>(task->flag->load(std::memory_order_acquire) - task->value) < 0) {
+  while (!DeviceRuntime::has_reached(*task->flag, task->value)) {
     std::this_thread::sleep_for(std::chrono::microseconds(20));
   }
 }
@@ -102,22 +102,19 @@ class CudaRuntime final : public DeviceRuntime {
   void unregister_pinned(std::byte* memory) noexcept override { (void)cudaHostUnregister(memory); }
 
   std::byte* allocate(int device, size_t bytes) override {
-    const int before = exchange_device(device);
+    const CurrentDevice current(*this, device);
     void* memory = nullptr;
-    const cudaError_t error = cudaMalloc(&memory, bytes);
-    exchange_device(before);
-    check_cuda(error, "allocating GPU memory");
+    check_cuda(cudaMalloc(&memory, bytes), "allocating GPU memory");
     return static_cast<std::byte*>(memory);
   }
   void free(std::byte* memory) noexcept override { (void)cudaFree(memory); }
   std::byte* allocate_shared(int device, size_t bytes, SharedHandle& handle) override {
     static_assert(sizeof(cudaIpcMemHandle_t) == sizeof(SharedHandle));
-    const int before = exchange_device(device);
+    const CurrentDevice current(*this, device);
     void* memory = nullptr;
     cudaIpcMemHandle_t found{};
     cudaError_t error = cudaMalloc(&memory, bytes);
     if (error == cudaSuccess) error = cudaIpcGetMemHandle(&found, memory);
-    exchange_device(before);
     if (error != cudaSuccess) (void)cudaFree(memory);
     check_cuda(error, "allocating GPU memory for the ranks of a node");
     std::memcpy(handle.data(), &found, sizeof found);
@@ -126,33 +123,28 @@ class CudaRuntime final : public DeviceRuntime {
   void free_shared(std::byte* memory) noexcept override { (void)cudaFree(memory); }
 
   std::byte* open_shared(int device, const SharedHandle& handle) override {
-    const int before = exchange_device(device);
+    const CurrentDevice current(*this, device);
     cudaIpcMemHandle_t theirs{};
     std::memcpy(&theirs, handle.data(), sizeof theirs);
     void* memory = nullptr;
-    const cudaError_t error = cudaIpcOpenMemHandle(&memory, theirs, cudaIpcMemLazyEnablePeerAccess);
-    exchange_device(before);
-    check_cuda(error, "mapping the GPU memory of another rank");
+    check_cuda(cudaIpcOpenMemHandle(&memory, theirs, cudaIpcMemLazyEnablePeerAccess),
+               "mapping the GPU memory of another rank");
     return static_cast<std::byte*>(memory);
   }
   void close_shared(std::byte* memory) noexcept override { (void)cudaIpcCloseMemHandle(memory); }
 
   Stream create_stream(int device) override {
-    const int before = exchange_device(device);
+    const CurrentDevice current(*this, device);
     cudaStream_t stream = nullptr;
-    const cudaError_t error = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
-    exchange_device(before);
-    check_cuda(error, "creating a stream");
+    check_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "creating a stream");
     return stream;
   }
   void destroy_stream(Stream stream) noexcept override { (void)cudaStreamDestroy(raw(stream)); }
 
   Event create_event(int device) override {
-    const int before = exchange_device(device);
+    const CurrentDevice current(*this, device);
     cudaEvent_t event = nullptr;
-    const cudaError_t error = cudaEventCreateWithFlags(&event, cudaEventDisableTiming);
-    exchange_device(before);
-    check_cuda(error, "creating an event");
+    check_cuda(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "creating an event");
     return event;
   }
   void destroy_event(Event event) noexcept override { (void)cudaEventDestroy(as_event(event)); }

@@ -146,11 +146,6 @@ SharedMemory& shared() {
   return *memory;
 }
 
-// As a GPU compares: flags may wrap around.
-bool has_reached(const DeviceRuntime::Flag& flag, uint32_t value) {
-  return static_cast<int32_t>(flag.load(std::memory_order_acquire) - value) >= 0;
-}
-
 }  // namespace
 
 std::byte* CpuRuntime::allocate_pinned(size_t bytes) {

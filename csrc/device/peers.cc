@@ -60,10 +60,7 @@ bool DevicePeers::all_done() const {
   }
   if (releaser_.joinable()) return true;
   for (int rank = 0; rank < config_.local_size; ++rank) {
-    if (static_cast<int32_t>(counters(rank).done.load(std::memory_order_acquire) - next_piece_) <
-        0) {
-      return false;
-    }
+    if (!DeviceRuntime::has_reached(counters(rank).done, next_piece_)) return false;
   }
   return true;
 }
@@ -118,10 +115,8 @@ std::optional<int> DevicePeers::disagreeing(Ticket ticket, uint64_t hash) const 
 bool DevicePeers::waits_for(int local_rank, Ticket ticket, bool) const {
   const auto& theirs = counters(local_rank);
   const uint32_t end = ticket.first_piece + ticket.num_pieces;
-  const auto behind = [&](const Flag& flag) {
-    return static_cast<int32_t>(flag.load(std::memory_order_acquire) - end) < 0;
-  };
-  return behind(theirs.arrived) || behind(theirs.reduced);
+  return !DeviceRuntime::has_reached(theirs.arrived, end) ||
+         !DeviceRuntime::has_reached(theirs.reduced, end);
 }
 
 void DevicePeers::await(Flag Counters::* counter, uint32_t piece, Stream stream) {

@@ -26,6 +26,11 @@ class DeviceRuntime {
 
   virtual ~DeviceRuntime() = default;
 
+  // As a stream compares: flags may wrap around.
+  static bool has_reached(const Flag& flag, uint32_t value) {
+    return static_cast<int32_t>(flag.load(std::memory_order_acquire) - value) >= 0;
+  }
+
   virtual const char* name() const = 0;
   // How streams and host threads are chained: for reports.
   virtual const char* chaining() const = 0;
