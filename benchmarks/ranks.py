@@ -89,6 +89,9 @@ class Rank:
         if name in self._groups:
             kind = {"sum": dist.ReduceOp.SUM, "avg": dist.ReduceOp.AVG}[op]
             return functools.partial(dist.all_reduce, tensor, kind, group=self._groups[name])
+        if name.endswith("-async"):
+            group = self._groups[name.removesuffix("-async")]
+            return lambda: dist.all_reduce(tensor, group=group, async_op=True).wait()
         if name == "bare":  # the core's own call, its arguments made once
             call = self._comm._call(_C.Collective.allreduce, memory_of(tensor, "x", 0))
             return functools.partial(self._comm._group.run, **call)

@@ -70,9 +70,11 @@ def test_a_call_alone(alone: str, way: str, benchmark, report: Report) -> None:
 
 
 def test_a_call_of_two_ranks(casts: Casts, benchmark, report: Report) -> None:
-    """Measure the core's own call, hier's through torch.distributed and Gloo's, turn by turn."""
+    """Measure the core's own call, hier's and Gloo's through torch.distributed, turn by turn."""
     cast = casts.of(Layout(2, 1))
-    times: dict[str, list[float]] = {"bare": [], "hier": [], "gloo": []}
+    times: dict[str, list[float]] = {
+        name: [] for name in ("bare", "hier", "hier-async", "gloo", "gloo-async")
+    }
 
     def one_round() -> None:
         for player, seconds in times.items():

@@ -145,7 +145,7 @@ void Group::close() {
       failed_.store(true, std::memory_order_release);
     }
     closing_ = true;
-    driving_cv_.notify_all();
+    worker_cv_.notify_one();
   }
   wake();
   {

@@ -193,6 +193,7 @@ class Group {
   bool take_over();
   void stop_driving();
   void worker_main() noexcept;
+  bool await_hand_over();
 
   // device.cc: calls on device memory
   std::unique_ptr<Run> prepare_on_device(Call call);
@@ -288,8 +289,12 @@ class Group {
   mutable std::mutex mutex_;  // guards the members below
   // A thread drives, or the worker is about to: so whenever anything is in flight.
   bool driven_ = false;
-  bool handed_over_ = false;            // the worker is to drive
-  std::condition_variable driving_cv_;  // either has changed
+  std::condition_variable driving_cv_;  // driven_ has become false
+  bool handed_over_ = false;            // the worker is to drive, after a moment's grace
+  Clock::time_point handed_over_at_{};
+  uint64_t hand_overs_ = 0;
+  bool dozing_ = false;                // the worker will look for itself: nobody has to wake it
+  std::condition_variable worker_cv_;  // handed over while it does not doze, or closing
   std::deque<std::unique_ptr<Run>> pending_;
   std::deque<std::shared_ptr<Transfer>> pending_transfers_;
   uint32_t next_run_ = 0;

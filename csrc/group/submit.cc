@@ -191,28 +191,48 @@ void Group::drain() {
 void Group::stop_driving() {
   const std::lock_guard lock(mutex_);
   driven_ = handed_over_ = in_flight_ > 0;
-  if (handed_over_ && !worker_.joinable()) worker_ = std::thread([this] { worker_main(); });
-  driving_cv_.notify_all();
+  if (handed_over_) {
+    handed_over_at_ = Clock::now();
+    ++hand_overs_;
+    if (!worker_.joinable()) worker_ = std::thread([this] { worker_main(); });
+  } else {
+    driving_cv_.notify_all();
+  }
+  if ((handed_over_ && !dozing_) || closing_) worker_cv_.notify_one();
+}
+
+// Waits until the worker is to drive; false: the group closes, and nothing is in flight. Who
+// started something often waits for it at once, and then drives it himself: see wait(). Such calls
+// come in bursts, and while one lasts the worker dozes: it looks by the clock, and nobody pays for
+// waking it at every call.
+bool Group::await_hand_over() {
+  std::unique_lock lock(mutex_);
+  for (uint64_t seen = hand_overs_;;) {
+    const auto now = Clock::now();
+    if (handed_over_ && (closing_ || now >= handed_over_at_ + kGrace)) {
+      handed_over_ = false;
+      return true;
+    }
+    if (closing_ && in_flight_ == 0) return false;
+    if (handed_over_ || hand_overs_ != seen) {
+      seen = hand_overs_;
+      dozing_ = true;
+      worker_cv_.wait_until(lock, (handed_over_ ? handed_over_at_ : now) + kGrace);
+      dozing_ = false;
+    } else {
+      worker_cv_.wait(lock);
+    }
+  }
 }
 
 void Group::worker_main() noexcept {
-  for (;;) {
-    {
-      std::unique_lock lock(mutex_);
-      driving_cv_.wait(lock, [&] { return handed_over_ || closing_; });
-      // Who started something often waits for it at once, and then drives it himself: see wait().
-      driving_cv_.wait_for(lock, kGrace, [&] { return !handed_over_ || closing_; });
-      if (!std::exchange(handed_over_, false)) {
-        if (closing_) return;
-        continue;
-      }
-    }
-    const auto idle = [this] {
-      return num_pending_.load(std::memory_order_acquire) == 0 && messages_->idle() &&
-             trailing_.empty() && std::all_of(lanes_.begin(), lanes_.end(), [](const Lane& lane) {
-               return lane.runs.empty();
-             });
-    };
+  const auto idle = [this] {
+    return num_pending_.load(std::memory_order_acquire) == 0 && messages_->idle() &&
+           trailing_.empty() && std::all_of(lanes_.begin(), lanes_.end(), [](const Lane& lane) {
+             return lane.runs.empty();
+           });
+  };
+  while (await_hand_over()) {
     try {
       drive(idle, Driver::worker);
     } catch (...) {

@@ -117,6 +117,7 @@ class TorchWork final : public c10d::Work {
     operation_->batch.start(group, timeout, [self, starter = std::this_thread::get_id()]() mutable {
       // What ends here and now, as a small send does, has no callbacks yet.
       if (std::this_thread::get_id() == starter && self->starting_) return self->deliver();
+      if (waited_for_ == self.get() && self->deliver_to_waiter()) return;
       pool().push([self = std::move(self)] { self->deliver(); });
     });
     starting_ = false;
@@ -149,6 +150,7 @@ class TorchWork final : public c10d::Work {
       ready_->block(operation_->side->current());
       return true;
     }
+    const Waiting here(this);
     if (!operation_->batch.wait(timeout > kNoTimeout ? Seconds(timeout).count() : -1)) {
       throw Timeout(std::string(operation_->title) + ": not ended after " +
                     std::to_string(timeout.count()) + " ms of Work.wait; it goes on");
@@ -202,6 +204,14 @@ class TorchWork final : public c10d::Work {
     finish(error);
   }
 
+  // In wait() of this very work, whose thread has driven it: false if a future has been asked for,
+  // whose callbacks may wait for other collectives.
+  bool deliver_to_waiter() {
+    complete();
+    const std::lock_guard lock(future_mutex_);
+    return delivered_ = !future_;
+  }
+
   void deliver() {
     const at::ThreadLocalStateGuard as_in_caller(*state_);
     complete();
@@ -228,6 +238,18 @@ class TorchWork final : public c10d::Work {
     }
     future.markCompleted(c10::IValue(operation_->outputs));
   }
+
+  inline static thread_local const TorchWork* waited_for_ = nullptr;  // by this thread, in wait()
+  class Waiting {
+   public:
+    explicit Waiting(const TorchWork* work) : outer_(std::exchange(waited_for_, work)) {}
+    ~Waiting() { waited_for_ = outer_; }
+    Waiting(const Waiting&) = delete;
+    Waiting& operator=(const Waiting&) = delete;
+
+   private:
+    const TorchWork* const outer_;
+  };
 
   const int size_;
   std::unique_ptr<Operation> operation_;  // keeps inputs, outputs and buffers alive

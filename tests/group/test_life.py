@@ -174,6 +174,36 @@ def test_a_worker_that_waits_does_not_spin(tmp_path, layout):
     assert max(o.result for o in outcomes) < 0.3, outcomes
 
 
+def wakes_of_other_threads(comm) -> int:
+    """Blocking calls after one that the worker has driven: how often did other threads wake?"""
+    import re
+    import threading
+    from pathlib import Path
+
+    def wakes() -> int:
+        count = 0
+        for task in Path("/proc/self/task").iterdir():
+            if int(task.name) != threading.get_native_id():
+                status = (task / "status").read_text()
+                count += int(re.search(r"^voluntary_ctxt_switches:\s+(\d+)", status, re.M)[1])
+        return count
+
+    x = np.ones(100, np.float32)
+    work = comm.allreduce(x, async_op=True)
+    time.sleep(0.1)  # the worker drives
+    work.wait()
+    before = wakes()
+    for _ in range(300):
+        comm.allreduce(x)
+    return wakes() - before
+
+
+@pytest.mark.skipif(SANITIZED, reason="processes")
+def test_a_blocking_call_wakes_no_other_thread(tmp_path):
+    outcomes = run_processes(2, wakes_of_other_threads, tmp_path)
+    assert max(o.result for o in outcomes) < 30, outcomes
+
+
 def idle(comm) -> float:
     comm.allreduce(np.ones(1000), async_op=True).wait()
     before = time.process_time()
