@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.kernels_here import (
+    Flat,
     Kernels,
     StandIns,
     kernels_here,
@@ -190,14 +191,13 @@ def _sgd(
             parameters.tensor.copy_(start)
             momenta.tensor.zero_()
             for gradient, step in zip(gradients, steps, strict=True):
-                ours.sgd(
-                    parameters.tensor,
-                    momenta.tensor,
-                    gradient.to(device),
-                    ranges,
+                flat = Flat(
+                    parameters=parameters.tensor,
+                    momenta=momenta.tensor,
+                    gradients=gradient.to(device),
                     copy=copy.tensor,
-                    **step,
                 )
+                ours.sgd(flat, ranges, **step)
             return [parameters, momenta, copy]
 
         first = turn()

@@ -6,7 +6,9 @@ themselves work is seen then, and nothing about a kernel. `on` says which it was
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,16 @@ REFERENCE = {"lr": 0.1, "momentum": 0.9, "nesterov": True, "form": "reference", 
 def name_of(dtype: torch.dtype) -> str:
     """The core's name of a dtype."""
     return str(dtype).removeprefix("torch.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flat:
+    """The arrays of a step: f32 but for the gradients. copy: receives the parameters as bf16."""
+
+    parameters: Tensor
+    momenta: Tensor
+    gradients: Tensor
+    copy: Tensor | None = None
 
 
 class Kernels:
@@ -49,24 +61,17 @@ class Kernels:
             stream=_stream(),
         )
 
-    def sgd(
-        self,
-        parameters: Tensor,
-        momenta: Tensor,
-        gradients: Tensor,
-        ranges: Ranges,
-        *,
-        copy: Tensor | None = None,
-        **step: Any,
-    ) -> None:
-        """One step over flat arrays. copy: receives the parameters as bf16."""
+    def sgd(self, flat: Flat, ranges: Ranges, *, correction: float = 1.0, **step: Any) -> None:
+        """One step, whose tensors are the ranges of flat arrays."""
+        arrays = (flat.parameters, flat.momenta, flat.gradients)
+        begins = itertools.accumulate((count for count, _ in ranges), initial=0)
         self.module.sgd(
-            parameters.data_ptr(),
-            momenta.data_ptr(),
-            gradients.data_ptr(),
-            name_of(gradients.dtype),
-            list(ranges),
-            copy=copy.data_ptr() if copy is not None else 0,
+            [
+                (*(t.data_ptr() + begin * t.element_size() for t in arrays), *range_, correction)
+                for begin, range_ in zip(begins, ranges, strict=False)
+            ],
+            name_of(flat.gradients.dtype),
+            copy=flat.copy.data_ptr() if flat.copy is not None else 0,
             stream=_stream(),
             **step,
         )
@@ -103,20 +108,11 @@ class StandIns:
         """By csrc/reduce."""
         reduce_on_cpu(outs, sources)
 
-    def sgd(
-        self,
-        parameters: Tensor,
-        momenta: Tensor,
-        gradients: Tensor,
-        ranges: Ranges,
-        *,
-        copy: Tensor | None = None,
-        **step: Any,
-    ) -> None:
+    def sgd(self, flat: Flat, ranges: Ranges, **step: Any) -> None:
         """By torch, in f32."""
-        sgd_by_torch(parameters, momenta, gradients.float(), ranges, **step)
-        if copy is not None:
-            copy.copy_(parameters)
+        sgd_by_torch(flat.parameters, flat.momenta, flat.gradients.float(), ranges, **step)
+        if flat.copy is not None:
+            flat.copy.copy_(flat.parameters)
 
     def pack(self, tensors: Sequence[Tensor], flat: Tensor, scale: float = 1.0) -> None:
         """By torch."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._utils import _flatten_dense_tensors
 
 from benchmarks.gpu.ceilings import copy_rate
-from benchmarks.gpu.kernels_here import REFERENCE, Kernels, StandIns, kernels_here
+from benchmarks.gpu.kernels_here import REFERENCE, Flat, Kernels, StandIns, kernels_here
 from benchmarks.gpu.peers_here import FUSED_STEP, Peers
 from benchmarks.gpu.place import CPU
 from benchmarks.gpu.rows import Rows
@@ -152,7 +152,8 @@ def _sgd(scene: Scene) -> None:
     ranges = list(zip(scene.sizes, scene.decays, strict=True))
 
     def mine(gradients: Tensor) -> Call:
-        return lambda: scene.ours.sgd(parameters, momenta, gradients, ranges, **REFERENCE)
+        flat = Flat(parameters=parameters, momenta=momenta, gradients=gradients)
+        return lambda: scene.ours.sgd(flat, ranges, **REFERENCE)
 
     others = {f"torch, {kind}=True": _torch_sgd(scene, kind) for kind in ("foreach", "fused")}
     name = "SGD, gradients float32"

@@ -43,9 +43,16 @@ void reduce_scatter(const PeerGroup& group, std::span<void* const> inputs, DType
 void allgather(const PeerGroup& group, const float* shard, std::span<void* const> outputs,
                DType dtype, size_t count, void* stream);
 
+// Of an array, from its beginning or where the range before it ends.
+struct SgdRange {
+  size_t count;
+  double weight_decay;
+};
+
 // reduce_scatter of the gradients, one step of SGD on the shard, allgather of the parameters, in
 // one pass. parameters and momenta are this rank's shard, in f32. ranges are those of the whole
-// array. step.scale multiplies the sum.
+// array. step.scale multiplies the
+// sum.
 void reduce_scatter_sgd_allgather(const PeerGroup& group, std::span<void* const> gradients,
                                   std::span<void* const> outputs, DType dtype, float* parameters,
                                   float* momenta, std::span<const SgdRange> ranges,

@@ -14,9 +14,12 @@ struct PeerArgs {
   Peers peers;
   const void* inputs[kMaxRanks];
   void* outputs[kMaxRanks];
-  size_t begin;  // of the shard, in inputs and outputs
-  // Its ranges cut the shard; its parameters are the shard; its gradients are not used.
-  SgdArgs sgd;
+  size_t begin;   // of the shard, in inputs and outputs
+  Ranges ranges;  // of the shard
+  float decays[kMaxRanges];
+  float* shard;    // parameters, or sums
+  float* momenta;  // null if momentum is 0
+  SgdRates rates;
 };
 static_assert(sizeof(PeerArgs) <= 4096, "more than a kernel takes as its arguments");
 
@@ -62,8 +65,7 @@ void take_arrays(std::span<void* const> arrays, DType dtype, const Peers& peers,
 
 // Where all arrays of a shard have a 16-byte boundary, from its begin on.
 inline uint8_t shard_head(const PeerArgs& args, DType dtype) {
-  std::vector<Array> arrays{{args.sgd.parameters, sizeof(float)},
-                            {args.sgd.momenta, sizeof(float)}};
+  std::vector<Array> arrays{{args.shard, sizeof(float)}, {args.momenta, sizeof(float)}};
   for (size_t r = 0; r < kMaxRanks; ++r) {
     for (const void* array : {args.inputs[r], static_cast<const void*>(args.outputs[r])}) {
       if (array == nullptr) continue;
@@ -86,9 +88,9 @@ inline PeerArgs plan_peer(const PeerGroup& group, std::span<void* const> inputs,
   take_arrays(outputs, dtype, args.peers, args.outputs);
   const Shard part = shard_of(count, args.peers.num_ranks, group.rank);
   args.begin = part.begin;
-  args.sgd.parameters = shard;
-  args.sgd.scale = scale;
-  args.sgd.ranges.add(part.end - part.begin, shard_head(args, dtype));
+  args.shard = shard;
+  args.rates.scale = scale;
+  args.ranges.add(part.end - part.begin, shard_head(args, dtype));
   return args;
 }
 
@@ -121,17 +123,26 @@ inline std::vector<PeerArgs> plan_fused(const PeerGroup& group, std::span<void* 
   }
   const size_t count = total(ranges);
   PeerArgs args = plan_peer(group, gradients, outputs, dtype, parameters, count, 1);
-  args.sgd.momenta = momenta;
+  check_momenta(parameters, momenta, step.momentum);
+  args.momenta = step.momentum > 0 ? momenta : nullptr;
+  args.rates = make_rates(step);
+  args.ranges = Ranges{};
   size_t most = 1;
   for (size_t rank = 0; rank < args.peers.num_ranks; ++rank) {
     const size_t cuts = cut_to(shard_of(count, args.peers.num_ranks, rank), ranges).size();
     most = std::max(most, (cuts + kMaxRanges - 1) / kMaxRanges);
   }
-  const auto cut = cut_to(shard_of(count, args.peers.num_ranks, group.rank), ranges);
-  const std::vector<SgdArgs> mine =
-      plan_sgd({parameters, momenta, nullptr, dtype}, cut, step, shard_head(args, dtype));
   std::vector<PeerArgs> launches(most, args);
-  for (size_t k = 0; k < most; ++k) launches[k].sgd = k < mine.size() ? mine[k] : SgdArgs{};
+  const uint8_t shard_begin = shard_head(args, dtype);
+  size_t end = 0, next = 0;
+  for (const SgdRange& range : cut_to(shard_of(count, args.peers.num_ranks, group.rank), ranges)) {
+    PeerArgs& launch = launches[next++ / kMaxRanges];
+    if (launch.ranges.num_ranges == 0) launch.ranges.begin = end;
+    const auto head = static_cast<uint8_t>((shard_begin - end) % kGroup);
+    launch.decays[launch.ranges.num_ranges] = static_cast<float>(range.weight_decay);
+    launch.ranges.add(range.count, shard_begin == kNoGroups ? kNoGroups : head);
+    end += range.count;
+  }
   return launches;
 }
 

@@ -83,7 +83,7 @@ template <class Ctx, class Work>
 HIER_DEVICE void between_barriers(const Ctx& ctx, const PeerArgs& args, const Work& work) {
   if (!barrier(ctx, args.peers)) return;
   ctx.phase([&](size_t thread) {
-    const Ranges& ranges = args.sgd.ranges;
+    const Ranges& ranges = args.ranges;
     for (size_t at = ctx.block(); at < ranges.num_chunks; at += ctx.num_blocks()) {
       work(thread, chunk_at(ranges, at));
     }
@@ -98,10 +98,10 @@ HIER_DEVICE void reduce_scatter_block(const Ctx& ctx, const PeerArgs& args) {
         args, chunk, thread, ctx.num_threads(),
         [&](size_t i, Eight sums) {
 #pragma unroll
-          for (float& lane : sums.lane) lane = times(lane, args.sgd.scale);
-          store_eight<Plain<float>>(args.sgd.parameters, i, sums);
+          for (float& lane : sums.lane) lane = times(lane, args.rates.scale);
+          store_eight<Plain<float>>(args.shard, i, sums);
         },
-        [&](size_t i, float sum) { args.sgd.parameters[i] = times(sum, args.sgd.scale); });
+        [&](size_t i, float sum) { args.shard[i] = times(sum, args.rates.scale); });
   });
 }
 
@@ -111,8 +111,8 @@ HIER_DEVICE void allgather_block(const Ctx& ctx, const PeerArgs& args) {
   between_barriers(ctx, args, [&](size_t thread, const Chunk& chunk) {
     walk(
         chunk, thread, ctx.num_threads(),
-        [&](size_t i) { push(i, load_eight<Plain<float>>(args.sgd.parameters, i)); },
-        [&](size_t i) { push(i, args.sgd.parameters[i]); });
+        [&](size_t i) { push(i, load_eight<Plain<float>>(args.shard, i)); },
+        [&](size_t i) { push(i, args.shard[i]); });
   });
 }
 
@@ -120,13 +120,14 @@ template <size_t kRanks, class Element, class Ctx>
 HIER_DEVICE void fused_block(const Ctx& ctx, const PeerArgs& args) {
   const Push<Element> push{args};
   between_barriers(ctx, args, [&](size_t thread, const Chunk& chunk) {
-    const float decay = args.sgd.decays[chunk.range];
+    const SgdPlace place{args.shard, args.momenta, args.decays[chunk.range], args.rates.momentum,
+                         1.0f};
     walk_sums<kRanks, Element>(
         args, chunk, thread, ctx.num_threads(),
         [&](size_t i, const Eight& sums) {
-          push(i, update_eight<Reference>(args.sgd, decay, i, sums));
+          push(i, update_eight<Reference>(args.rates, place, i, sums));
         },
-        [&](size_t i, float sum) { push(i, update_one<Reference>(args.sgd, decay, i, sum)); });
+        [&](size_t i, float sum) { push(i, update_one<Reference>(args.rates, place, i, sum)); });
   });
 }
 

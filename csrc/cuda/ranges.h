@@ -1,6 +1,7 @@
-// The table of ranges of a flat array that a kernel takes as its argument, and who walks which
-// part. A range (a tensor) is cut into chunks of at most kChunk elements; a block takes whole
-// chunks, so that what belongs to a range is the same for all of its threads.
+// The table of ranges that a kernel takes as its argument, and who walks which part. Ranges are
+// counted one after the other, as in a flat array, wherever they lie. A range (a tensor) is cut
+// into chunks of at most kChunk elements; a block takes whole chunks, so that what belongs to a
+// range is the same for all of its threads.
 #pragma once
 
 #include <algorithm>
@@ -13,31 +14,42 @@ namespace hier::cuda {
 constexpr size_t kMaxRanges = 176;  // with a pointer each, 3.7 KiB of a kernel's 4 KiB of arguments
 constexpr size_t kChunk = 4096;  // a multiple of kGroup, so that all chunks have their range's head
 
-struct Ranges {
-  size_t begin;  // of the first range, in elements of the flat array
-  size_t ends[kMaxRanges];
-  uint32_t first_chunks[kMaxRanges];
-  uint8_t heads[kMaxRanges];  // elements of a range before its first group; or kNoGroups
+template <size_t kMax>
+struct RangeTable {
+  size_t begin;  // of the first range, in elements
+  size_t ends[kMax];
+  uint32_t first_chunks[kMax];
+  uint8_t heads[kMax];  // elements of a range before its first group; or kNoGroups
   uint32_t num_ranges, num_chunks;
 
-  bool full() const { return num_ranges == kMaxRanges; }
+  bool full() const { return num_ranges == kMax; }
   size_t end() const { return num_ranges == 0 ? begin : ends[num_ranges - 1]; }
+  size_t size_of_last() const { return end() - (num_ranges < 2 ? begin : ends[num_ranges - 2]); }
 
   void add(size_t count, uint8_t head) {
-    ends[num_ranges] = end() + count;
+    ends[num_ranges] = end();
     first_chunks[num_ranges] = num_chunks;
     heads[num_ranges] = head;
     ++num_ranges;
-    num_chunks += static_cast<uint32_t>((count + kChunk - 1) / kChunk);
+    extend(count);
+  }
+  // The last range grows by what lies right behind it.
+  void extend(size_t count) {
+    ends[num_ranges - 1] += count;
+    const size_t chunks = (size_of_last() + kChunk - 1) / kChunk;
+    num_chunks = first_chunks[num_ranges - 1] + static_cast<uint32_t>(chunks);
   }
 };
+
+using Ranges = RangeTable<kMaxRanges>;
 
 struct Chunk {
   size_t range, begin, end, head;
   size_t range_begin;
 };
 
-HIER_DEVICE Chunk chunk_at(const Ranges& ranges, size_t chunk) {
+template <size_t kMax>
+HIER_DEVICE Chunk chunk_at(const RangeTable<kMax>& ranges, size_t chunk) {
   size_t low = 0, high = ranges.num_ranges;  // the last range whose first chunk is not behind
   while (high - low > 1) {
     const size_t middle = (low + high) / 2;

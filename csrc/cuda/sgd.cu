@@ -32,11 +32,11 @@ struct LaunchSgd {
 
 }  // namespace
 
-void sgd(const SgdArrays& arrays, std::span<const SgdRange> ranges, const SgdStep& step,
-         void* stream) {
-  for (const SgdArgs& args : plan_sgd(arrays, ranges, step)) {
+void sgd(std::span<const SgdTensor> tensors, DType gradient_dtype, const SgdStep& step,
+         uint16_t* copy, void* stream) {
+  for (const SgdArgs& args : plan_sgd(tensors, gradient_dtype, step, copy)) {
     if (args.ranges.num_chunks == 0) continue;
-    visit_float_element(arrays.gradient_dtype,
+    visit_float_element(gradient_dtype,
                         LaunchSgd{args, step.form, static_cast<cudaStream_t>(stream)});
   }
 }

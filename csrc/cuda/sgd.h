@@ -1,6 +1,6 @@
-// SGD on the GPU over a flat array of parameters, in one pass: allreduce/optim/sgd.py says what is
-// computed. All calls are asynchronous on `stream`, a cudaStream_t of the current device; pointers
-// are device pointers. Throws UsageError and CudaError.
+// SGD on the GPU over many tensors, in one pass: allreduce/optim/sgd.py says what is computed. All
+// calls are asynchronous on `stream`, a cudaStream_t of the current device; pointers are device
+// pointers. Throws UsageError and CudaError.
 #pragma once
 
 #include <cstddef>
@@ -17,27 +17,24 @@ enum class SgdForm { reference, absorbed };
 struct SgdStep {
   SgdForm form = SgdForm::reference;
   double lr = 0, momentum = 0;
-  double correction = 1;  // eta / eta_before, of the absorbed form alone
-  double scale = 1;       // of the gradient, before all else
+  double scale = 1;  // of the gradient, before all else
   bool nesterov = false;
 };
 
-// Flat arrays of the same elements in the same order.
-struct SgdArrays {
+// A tensor, or a part of a flat array: the same elements in the same order, anywhere.
+struct SgdTensor {
   float* parameters;
-  float* momenta;  // null if momentum is 0
-  const void* gradients;
-  DType gradient_dtype;      // f32, bf16 or f16
-  uint16_t* copy = nullptr;  // if not null, receives the new parameters as bf16
-};
-
-// The flat array is the ranges one after the other.
-struct SgdRange {
+  float* momenta;         // null if momentum is 0
+  const void* gradients;  // f32, bf16 or f16
   size_t count;
   double weight_decay;
+  double correction = 1;  // eta / eta_before, of the absorbed form alone
 };
 
-void sgd(const SgdArrays& arrays, std::span<const SgdRange> ranges, const SgdStep& step,
-         void* stream);
+// Neighbours that adjoin in all arrays and have the same numbers are handled as one, so that a flat
+// array costs no more than its ranges of equal weight decay. copy: null, or receives the new
+// parameters as bf16, one tensor after the other.
+void sgd(std::span<const SgdTensor> tensors, DType gradient_dtype, const SgdStep& step,
+         uint16_t* copy, void* stream);
 
 }  // namespace hier::cuda

@@ -1,4 +1,4 @@
-// The arguments of one SGD kernel, and how any number of ranges becomes several.
+// The arguments of one SGD kernel, and how any number of tensors becomes several.
 #pragma once
 
 #include <vector>
@@ -9,77 +9,106 @@
 
 namespace hier::cuda {
 
-struct SgdArgs {
-  Ranges ranges;
-  float decays[kMaxRanges];  // times lr in the absorbed form
-  float* parameters;
-  float* momenta;
-  const void* gradients;
-  uint16_t* copy;
+constexpr size_t kMaxTensors = 81;  // with what LARS adds, 4 KiB of arguments; half of ResNet-50's
+
+// The numbers of a step that all tensors share.
+struct SgdRates {
   float lr, momentum, scale;
-  float carry;  // what the old momentum is multiplied by
   bool nesterov;
 };
 
-inline void check_sgd(const SgdArrays& arrays, const SgdStep& step) {
-  check_float(arrays.gradient_dtype, "gradients");
+struct SgdArgs {
+  RangeTable<kMaxTensors> ranges;  // of the tensors, counted as they lie in copy
+  float* parameters[kMaxTensors];
+  float* momenta[kMaxTensors];  // null if momentum is 0
+  const void* gradients[kMaxTensors];
+  float decays[kMaxTensors];   // times lr in the absorbed form
+  float carries[kMaxTensors];  // what the old momentum is multiplied by
+  uint16_t* copy;
+  SgdRates rates;
+};
+static_assert(sizeof(SgdArgs) <= 4096, "more than a kernel takes as its arguments");
+
+inline SgdRates make_rates(const SgdStep& step) {
   if (!(step.lr >= 0) || !(step.momentum >= 0 && step.momentum < 1)) {
     throw UsageError("lr must be at least 0 and momentum lie in [0, 1), not " +
                      std::to_string(step.lr) + " and " + std::to_string(step.momentum));
   }
-  if (step.momentum > 0 && arrays.momenta == nullptr && arrays.parameters != nullptr) {
+  return {static_cast<float>(step.lr), static_cast<float>(step.momentum),
+          static_cast<float>(step.scale), step.nesterov};
+}
+
+inline void check_momenta(const float* parameters, const float* momenta, double momentum) {
+  if (momentum > 0 && momenta == nullptr && parameters != nullptr) {
     throw UsageError("momentum above 0 needs an array of momenta, one f32 for each parameter");
   }
-  check_aligned(arrays.parameters, sizeof(float));
-  check_aligned(arrays.momenta, sizeof(float));
-  check_aligned(arrays.gradients, size_of(arrays.gradient_dtype));
-  check_aligned(arrays.copy, sizeof(uint16_t));
+  check_aligned(parameters, sizeof(float));
+  check_aligned(momenta, sizeof(float));
 }
 
-inline SgdArgs begin_sgd(const SgdArrays& arrays, const SgdStep& step) {
+// Whether `next` lies right behind the last tensor of args, in every array, and has its numbers.
+inline bool adjoins(const SgdArgs& args, size_t gradient_size, const SgdTensor& next, float decay,
+                    float carry) {
+  if (args.ranges.num_ranges == 0) return false;
+  const size_t last = args.ranges.num_ranges - 1, count = args.ranges.size_of_last();
+  const char* gradients = static_cast<const char*>(args.gradients[last]) + count * gradient_size;
+  const bool momenta = args.momenta[last] == nullptr || args.momenta[last] + count == next.momenta;
+  return args.parameters[last] + count == next.parameters && momenta &&
+         gradients == next.gradients && args.decays[last] == decay && args.carries[last] == carry;
+}
+
+// Where all arrays of a tensor have a 16-byte boundary; its parameters go to copy[place] on.
+inline uint8_t tensor_head(const SgdTensor& tensor, const float* momenta, size_t gradient_size,
+                           const uint16_t* copy, size_t place) {
+  return find_head({{tensor.parameters, sizeof(float)},
+                    {momenta, sizeof(float)},
+                    {tensor.gradients, gradient_size},
+                    {copy == nullptr ? nullptr : copy + place, sizeof(uint16_t)}});
+}
+
+// Adds a tensor that there is room for.
+inline void add_tensor(SgdArgs& args, const SgdTensor& tensor, DType gradient_dtype,
+                       const SgdStep& step, bool merge) {
+  const size_t gradient_size = size_of(gradient_dtype);
+  check_momenta(tensor.parameters, tensor.momenta, step.momentum);
+  check_aligned(tensor.gradients, gradient_size);
   const bool absorbed = step.form == SgdForm::absorbed;
-  SgdArgs args{};
-  args.parameters = arrays.parameters;
-  args.momenta = step.momentum > 0 ? arrays.momenta : nullptr;
-  args.gradients = arrays.gradients;
-  args.copy = arrays.copy;
-  args.lr = static_cast<float>(step.lr);
-  args.momentum = static_cast<float>(step.momentum);
-  args.scale = static_cast<float>(step.scale);
-  args.carry = static_cast<float>(absorbed ? step.momentum * step.correction : step.momentum);
-  args.nesterov = step.nesterov;
-  return args;
+  const double carry = step.momentum * (absorbed ? tensor.correction : 1.0);
+  const auto as_decay = static_cast<float>(tensor.weight_decay * (absorbed ? step.lr : 1.0));
+  const auto as_carry = static_cast<float>(carry);
+  if (merge && adjoins(args, gradient_size, tensor, as_decay, as_carry)) {
+    args.ranges.extend(tensor.count);
+    return;
+  }
+  const size_t k = args.ranges.num_ranges;
+  float* momenta = step.momentum > 0 ? tensor.momenta : nullptr;
+  args.parameters[k] = tensor.parameters;
+  args.momenta[k] = momenta;
+  args.gradients[k] = tensor.gradients;
+  args.decays[k] = as_decay;
+  args.carries[k] = as_carry;
+  args.ranges.add(tensor.count,
+                  tensor_head(tensor, momenta, gradient_size, args.copy, args.ranges.end()));
 }
 
-// One element of the result is one launch. flat_head: the first element at which all arrays have a
-// 16-byte boundary. Throws UsageError for what the kernels cannot do.
-inline std::vector<SgdArgs> plan_sgd(const SgdArrays& arrays, std::span<const SgdRange> ranges,
-                                     const SgdStep& step, uint8_t flat_head) {
-  check_sgd(arrays, step);
-  const SgdArgs first = begin_sgd(arrays, step);
+// One element of the result is one launch. Throws UsageError for what the kernels cannot do.
+inline std::vector<SgdArgs> plan_sgd(std::span<const SgdTensor> tensors, DType gradient_dtype,
+                                     const SgdStep& step, uint16_t* copy) {
+  check_float(gradient_dtype, "gradients");
+  check_aligned(copy, sizeof(uint16_t));
+  SgdArgs first{};
+  first.copy = copy;
+  first.rates = make_rates(step);
   std::vector<SgdArgs> launches{first};
-  for (const SgdRange& range : ranges) {
+  for (const SgdTensor& tensor : tensors) {
     if (launches.back().ranges.full()) {
       const size_t begin = launches.back().ranges.end();
       launches.push_back(first);
       launches.back().ranges.begin = begin;
     }
-    SgdArgs& args = launches.back();
-    const double decay = range.weight_decay * (step.form == SgdForm::absorbed ? step.lr : 1.0);
-    args.decays[args.ranges.num_ranges] = static_cast<float>(decay);
-    const size_t head = (flat_head - args.ranges.end()) % kGroup;
-    args.ranges.add(range.count, flat_head == kNoGroups ? kNoGroups : static_cast<uint8_t>(head));
+    add_tensor(launches.back(), tensor, gradient_dtype, step, true);
   }
   return launches;
-}
-
-inline std::vector<SgdArgs> plan_sgd(const SgdArrays& arrays, std::span<const SgdRange> ranges,
-                                     const SgdStep& step) {
-  return plan_sgd(arrays, ranges, step,
-                  find_head({{arrays.parameters, sizeof(float)},
-                             {step.momentum > 0 ? arrays.momenta : nullptr, sizeof(float)},
-                             {arrays.gradients, size_of(arrays.gradient_dtype)},
-                             {arrays.copy, sizeof(uint16_t)}}));
 }
 
 }  // namespace hier::cuda

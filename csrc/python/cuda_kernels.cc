@@ -6,10 +6,12 @@
 
 #include <cstdint>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "base/error.h"
+#include "cuda/lars.h"
 #include "cuda/pack.h"
 #include "cuda/peer.h"
 #include "cuda/sgd.h"
@@ -36,26 +38,56 @@ std::vector<SgdRange> ranges_of(const std::vector<std::pair<size_t, double>>& ra
   return result;
 }
 
-void sgd_addresses(uintptr_t parameters, uintptr_t momenta, uintptr_t gradients,
-                   const std::string& dtype, const std::vector<std::pair<size_t, double>>& ranges,
-                   double lr, double momentum, bool nesterov, const std::string& form,
-                   double correction, double scale, uintptr_t copy, uintptr_t stream) {
-  const SgdArrays arrays{pointer<float>(parameters), pointer<float>(momenta),
-                         pointer<const void>(gradients), parse_dtype(dtype),
-                         pointer<uint16_t>(copy)};
-  const SgdStep step{parse_form(form), lr, momentum, correction, scale, nesterov};
-  sgd(arrays, ranges_of(ranges), step, pointer<void>(stream));
+// Addresses of parameters, momenta and gradients; count; weight decay; and the last number.
+using OptimizerTensor = std::tuple<uintptr_t, uintptr_t, uintptr_t, size_t, double, double>;
+
+SgdTensor sgd_tensor(const OptimizerTensor& tensor) {
+  const auto& [parameters, momenta, gradients, count, decay, last] = tensor;
+  return {pointer<float>(parameters), pointer<float>(momenta), pointer<const void>(gradients),
+          count, decay};
+}
+
+void sgd_addresses(const std::vector<OptimizerTensor>& tensors, const std::string& dtype, double lr,
+                   double momentum, bool nesterov, const std::string& form, double scale,
+                   uintptr_t copy, uintptr_t stream) {
+  std::vector<SgdTensor> at;
+  for (const OptimizerTensor& tensor : tensors) {
+    at.push_back(sgd_tensor(tensor));
+    at.back().correction = std::get<5>(tensor);
+  }
+  sgd(at, parse_dtype(dtype), {parse_form(form), lr, momentum, scale, nesterov},
+      pointer<uint16_t>(copy), pointer<void>(stream));
+}
+
+void lars_addresses(const std::vector<OptimizerTensor>& tensors, const std::string& dtype,
+                    uintptr_t workspace, double lr, double momentum, bool nesterov, double scale,
+                    uintptr_t stream) {
+  std::vector<LarsTensor> at;
+  for (const OptimizerTensor& tensor : tensors) {
+    at.push_back({sgd_tensor(tensor), std::get<5>(tensor)});
+  }
+  lars(at, parse_dtype(dtype), {SgdForm::reference, lr, momentum, scale, nesterov},
+       pointer<float>(workspace), pointer<void>(stream));
 }
 
 void register_optimizers(py::module_& m) {
   m.def("sgd", sgd_addresses,
-        "One step of SGD over flat f32 arrays, in one pass. ranges: (count, weight_decay), one\n"
-        "after the other. dtype: of the gradients, which are multiplied by scale. correction:\n"
-        "eta / eta_before of the absorbed form. copy: receives the parameters as bf16.",
-        py::arg("parameters"), py::arg("momenta"), py::arg("gradients"), py::arg("dtype"),
-        py::arg("ranges"), py::kw_only(), py::arg("lr"), py::arg("momentum"), py::arg("nesterov"),
-        py::arg("form") = "reference", py::arg("correction") = 1.0, py::arg("scale") = 1.0,
+        "One step of SGD, in one pass. tensors: (parameters, momenta, gradients, count,\n"
+        "weight_decay, correction), f32 but for the gradients, which are of dtype and multiplied\n"
+        "by scale; tensors that adjoin in all arrays are handled as one. correction: eta /\n"
+        "eta_before of the absorbed form. copy: receives the parameters as bf16, one tensor after\n"
+        "the other.",
+        py::arg("tensors"), py::arg("dtype"), py::kw_only(), py::arg("lr"), py::arg("momentum"),
+        py::arg("nesterov"), py::arg("form") = "reference", py::arg("scale") = 1.0,
         py::arg("copy") = 0, py::arg("stream") = 0);
+  m.def(
+      "lars_workspace", [](const std::vector<size_t>& counts) { return lars_workspace(counts); },
+      "f32 elements of lars's workspace.", py::arg("counts"));
+  m.def("lars", lars_addresses,
+        "One step of LARS. tensors: (parameters, momenta, gradients, count, weight_decay, trust),\n"
+        "as for sgd; trust 0 gives a plain step. workspace: f32, lars_workspace(counts) elements.",
+        py::arg("tensors"), py::arg("dtype"), py::arg("workspace"), py::kw_only(), py::arg("lr"),
+        py::arg("momentum"), py::arg("nesterov"), py::arg("scale") = 1.0, py::arg("stream") = 0);
 }
 
 std::vector<Tensor> tensors_at(const std::vector<std::pair<uintptr_t, size_t>>& tensors) {
@@ -116,7 +148,7 @@ void fused_addresses(const std::vector<uintptr_t>& signals, size_t rank, double 
                      const std::vector<std::pair<size_t, double>>& ranges, double lr,
                      double momentum, bool nesterov, double scale, uintptr_t stream) {
   const std::vector<void*> flags = pointers(signals);
-  const SgdStep step{SgdForm::reference, lr, momentum, 1.0, scale, nesterov};
+  const SgdStep step{SgdForm::reference, lr, momentum, scale, nesterov};
   reduce_scatter_sgd_allgather({flags, rank, timeout}, pointers(gradients), pointers(outputs),
                                parse_dtype(dtype), pointer<float>(parameters),
                                pointer<float>(momenta), ranges_of(ranges), step,

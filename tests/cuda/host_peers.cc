@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "host_buffer.h"
+#include "host_sgd.h"
 
 namespace hier::cuda {
 namespace {
@@ -63,8 +64,8 @@ void train(World& world, DType dtype, bool fused, std::vector<std::vector<float>
     std::vector<float> momenta(size), sums(size);
     float* master = masters[r].data();
     const auto rank = world.rank<Ctx>(r);
-    const SgdStep step{
-        SgdForm::reference, kLr, kMomentum, 1.0, 1.0 / static_cast<double>(world.num_ranks), true};
+    const SgdStep step{SgdForm::reference, kLr, kMomentum,
+                       1.0 / static_cast<double>(world.num_ranks), true};
     const auto ranges = ranges_of(world.count);
     for (size_t k = 0; k < 3; ++k) {
       for (size_t i = 0; i < world.count; ++i) {
@@ -77,11 +78,9 @@ void train(World& world, DType dtype, bool fused, std::vector<std::vector<float>
                             static_cast<float>(step.scale));
         SgdStep unscaled = step;
         unscaled.scale = 1;
-        for (const SgdArgs& args : plan_sgd({master, momenta.data(), sums.data(), DType::f32},
-                                            cut_to(shard, ranges), unscaled)) {
-          run_blocks(kBlocks, kBlockThreads,
-                     [&](const HostCtx& ctx) { sgd_block<Reference, Plain<float>>(ctx, args); });
-        }
+        const auto tensors =
+            tensors_of(master, momenta.data(), sums.data(), DType::f32, cut_to(shard, ranges));
+        host_sgd(tensors, DType::f32, unscaled, nullptr, kBlocks, kBlockThreads);
         rank.allgather(master, world.weights, dtype, world.count);
       }
       volatile float read = 0;

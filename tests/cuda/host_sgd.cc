@@ -1,26 +1,75 @@
-// SGD's block bodies as a C function, for test_cuda_host_sgd.py.
+// SGD's and LARS's block bodies as C functions, for tests/host_optimizers.py.
 #include "host_sgd.h"
 
 #include <cstdio>
 
 namespace hier::cuda {
 
+constexpr size_t kBlocks = 3, kBlockThreads = 32;
+
+// As host_optimizers.py lays it out.
+struct OptimizerTensor {
+  float* parameters;
+  float* momenta;
+  const void* gradients;
+  size_t count;
+  double weight_decay;
+  double last;  // correction, or trust
+};
+
 // Returns 0, or -1 after printing an error.
-extern "C" int host_sgd(float* parameters, float* momenta, const void* gradients, const char* dtype,
-                        const size_t* counts, const double* decays, size_t num_ranges, double lr,
-                        double momentum, double correction, double scale, bool nesterov,
-                        bool absorbed, uint16_t* copy) {
+template <class Run>
+int run_checked(const Run& run) {
   try {
-    std::vector<SgdRange> ranges;
-    for (size_t k = 0; k < num_ranges; ++k) ranges.push_back({counts[k], decays[k]});
-    const SgdForm form = absorbed ? SgdForm::absorbed : SgdForm::reference;
-    host_sgd(SgdArrays{parameters, momenta, gradients, parse_dtype(dtype), copy}, ranges,
-             SgdStep{form, lr, momentum, correction, scale, nesterov}, 3, 32);
+    run();
     return 0;
   } catch (const UsageError& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return -1;
   }
+}
+
+SgdTensor sgd_tensor(const OptimizerTensor& t) {
+  return {t.parameters, t.momenta, t.gradients, t.count, t.weight_decay};
+}
+
+extern "C" int host_sgd(const OptimizerTensor* tensors, size_t num_tensors, const char* dtype,
+                        const SgdStep* step, uint16_t* copy) {
+  return run_checked([&] {
+    std::vector<SgdTensor> at;
+    for (const OptimizerTensor& tensor : std::span(tensors, num_tensors)) {
+      at.push_back(sgd_tensor(tensor));
+      at.back().correction = tensor.last;
+    }
+    host_sgd(at, parse_dtype(dtype), *step, copy, kBlocks, kBlockThreads);
+  });
+}
+
+// How many ranges the kernels are given, all launches together; -1 for an error.
+extern "C" long host_sgd_ranges(const OptimizerTensor* tensors, size_t num_tensors) {
+  std::vector<SgdTensor> at;
+  for (const OptimizerTensor& tensor : std::span(tensors, num_tensors)) {
+    at.push_back(sgd_tensor(tensor));
+  }
+  long ranges = 0;
+  for (const SgdArgs& args : plan_sgd(at, DType::f32, {}, nullptr))
+    ranges += args.ranges.num_ranges;
+  return ranges;
+}
+
+extern "C" size_t host_lars_workspace(const size_t* counts, size_t num_tensors) {
+  return lars_workspace_of(std::span(counts, num_tensors));
+}
+
+extern "C" int host_lars(const OptimizerTensor* tensors, size_t num_tensors, const char* dtype,
+                         const SgdStep* step, float* workspace) {
+  return run_checked([&] {
+    std::vector<LarsTensor> at;
+    for (const OptimizerTensor& tensor : std::span(tensors, num_tensors)) {
+      at.push_back({sgd_tensor(tensor), tensor.last});
+    }
+    host_lars(at, parse_dtype(dtype), *step, workspace, kBlocks, kBlockThreads);
+  });
 }
 
 }  // namespace hier::cuda

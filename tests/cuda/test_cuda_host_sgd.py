@@ -1,10 +1,10 @@
 """The GPU's SGD, run on the CPU, gives the numbers of allreduce.optim.SGD."""
 
-import ctypes
+import itertools
 
-import host_kernels
 import numpy as np
 import pytest
+from host_optimizers import HostOptimizers
 
 torch = pytest.importorskip("torch")
 
@@ -20,8 +20,8 @@ TORCH = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    return host_kernels.library("host_sgd", tmp_path_factory.mktemp("cuda"))
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> HostOptimizers:
+    return HostOptimizers(tmp_path_factory.mktemp("cuda"))
 
 
 def aligned(data: torch.Tensor, start: int) -> torch.Tensor:
@@ -33,10 +33,10 @@ def aligned(data: torch.Tensor, start: int) -> torch.Tensor:
 
 
 class OnHost:
-    """The flat arrays of the kernel."""
+    """Flat arrays, whose parts are the kernel's tensors."""
 
-    def __init__(self, library: ctypes.CDLL, parameters: torch.Tensor, start: int) -> None:
-        self.library, self.start = library, start
+    def __init__(self, kernels: HostOptimizers, parameters: torch.Tensor, start: int) -> None:
+        self.kernels, self.start = kernels, start
         self.parameters = aligned(parameters, start)
         self.momenta = aligned(torch.zeros_like(parameters), start)
         self.copy = aligned(torch.zeros_like(parameters, dtype=torch.bfloat16), start)
@@ -45,28 +45,22 @@ class OnHost:
         self,
         gradients: torch.Tensor,
         *,
-        lr: float,
-        momentum: float,
-        nesterov: bool,
-        absorbed: bool = False,
-        correction: float = 1.0,
-        scale: float = 1.0,
+        corrections: tuple[float, ...] = (),
         counts: tuple[int, ...] = COUNTS,
         decays: tuple[float, ...] = DECAYS,
-    ) -> int:
+        **step: object,
+    ) -> None:
         gradients = aligned(gradients, self.start)
-        status: int = self.library.host_sgd(
-            *(ctypes.c_void_p(x.data_ptr()) for x in (self.parameters, self.momenta, gradients)),
-            str(gradients.dtype).removeprefix("torch.").encode(),
-            (ctypes.c_size_t * len(counts))(*counts),
-            (ctypes.c_double * len(decays))(*decays),
-            ctypes.c_size_t(len(counts)),
-            *(ctypes.c_double(x) for x in (lr, momentum, correction, scale)),
-            ctypes.c_bool(nesterov),
-            ctypes.c_bool(absorbed),
-            ctypes.c_void_p(self.copy.data_ptr()),
-        )
-        return status
+        begins = itertools.accumulate(counts, initial=0)
+        arrays = (self.parameters, self.momenta, gradients)
+        tensors = [
+            (*(x.data_ptr() + begin * x.element_size() for x in arrays), count, decay, correction)
+            for begin, count, decay, correction in zip(
+                begins, counts, decays, corrections or (1.0,) * len(counts), strict=False
+            )
+        ]
+        dtype = str(gradients.dtype).removeprefix("torch.")
+        self.kernels.sgd(tensors, dtype, copy=self.copy.data_ptr(), **step)
 
 
 def optimizer_of(parameters: torch.Tensor, **options: object) -> tuple[SGD, list[torch.Tensor]]:
@@ -87,7 +81,7 @@ def normal(rng: np.random.Generator, count: int = sum(COUNTS)) -> torch.Tensor:
 @pytest.mark.parametrize("nesterov", [True, False])
 @pytest.mark.parametrize("form", ["reference", "absorbed"])
 def test_the_numbers_are_those_of_the_optimizer(
-    library: ctypes.CDLL,
+    kernels: HostOptimizers,
     rng: np.random.Generator,
     form: str,
     nesterov: bool,
@@ -96,7 +90,7 @@ def test_the_numbers_are_those_of_the_optimizer(
     start: int,
 ) -> None:
     parameters = normal(rng)
-    kernel = OnHost(library, parameters, start)
+    kernel = OnHost(kernels, parameters, start)
     optimizer, params = optimizer_of(parameters, momentum=momentum, nesterov=nesterov, form=form)
     before = RATES[0]
     for lr in RATES:
@@ -111,8 +105,8 @@ def test_the_numbers_are_those_of_the_optimizer(
             lr=lr,
             momentum=momentum,
             nesterov=nesterov,
-            absorbed=form == "absorbed",
-            correction=lr / before,
+            form=form,
+            corrections=(lr / before,) * len(COUNTS),
         )
         before = lr
     expected = torch.cat([p.detach() for p in params])
@@ -126,9 +120,9 @@ def test_the_numbers_are_those_of_the_optimizer(
     assert torch.equal(kernel.copy, kernel.parameters.bfloat16())
 
 
-def test_the_gradient_is_scaled_first(library: ctypes.CDLL, rng: np.random.Generator) -> None:
+def test_the_gradient_is_scaled_first(kernels: HostOptimizers, rng: np.random.Generator) -> None:
     parameters, gradients = normal(rng), normal(rng)
-    scaled, divided = OnHost(library, parameters, 0), OnHost(library, parameters, 0)
+    scaled, divided = OnHost(kernels, parameters, 0), OnHost(kernels, parameters, 0)
     options = {"lr": 0.1, "momentum": 0.9, "nesterov": True}
     scaled.step(gradients, scale=0.125, **options)
     divided.step(gradients / 8, **options)
@@ -137,21 +131,52 @@ def test_the_gradient_is_scaled_first(library: ctypes.CDLL, rng: np.random.Gener
 
 
 def test_ranges_that_fill_several_launches_are_all_updated(
-    library: ctypes.CDLL, rng: np.random.Generator
+    kernels: HostOptimizers, rng: np.random.Generator
 ) -> None:
-    counts = tuple(int(n) for n in rng.integers(0, 30, 500))
+    counts = tuple(int(n) for n in rng.integers(0, 30, 500))  # neighbours differ in their decay
     decays = tuple(float(x) for x in rng.random(500))
     parameters = normal(rng, sum(counts))
-    kernel = OnHost(library, parameters, 1)
+    kernel = OnHost(kernels, parameters, 1)
     gradients = torch.zeros_like(parameters)
     kernel.step(gradients, lr=0.5, momentum=0, nesterov=False, counts=counts, decays=decays)
     decay = torch.tensor(np.repeat(np.float32(decays), counts))
     assert torch.equal(kernel.parameters, parameters - parameters * decay * 0.5)
 
 
-def test_another_dtype_is_refused(
-    library: ctypes.CDLL, rng: np.random.Generator, capfd: pytest.CaptureFixture[str]
+def test_each_tensor_has_its_own_arrays_and_correction(
+    kernels: HostOptimizers, rng: np.random.Generator
 ) -> None:
-    kernel = OnHost(library, normal(rng), 0)
-    assert kernel.step(normal(rng).int(), lr=0.1, momentum=0.9, nesterov=True) == -1
+    corrections = tuple(float(x) for x in rng.random(len(COUNTS)))
+    parameters, gradients = normal(rng), normal(rng)
+    step = {"lr": 0.1, "momentum": 0.9, "nesterov": True, "form": "absorbed"}
+    flat = OnHost(kernels, parameters, 0)
+    flat.momenta[:] = parameters
+    flat.step(gradients, corrections=corrections, **step)
+
+    def scattered(x: torch.Tensor, start: int) -> list[torch.Tensor]:
+        return [aligned(part, start + k) for k, part in enumerate(x.split(COUNTS))]
+
+    arrays = [scattered(parameters, 0), scattered(parameters, 1), list(gradients.split(COUNTS))]
+    rows = zip(zip(*arrays, strict=True), COUNTS, DECAYS, corrections, strict=True)
+    tensors = [(*(x.data_ptr() for x in at), *numbers) for at, *numbers in rows]
+    kernels.sgd(tensors, "float32", **step)
+    assert torch.equal(torch.cat(arrays[0]), flat.parameters)
+    assert torch.equal(torch.cat(arrays[1]), flat.momenta)
+
+
+def test_tensors_that_adjoin_in_all_arrays_are_one_range(kernels: HostOptimizers) -> None:
+    first, behind = (0, 4096, 8192, 10, 0.1, 1.0), (40, 4136, 8232, 10, 0.1, 1.0)
+    assert kernels.ranges([first, behind, (80, 4176, 8272, 10, 0.1, 1.0)]) == 1
+    assert kernels.ranges([first, (40, 4136, 8232, 10, 0.2, 1.0)]) == 2
+    for other in range(3):
+        moved = tuple(x + 64 * (k == other) for k, x in enumerate(behind))
+        assert kernels.ranges([first, moved]) == (1 if other == 1 else 2)  # no momentum there
+
+
+def test_another_dtype_is_refused(
+    kernels: HostOptimizers, rng: np.random.Generator, capfd: pytest.CaptureFixture[str]
+) -> None:
+    kernel = OnHost(kernels, normal(rng), 0)
+    with pytest.raises(ValueError, match="host_sgd"):
+        kernel.step(normal(rng).int(), lr=0.1, momentum=0.9, nesterov=True)
     assert "gradients must be of dtype float32" in capfd.readouterr().err

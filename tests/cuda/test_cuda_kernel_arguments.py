@@ -12,19 +12,39 @@ pytestmark = pytest.mark.timeout(60)
 SGD = {"lr": 0.1, "momentum": 0.9, "nesterov": True}
 
 
+def tensor(parameters: int, momenta: int, gradients: int, count: int = 0, last: float = 1.0):
+    return (parameters, momenta, gradients, count, 0.0, last)
+
+
 @pytest.mark.parametrize(
-    ("arguments", "options", "says"),
+    ("tensors", "dtype", "change", "says"),
     [
-        ((0, 0, 0, "float64", []), SGD, "gradients must be of dtype float32"),
-        ((16, 0, 16, "float32", []), SGD, "needs an array of momenta"),
-        ((16, 16, 2, "float32", []), SGD, "not aligned"),
-        ((16, 16, 16, "float32", []), {**SGD, "momentum": 1.0}, "momentum lie in"),
-        ((16, 16, 16, "float32", []), {**SGD, "form": "other"}, "form must be"),
+        ([], "float64", {}, "gradients must be of dtype float32"),
+        ([tensor(16, 0, 16)], "float32", {}, "needs an array of momenta"),
+        ([tensor(16, 16, 16), tensor(16, 16, 2)], "float32", {}, "not aligned"),
+        ([], "float32", {"momentum": 1.0}, "momentum lie in"),
+        ([], "float32", {"lr": -0.1}, "lr must be at least 0"),
     ],
 )
-def test_sgd_names_what_cannot_work(arguments, options, says) -> None:
+def test_optimizers_name_what_cannot_work(tensors, dtype, change, says) -> None:
     with pytest.raises(ValueError, match=says):
-        _cuda.sgd(*arguments, **options)
+        _cuda.sgd(tensors, dtype, **{**SGD, **change})
+    with pytest.raises(ValueError, match=says):
+        _cuda.lars(tensors, dtype, 64, **{**SGD, **change})
+
+
+def test_what_one_optimizer_alone_is_told_is_checked() -> None:
+    with pytest.raises(ValueError, match="form must be"):
+        _cuda.sgd([], "float32", **SGD, form="other")
+    with pytest.raises(ValueError, match="trust must be at least 0"):
+        _cuda.lars([tensor(16, 16, 16, last=-1.0)], "float32", 64, **SGD)
+    with pytest.raises(ValueError, match="not aligned"):
+        _cuda.lars([], "float32", 4, **SGD)
+
+
+def test_the_workspace_of_lars_grows_with_the_tensors() -> None:
+    none, one, two = (_cuda.lars_workspace([4096 * n, 0]) for n in range(3))
+    assert none < one < two
 
 
 @pytest.mark.parametrize("name", ["pack", "unpack"])
@@ -39,7 +59,8 @@ def test_pack_names_what_cannot_work(name: str) -> None:
 
 
 def test_nothing_to_do_is_done_without_a_gpu() -> None:
-    _cuda.sgd(16, 16, 16, "bfloat16", [(0, 1.0)], **SGD)
+    _cuda.sgd([tensor(16, 16, 16)], "bfloat16", **SGD)
+    _cuda.lars([tensor(16, 16, 16)], "float16", 64, **SGD)
     _cuda.pack([(16, 0)], "float32", 16, "float16")
     _cuda.unpack([], "float32", 16, "float16")
 
