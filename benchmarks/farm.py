@@ -19,7 +19,7 @@ import numpy as np
 from allreduce._store import FileStore
 from allreduce.communicator import Communicator
 from benchmarks import namespaces
-from benchmarks.pipes import Pipes, time_calls
+from benchmarks.pipes import Pipes, answer, timed
 
 _TIMEOUT = 40.0
 _PERIOD = 7  # of the pattern that is summed: small integers, exact in any order
@@ -60,7 +60,7 @@ class Rank:
             self._data = np.zeros(nbytes // 4, np.float32)
         call = functools.partial(self._comm.allreduce, self._data, algo=algorithm)
         wrong = self._wrong_sums(algorithm) if check else 0
-        return time_calls(call, warm_up, calls, wrong)
+        return answer(functools.partial(timed, call), warm_up, calls, wrong)
 
     def _wrong_sums(self, algorithm: str) -> int:
         ranks = self._comm.world_size

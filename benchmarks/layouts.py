@@ -35,10 +35,11 @@ class Layout:
     def players(self) -> tuple[str, ...]:
         """Return whom we measure there.
 
-        hier: `dist.all_reduce`; core: `comm.allreduce` of a NumPy array; core-sym: of one in
-        symmetric memory; gloo: through torch as it is; -cubic: with cubic in place of the kernel's
-        congestion control; ring: written by hand over sockets, with cubic as ours. Others are MPI,
-        with its defaults and, "+", with the best settings that we found (peers/settings.py).
+        hier: `dist.all_reduce`; core: the same allreduce from C++, as MPI's is from C; core-sym: of
+        a buffer in symmetric memory; gloo: through torch as it is; -cubic: with cubic in place of
+        the kernel's congestion control; ring: written by hand over sockets, with cubic as ours.
+        Others are MPI, with its defaults and, "+", with the best settings that we found
+        (peers/settings.py).
         MPI takes this machine as one node and cannot play where there are "both".
         """
         return {

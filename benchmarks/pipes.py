@@ -9,7 +9,7 @@ import ctypes
 import signal
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,15 +35,25 @@ class Pipes:
                 self._answers.flush()
 
 
-def time_calls(call: Callable[[], object], warm_up: int, calls: int, wrong: int) -> bytes:
-    """Return the answer to "measure": wrong elements, CPU seconds, and the seconds of each call."""
-    for _ in range(warm_up):
-        call()
-    times = np.empty(calls)
-    cpu = time.process_time()
+def timed(call: Callable[[], object], calls: int) -> np.ndarray:
+    """Return the seconds of each of some calls."""
+    seconds = np.empty(calls)
     for i in range(calls):
         begin = time.perf_counter()
         call()
-        times[i] = time.perf_counter() - begin
+        seconds[i] = time.perf_counter() - begin
+    return seconds
+
+
+def answer(
+    run: Callable[[int], Sequence[float] | np.ndarray], warm_up: int, calls: int, wrong: int
+) -> bytes:
+    """Return the answer to "measure": wrong elements, CPU seconds, and the seconds of each call.
+
+    run: makes so many calls, and returns the seconds of each.
+    """
+    run(warm_up)
+    cpu = time.process_time()
+    seconds = run(calls)
     cpu = time.process_time() - cpu
-    return np.concatenate([[wrong, cpu], times]).tobytes()
+    return np.concatenate([[wrong, cpu], seconds]).tobytes()

@@ -14,17 +14,17 @@ import functools
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
 import allreduce.torch  # registers hier where the package is not installed
 from allreduce import _C, Communicator
-from allreduce._arrays import memory_of
 from allreduce._store import FileStore
-from benchmarks.pipes import Pipes, time_calls
+from benchmarks.pipes import Pipes, answer, timed
 
 _WARM_UP_BYTES = 1 << 20
 _PERIOD = 7  # of the pattern that is summed: integers, small enough for bfloat16 at 16 ranks
@@ -65,10 +65,9 @@ class Rank:
     ) -> bytes:
         """Return wrong elements, CPU seconds, and the seconds of each call."""
         tensor = self._buffer(player, nbytes).view(getattr(torch, dtype))
-        call = self._call(player, tensor, op)
-        wrong = self._wrong_sums(tensor, call, op) if check else 0
-        self._call(player, tensor[: _WARM_UP_BYTES // tensor.element_size()], op)()
-        return time_calls(call, warm_up, calls, wrong)
+        wrong = self._wrong_sums(tensor, player, op) if check else 0
+        self._calls(player, tensor[: _WARM_UP_BYTES // tensor.element_size()], op)(1)
+        return answer(self._calls(player, tensor, op), warm_up, calls, wrong)
 
     def explain(self, nbytes: int) -> bytes:
         """Return what `algo="auto"` does between nodes."""
@@ -84,21 +83,27 @@ class Rank:
             self._private = torch.zeros(nbytes, dtype=torch.uint8)
         return self._private
 
-    def _call(self, player: str, tensor: torch.Tensor, op: str) -> Callable[[], object]:
+    def _calls(
+        self, player: str, tensor: torch.Tensor, op: str
+    ) -> Callable[[int], Sequence[float] | np.ndarray]:
         name, _, algorithm = player.partition(":")
-        if name in self._groups:
-            kind = {"sum": dist.ReduceOp.SUM, "avg": dist.ReduceOp.AVG}[op]
-            return functools.partial(dist.all_reduce, tensor, kind, group=self._groups[name])
+        algorithm = algorithm or "auto"
+        if name.startswith("core"):  # in a loop of C++, as MPI's calls are in one of C
+            return functools.partial(
+                self._comm._group.time_allreduce, tensor.numpy(), op, algorithm
+            )
+        return functools.partial(timed, self._python_call(name, tensor, op))
+
+    def _python_call(self, name: str, tensor: torch.Tensor, op: str) -> Callable[[], object]:
+        if name == "numpy":
+            return functools.partial(self._comm.allreduce, tensor.numpy(), op)
+        kind = {"sum": dist.ReduceOp.SUM, "avg": dist.ReduceOp.AVG}[op]
         if name.endswith("-async"):
             group = self._groups[name.removesuffix("-async")]
-            return lambda: dist.all_reduce(tensor, group=group, async_op=True).wait()
-        if name == "bare":  # the core's own call, its arguments made once
-            call = self._comm._call(_C.Collective.allreduce, memory_of(tensor, "x", 0))
-            return functools.partial(self._comm._group.run, **call)
-        algorithm = algorithm or "auto"
-        return functools.partial(self._comm.allreduce, tensor.numpy(), op, algo=algorithm)
+            return lambda: dist.all_reduce(tensor, kind, group=group, async_op=True).wait()
+        return functools.partial(dist.all_reduce, tensor, kind, group=self._groups[name])
 
-    def _wrong_sums(self, tensor: torch.Tensor, call: Callable[[], object], op: str) -> int:
+    def _wrong_sums(self, tensor: torch.Tensor, player: str, op: str) -> int:
         size = self._size
         pattern = torch.arange(_PERIOD).repeat(_PERIODS)
         mine = (pattern + dist.get_rank()).to(tensor.dtype)
@@ -106,7 +111,7 @@ class Rank:
         want = want / size if op == "avg" else want
         for part in tensor.split(len(pattern)):
             part.copy_(mine[: len(part)])
-        call()
+        self._calls(player, tensor, op)(1)
         parts = tensor.split(len(pattern))
         wrong = sum(int((part != want[: len(part)]).sum()) for part in parts)
         tensor.zero_()

@@ -70,10 +70,10 @@ def test_a_call_alone(alone: str, way: str, benchmark, report: Report) -> None:
 
 
 def test_a_call_of_two_ranks(casts: Casts, benchmark, report: Report) -> None:
-    """Measure the core's own call, hier's and Gloo's through torch.distributed, turn by turn."""
+    """Measure the core from C++ and NumPy, hier and Gloo through torch, turn by turn."""
     cast = casts.of(Layout(2, 1))
     times: dict[str, list[float]] = {
-        name: [] for name in ("bare", "hier", "hier-async", "gloo", "gloo-async")
+        name: [] for name in ("core", "numpy", "hier", "hier-async", "gloo", "gloo-async")
     }
 
     def one_round() -> None:

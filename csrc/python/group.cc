@@ -6,6 +6,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include "base/clock.h"
 #include "base/error.h"
 #include "python/register.h"
 
@@ -85,17 +86,16 @@ std::optional<DType> dtype_of(const py::dtype& dtype) {
   }
 }
 
-// The usual allreduce, of a NumPy array as it should be: to find that out in Python takes several
-// times longer than a small allreduce. False for all else, whatever is wrong with it.
-bool allreduce(Group& self, const py::handle& x, const std::string& op,
-               const std::string& algorithm, double timeout) {
-  if (!py::isinstance<py::array>(x)) return false;
+// An allreduce of a NumPy array as it should be; none for all else, whatever is wrong with it.
+std::optional<Call> allreduce_of(const py::handle& x, const std::string& op,
+                                 const std::string& algorithm, double timeout) {
+  if (!py::isinstance<py::array>(x)) return std::nullopt;
   auto array = py::reinterpret_borrow<py::array>(x);
   constexpr int kReady = py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_ |
                          py::detail::npy_api::NPY_ARRAY_ALIGNED_ |
                          py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
   const auto dtype = dtype_of(array.dtype());
-  if (!dtype || (array.flags() & kReady) != kReady) return false;
+  if (!dtype || (array.flags() & kReady) != kReady) return std::nullopt;
   Call call;
   call.data = array.mutable_data();
   call.count = static_cast<size_t>(array.size());
@@ -103,9 +103,34 @@ bool allreduce(Group& self, const py::handle& x, const std::string& op,
   call.op = parse_op(op);
   call.algorithm = algorithm;
   call.timeout = timeout;
+  return call;
+}
+
+// The usual case: to look at an array in Python takes several times longer than a small allreduce.
+// False: the array is another case.
+bool allreduce(Group& self, const py::handle& x, const std::string& op,
+               const std::string& algorithm, double timeout) {
+  auto call = allreduce_of(x, op, algorithm, timeout);
+  if (!call) return false;
   const py::gil_scoped_release nogil;
-  self.run(std::move(call));
+  self.run(std::move(*call));
   return true;
+}
+
+// Seconds of each of some calls, one after the other without an interpreter between them.
+std::vector<double> time_allreduce(Group& self, const py::handle& x, const std::string& op,
+                                   const std::string& algorithm, size_t calls) {
+  const auto call = allreduce_of(x, op, algorithm, -1);
+  if (!call) throw UsageError("time_allreduce takes a contiguous, writable NumPy array");
+  const py::gil_scoped_release nogil;
+  std::vector<double> seconds;
+  seconds.reserve(calls);
+  for (size_t i = 0; i < calls; ++i) {
+    const auto begin = Clock::now();
+    self.run(*call);
+    seconds.push_back(Seconds(Clock::now() - begin).count());
+  }
+  return seconds;
 }
 
 void register_work(py::module_& m) {
@@ -157,6 +182,8 @@ void define_calls(GroupClass& group) {
   define("start", &call<[](Group& self, Call call) { return self.start(std::move(call)); }>);
   group.def("allreduce", &allreduce, py::arg("array"), py::arg("op"), py::arg("algorithm"),
             py::arg("timeout"));
+  group.def("time_allreduce", &time_allreduce, py::arg("array"), py::arg("op"),
+            py::arg("algorithm"), py::arg("calls"));
   group.def("transfer", &transfer, py::kw_only(), py::arg("send"), py::arg("peer"), py::arg("tag"),
             py::arg("address"), py::arg("count"), py::arg("dtype"), py::arg("timeout"),
             py::arg("wait"));
