@@ -18,16 +18,16 @@ from allreduce.cost import LOCAL_STAGE, NETWORK, Layout, Link
 from allreduce.schedules import by_name
 from allreduce.simulate import PRESETS
 from allreduce.torch.bucket_size import AUTO, DEFAULT
-from allreduce.torch.buckets import plan
+from allreduce.torch.buckets import plan, travels_as
 from trainer.data import DATASETS, DataError, DatasetInfo, describe
 from trainer.model import build_model
 from trainer.options import ALGORITHMS, Config
+from trainer.precision import HALF
 from trainer.schedule import Schedule
 
 __all__ = ["dry_run"]
 
 _INSIDE = PRESETS["big_basin"]  # inside a node; between nodes the options say
-_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def dry_run(config: Config) -> str:
@@ -86,6 +86,8 @@ def _rates(config: Config, schedule: Schedule, per_epoch: int) -> list[str]:
 
 def _memory(config: Config, network: nn.Module, weights: int, side: int) -> list[str]:
     kept = {"parameters": weights, "gradients": weights, "momentum": weights}
+    if HALF[config.wire_dtype]:
+        kept[f"gradients as {config.wire_dtype}"] = weights // 2
     if config.ema:
         kept["average"] = weights
     kept[f"activations of {config.batch} images"] = _activations(config, network, side)
@@ -99,7 +101,7 @@ def _memory(config: Config, network: nn.Module, weights: int, side: int) -> list
 
 def _activations(config: Config, network: nn.Module, side: int) -> int:
     """Bytes that autograd keeps for the backward pass, counted in a forward pass on shapes."""
-    half = _HALF.get(config.precision)
+    half = HALF.get(config.precision)
     casts = sum(p.numel() for p in network.parameters()) * 2 if half else 0
     network = network.to(half) if half else network
     weights = {p.untyped_storage()._cdata for p in network.parameters()}
@@ -131,7 +133,8 @@ class _Message:
 def _messages(config: Config, network: nn.Module) -> list[_Message]:
     parameters = list(network.parameters())
     cap = DEFAULT if config.bucket_bytes == AUTO else config.bucket_bytes
-    buckets = plan(parameters, range(len(parameters))[::-1], int(cap))
+    wire = HALF[config.wire_dtype]
+    buckets = plan(parameters, range(len(parameters))[::-1], int(cap), wire)
     ranks = range(config.processes)
     # One rail: the ranks of a node share its network, so its shards take what one whole takes.
     layout = Layout(
@@ -145,7 +148,8 @@ def _messages(config: Config, network: nn.Module) -> list[_Message]:
     names = ALGORITHMS[:-1] if config.algo == "auto" else (config.algo,)
     messages = []
     for members in buckets:
-        nbytes = sum(parameters[index].nbytes for index in members)
+        sent = (parameters[index] for index in members)
+        nbytes = sum(p.numel() * travels_as(p, wire).itemsize for p in sent)
         seconds = {name: layout.predict(name, nbytes, links) for name in names}
         best = min(seconds, key=lambda name: seconds[name])
         messages.append(_Message(nbytes, best, seconds[best] if config.processes > 1 else 0.0))

@@ -173,6 +173,7 @@ def open_log(job: Job, directory: Path, restart: Restart | None) -> Iterator[Log
         values = sum(p.numel() for p in job.model.module.parameters())
         cap = config.bucket_bytes
         buckets = f"buckets of {cap if cap == 'auto' else f'{cap:,} B'}" if cap else "per tensor"
+        buckets += f", sent as {config.wire_dtype}" if config.wire_dtype != "f32" else ""
         log.say(
             f"{config.model}, {values:,} parameters, on {config.data}: "
             f"{info.train_images} training and {info.test_images} test images\n"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from trainer.job import Job
+from trainer.precision import HALF
 from trainer.report import PHASES
 from trainer.worker import sum_over_workers
 
@@ -117,4 +118,5 @@ def _plan(job: Job) -> str:
         return ""
     largest = max(p.nbytes for p in job.model.module.parameters())
     size = job.model.statistics()["bucket_bytes"] or largest
-    return str(job.comm.explain(size, "float32"))
+    wire = HALF[job.config.wire_dtype] or torch.float32
+    return str(job.comm.explain(size, str(wire).removeprefix("torch.")))

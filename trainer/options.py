@@ -230,6 +230,10 @@ class Config:
         "bytes of gradients reduced together, 0 for one allreduce per tensor, or auto",
         checks.bucket_bytes, type=_bucket_bytes, metavar="N",
     )  # fmt: skip
+    wire_dtype: str = _option(
+        "f32", _TALK, "what gradients are sent and added as; bf16 and fp16 are half the bytes",
+        choices=("f32", "bf16", "fp16"),
+    )  # fmt: skip
     timeout: float = _option(
         120.0, _TALK, "seconds until a worker that does not answer is given up", checks.above_zero
     )

@@ -15,21 +15,21 @@ from trainer.data import DatasetInfo
 from trainer.data.normalize import Normalize
 from trainer.options import Config, ConfigError
 
-__all__ = ["Precision", "choose_device", "make_deterministic"]
+__all__ = ["HALF", "Precision", "choose_device", "make_deterministic"]
 
 Autocast = contextlib.AbstractContextManager[Any]
 
-_AUTOCAST = {"f32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+HALF = {"f32": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # by the options' names
 
 
 class Precision:
     """Device, dtype and memory order of a process's computation, and its loss scaler.
 
-    Weights, gradients and everything that is reduced or averaged stay in float32; with bf16 and
-    fp16 the network runs under autocast. fp16 scales the loss so that small gradients do not
-    vanish. Gradients are unscaled and looked at after they are reduced, when they are the same on
-    all processes: an overflow on any one becomes one on all, and all skip the update and lower the
-    scale alike.
+    Weights, gradients and everything that is averaged stay in float32, and so does what is reduced
+    unless --wire-dtype says otherwise; with bf16 and fp16 the network runs under autocast. fp16
+    scales the loss so that small gradients do not vanish. Gradients are unscaled and looked at
+    after they are reduced, when they are the same on all processes: an overflow on any one becomes
+    one on all, and all skip the update and lower the scale alike.
 
     device: a torch.device. dtype: of the network's input. memory_format: of images and weights.
     """
@@ -41,7 +41,7 @@ class Precision:
         self.name = ("bf16" if on_gpu else "f32") if name == "auto" else name
         last = on_gpu if config.channels_last == "auto" else config.channels_last == "on"
         self.memory_format = torch.channels_last if last else torch.contiguous_format
-        self._dtype = _AUTOCAST[self.name]
+        self._dtype = HALF[self.name]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.name == "fp16")
         if config.cuda_graphs and not on_gpu:
             raise ConfigError("--cuda-graphs: there is no GPU here; leave it out")

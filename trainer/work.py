@@ -25,7 +25,7 @@ from trainer.metrics import summarize
 from trainer.model import build_model
 from trainer.optimizer import build_optimizer
 from trainer.options import Config
-from trainer.precision import Precision, make_deterministic
+from trainer.precision import HALF, Precision, make_deterministic
 from trainer.profiler import Profiler
 from trainer.restart import restart
 from trainer.saver import Saver
@@ -62,6 +62,7 @@ def work(config: Config) -> int:
     model = DistributedDataParallel(
         network,
         bucket_bytes=config.bucket_bytes,
+        wire_dtype=HALF[config.wire_dtype],
         op="sum",  # losses are divided by kn, so gradients are summed (Remark 3)
         algo=config.algo,
     )

@@ -9,7 +9,16 @@ from allreduce import _nccl
 from allreduce.cuda.local_stage import LocalStage, choose
 from allreduce.errors import UsageError
 
-__all__ = ["CudaInfo", "Device", "LocalStage", "Nccl", "info", "is_available", "why_not"]
+__all__ = [
+    "CudaInfo",
+    "Device",
+    "LocalStage",
+    "Nccl",
+    "info",
+    "is_available",
+    "kernels",
+    "why_not",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +99,12 @@ def why_not() -> str | None:
     """
     module = _load()
     return module if isinstance(module, str) else _reason(module)
+
+
+def kernels() -> ModuleType | None:
+    """The module of the GPU's kernels, which take addresses; None where it is not built."""
+    module = _load()
+    return None if isinstance(module, str) else module
 
 
 def runtime(*, callbacks: bool = False) -> Any:

@@ -59,7 +59,11 @@ class Profile:
 
 
 def agree(
-    comm: Communicator, parameters: Sequence[Tensor], order: Sequence[int], profile: Profile
+    comm: Communicator,
+    parameters: Sequence[Tensor],
+    order: Sequence[int],
+    profile: Profile,
+    wire_dtype: torch.dtype | None = None,
 ) -> int:
     """Return the best size of buckets in bytes, the same on all ranks, each of which calls it."""
     ready = profile.seconds.copy()
@@ -76,7 +80,7 @@ def agree(
         # Ranks of one machine reduce by its cores alone, and all of those compute already.
         alone = comm._wiring.ranks_on_host == comm.world_size
         busy = alone and comm.layout.crowd * torch.get_num_threads() >= 1
-        best[0] = choose(parameters, order, ready, seconds, busy=busy)
+        best[0] = choose(parameters, order, ready, seconds, busy=busy, wire_dtype=wire_dtype)
     comm.broadcast(best, root=0)
     return int(best[0])
 
@@ -88,6 +92,7 @@ def choose(
     seconds: Callable[[int], float],
     *,
     busy: bool,
+    wire_dtype: torch.dtype | None = None,
 ) -> int:
     """Return the size of buckets with which a backward pass costs least.
 
@@ -97,18 +102,21 @@ def choose(
         order: parameters as their gradients come.
         ready: seconds after the begin of the pass, by parameter.
         seconds: of the reduction of so many bytes.
+        wire_dtype: of the buckets of float32 gradients, if it is another.
         busy: what runs beside backprop takes its time from it, so that nothing is hidden.
     """
 
+    nbytes = [p.numel() * buckets.travels_as(p, wire_dtype).itemsize for p in parameters]
+
     def cost(bucket_bytes: int) -> float:
         end = total = 0.0
-        for members in buckets.plan(parameters, order, bucket_bytes):
-            taken = seconds(sum(parameters[i].nbytes for i in members))
+        for members in buckets.plan(parameters, order, bucket_bytes, wire_dtype):
+            taken = seconds(sum(nbytes[i] for i in members))
             end = max(end, max(ready[i] for i in members)) + taken
             total += taken
         return float(ready.max()) + total if busy else end
 
-    whole = sum(p.nbytes for p in parameters)
+    whole = sum(nbytes)
     sizes = [_LEAST << k for k in range(64) if _LEAST << k < 2 * max(whole, _LEAST)]
     best = min(sizes, key=cost)
     return best if cost(best) < _BETTER * cost(DEFAULT) else DEFAULT

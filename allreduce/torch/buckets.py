@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from allreduce._work import Work
 from allreduce.communicator import Communicator
 
-__all__ = ["Bucket", "allocate", "plan"]
+__all__ = ["Bucket", "allocate", "check_dtype", "plan", "travels_as"]
 
 _ALIGN = 64  # bytes: each gradient begins on a cache line of its own
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -25,30 +25,42 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 class Bucket:
     """Gradients that are reduced together: one range of symmetric or device memory, of one dtype.
 
+    packed: it has another dtype than its gradients, which stay outside and are packed all at once.
     streams: on a device, those which fill it in this backward pass.
     """
 
     name: str  # checked to be the same on all ranks
     members: tuple[int, ...]  # indices of parameters
     flat: Tensor  # the whole bucket, one-dimensional
+    packed: bool
     streams: set[torch.Stream] = field(default_factory=set, repr=False)
     missing: int = 0  # gradients of this backward pass that are still to come
     work: Work | None = field(default=None, repr=False)
 
 
+def travels_as(parameter: Tensor, wire_dtype: torch.dtype | None) -> torch.dtype:
+    """The dtype in which a parameter's gradient is reduced: `wire_dtype` is for float32 alone."""
+    return wire_dtype if wire_dtype and parameter.dtype == torch.float32 else parameter.dtype
+
+
 def plan(
-    parameters: Sequence[Tensor], order: Sequence[int], bucket_bytes: int
+    parameters: Sequence[Tensor],
+    order: Sequence[int],
+    bucket_bytes: int,
+    wire_dtype: torch.dtype | None = None,
 ) -> list[tuple[int, ...]]:
     """Cuts `order`, indices of parameters as their gradients become ready, into buckets.
 
-    A bucket has one dtype and at most `bucket_bytes` bytes, but always one gradient: 0 gives one
-    bucket per parameter. Buckets come in the order in which they become complete.
+    A bucket has one dtype and at most `bucket_bytes` bytes, as they travel, but always one
+    gradient: 0 gives one bucket per parameter. Buckets come in the order in which they become
+    complete.
     """
     closed: list[tuple[int, ...]] = []
     open_members: dict[torch.dtype, list[int]] = {}
     open_bytes: dict[torch.dtype, int] = {}
     for index in order:
-        dtype, nbytes = parameters[index].dtype, parameters[index].nbytes
+        dtype = parameters[index].dtype
+        nbytes = parameters[index].numel() * travels_as(parameters[index], wire_dtype).itemsize
         if dtype in open_members and open_bytes[dtype] + nbytes > bucket_bytes:
             closed.append(tuple(open_members.pop(dtype)))
         open_bytes[dtype] = nbytes + (open_bytes[dtype] if dtype in open_members else 0)
@@ -59,34 +71,46 @@ def plan(
 
 
 def allocate(
-    comm: Communicator, parameters: Sequence[Tensor], buckets: Sequence[tuple[int, ...]]
+    comm: Communicator,
+    parameters: Sequence[Tensor],
+    buckets: Sequence[tuple[int, ...]],
+    wire_dtype: torch.dtype | None = None,
 ) -> tuple[list[Bucket], list[Tensor]]:
     """Returns the buckets and, for each parameter, its gradient's place: a view like the parameter.
 
     One piece of memory for each dtype, symmetric if the parameters are on the CPU; all ranks must
     call it with the same arguments.
     """
+    ends: dict[torch.dtype, int] = {}  # of the parameters' dtypes: elements so far
+    begins: dict[int, int] = {}
+    spans = []
+    for members in buckets:
+        dtype = parameters[members[0]].dtype
+        travels = travels_as(parameters[members[0]], wire_dtype)
+        begin = end = ends.get(dtype, 0)
+        for index in members:
+            begins[index] = end
+            end += parameters[index].numel()
+            if travels == dtype:  # packed gradients have no gaps
+                end = _aligned(end, travels)
+        ends[dtype] = _aligned(end, travels)
+        spans.append((dtype, begin, ends[dtype], travels != dtype))
     memory = {
         dtype: _memory(
             comm,
-            sum(_padded(p) for p in parameters if p.dtype == dtype),
-            dtype,
+            count,
+            wire_dtype if wire_dtype and dtype == torch.float32 else dtype,
             parameters[0].device,
         )
-        for dtype in _DTYPES
-        if any(p.dtype == dtype for p in parameters)
+        for dtype, count in ends.items()
     }
-    used = dict.fromkeys(memory, 0)
-    views: list[Any] = [None] * len(parameters)
-    made = []
-    for number, members in enumerate(buckets):
-        dtype = parameters[members[0]].dtype
-        begin = used[dtype]
-        for index in members:
-            views[index] = _view_like(parameters[index], memory[dtype], used[dtype])
-            used[dtype] += _padded(parameters[index])
-        name = f"gradients {number + 1} of {len(buckets)}"
-        made.append(Bucket(name, members, memory[dtype][begin : used[dtype]]))
+    made = [
+        Bucket(f"gradients {number} of {len(buckets)}", members, memory[dtype][begin:end], packed)
+        for number, (members, (dtype, begin, end, packed)) in enumerate(
+            zip(buckets, spans, strict=True), 1
+        )
+    ]
+    views = [_view_like(p, memory[p.dtype], begins[i]) for i, p in enumerate(parameters)]
     return made, views
 
 
@@ -100,10 +124,10 @@ def check_dtype(name: str, parameter: Tensor) -> None:
         )
 
 
-def _padded(parameter: Tensor) -> int:
-    """Elements of a gradient with its padding."""
-    align = _ALIGN // parameter.element_size()
-    return -(-parameter.numel() // align) * align
+def _aligned(count: int, dtype: torch.dtype) -> int:
+    """The next number of elements that ends a cache line."""
+    align = _ALIGN // dtype.itemsize
+    return -(-count // align) * align
 
 
 def _memory(comm: Communicator, count: int, dtype: torch.dtype, device: torch.device) -> Tensor:

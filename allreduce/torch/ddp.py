@@ -17,6 +17,7 @@ from allreduce.torch.bucket_size import AUTO, DEFAULT, BucketBytes
 from allreduce.torch.buckets import check_dtype
 from allreduce.torch.reducer import Reducer
 from allreduce.torch.streams import DEVICES
+from allreduce.torch.wire import check_wire_dtype
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -34,6 +35,13 @@ class DistributedDataParallel(nn.Module):
     backward pass overwrites: copy what you keep. Buffers, batch normalisation statistics among
     them, stay local.
 
+    With `wire_dtype` float32 gradients travel as bfloat16 or float16, half as many bytes, and
+    `.grad` stays a float32 tensor of its own. The mean's division is done in float32, before. Then
+    each gradient is rounded once, and each sum of two once more: additions are done in float32 and
+    their results rounded at once (docs/design.md, "Canonical order"). With k ranks and u = 2^-8 for
+    bfloat16, 2^-11 for float16, an element is off by at most ((1 + u)^k - 1) times the sum of the
+    ranks' absolute values, and all ranks get the same bits. float16 overflows above 65504.
+
     On a GPU all of it is enqueued: at the end of the backward pass the current stream waits for
     what is not reduced yet, and the host goes on.
 
@@ -42,6 +50,8 @@ class DistributedDataParallel(nn.Module):
         process_group: of backend "hier"; None for the default group.
         bucket_bytes: most bytes of a bucket; 0 reduces each gradient by itself. "auto" measures the
             first backward passes, then takes what should end first by the communicator's tuning.
+        wire_dtype: torch.bfloat16 or torch.float16, in which float32 gradients travel; None: as
+            they are. Gradients of other dtypes always travel as they are.
         op: "mean" divides the sum of the gradients by the number of ranks, "sum" does not.
         algo: of the allreduce between nodes, see `Communicator.allreduce`.
         broadcast_parameters: begin with rank 0's parameters and buffers everywhere.
@@ -59,6 +69,7 @@ class DistributedDataParallel(nn.Module):
         *,
         process_group: dist.ProcessGroup | None = None,
         bucket_bytes: BucketBytes = DEFAULT,
+        wire_dtype: torch.dtype | None = None,
         op: str = "mean",
         algo: str = "auto",
         broadcast_parameters: bool = True,
@@ -69,6 +80,7 @@ class DistributedDataParallel(nn.Module):
             raise UsageError(f'op={op!r}: must be "mean" or "sum"')
         if bucket_bytes != AUTO and (not isinstance(bucket_bytes, int) or bucket_bytes < 0):
             raise UsageError(f'bucket_bytes={bucket_bytes!r}: must be 0 or more, or "auto"')
+        check_wire_dtype(wire_dtype)
         trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
         _check_parameters(module, trained)
         self.module = module
@@ -78,7 +90,7 @@ class DistributedDataParallel(nn.Module):
         if comm.world_size == 1:
             return
         _check_devices(module)
-        options = f"bucket_bytes={bucket_bytes} op={op} algo={algo} {find_unused_parameters=}"
+        options = f"{bucket_bytes=} {wire_dtype=} {op=} {algo=} {find_unused_parameters=}"
         _check_agreement(comm, [options, *_described(module)])
         if broadcast_parameters:
             _broadcast(comm, [*module.parameters(), *module.buffers()])
@@ -87,6 +99,7 @@ class DistributedDataParallel(nn.Module):
             [parameter for _, parameter in trained],
             comm,
             bucket_bytes=bucket_bytes,
+            wire_dtype=wire_dtype,
             mean=op == "mean",
             algo=algo,
             find_unused=find_unused_parameters,
@@ -121,7 +134,7 @@ class DistributedDataParallel(nn.Module):
         """Returns what this rank has counted so far.
 
         `exposed_seconds`: this process's waiting for reductions after backprop, which on a GPU is
-        next to nothing, since the stream waits; `bytes_reduced`: of gradients;
+        next to nothing, since the stream waits; `bytes_reduced`: of gradients, as they travel;
         `passes`: backward passes that reduced; `buckets`: how many there are; `bucket_bytes`: of
         the largest that there may be.
         """

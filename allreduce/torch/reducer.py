@@ -4,6 +4,9 @@ A parameter's hook moves its gradient into a bucket; complete buckets are reduce
 strictly in the order of their index, which is the same on all ranks; a callback at the end of the
 backward pass waits for all of them. (Goyal et al. 2017, section 4.2)
 
+Gradients that travel in another dtype stay outside of their bucket: the complete bucket is packed,
+and unpacked once it is reduced.
+
 On a GPU nothing waits but streams: a reduction comes after what has filled its bucket, and what the
 stream of the backward pass's caller does next comes after all reductions.
 """
@@ -20,7 +23,7 @@ import torch
 from torch import Tensor
 
 from allreduce.errors import UsageError
-from allreduce.torch import buckets, streams
+from allreduce.torch import buckets, streams, wire
 from allreduce.torch.bucket_size import AUTO, DEFAULT, BucketBytes, Profile, agree
 
 if TYPE_CHECKING:
@@ -42,6 +45,7 @@ class Reducer:
         comm: Communicator,
         *,
         bucket_bytes: BucketBytes,
+        wire_dtype: torch.dtype | None,
         mean: bool,
         algo: str,
         find_unused: bool,
@@ -52,11 +56,12 @@ class Reducer:
         count = len(self._parameters)
         self._profile = Profile(count) if bucket_bytes == AUTO else None
         self.bucket_bytes = DEFAULT if bucket_bytes == AUTO else bucket_bytes
+        self._wire_dtype = wire_dtype
         self._mean = mean
         self._share = 1.0 / comm.world_size
         self._algo = algo
         self._find_unused = find_unused
-        self._members = buckets.plan(self._parameters, range(count)[::-1], self.bucket_bytes)
+        self._members = self._plan(range(count)[::-1])
         self._allocate()
         self._sync = True  # reduce in the next backward pass
         self._active = False  # in a backward pass that reduces
@@ -64,7 +69,8 @@ class Reducer:
         self._next = 0  # the first bucket that is not being reduced yet
         self._ready: list[int] = []  # parameters whose gradients have come, in this backward pass
         self._used = np.zeros(count, np.int32)  # had a gradient since the last reduction
-        self._reduced = [False] * count  # .grad is its place in a bucket, and holds a reduced value
+        # With "sum": the .grad that holds a reduced value.
+        self._reduced: list[Tensor | None] = [None] * count
         self.exposed_seconds = 0.0
         self.bytes_reduced = 0
         self.passes = 0
@@ -87,6 +93,9 @@ class Reducer:
         if self._active and torch._C._current_graph_task_id() == -1:
             self._abandon()  # the last backward pass ended by an exception
         self._sync = sync
+        for index, grad in enumerate(self._reduced):  # keep no memory that .grad has given up
+            if self._parameters[index].grad is not grad:
+                self._reduced[index] = None
 
     @torch.no_grad()
     def begin(self, *_: Any) -> None:
@@ -106,17 +115,22 @@ class Reducer:
             bucket.streams.clear()
         torch.autograd.Variable._execution_engine.queue_callback(self._finish)
 
+    def _plan(self, order: Sequence[int]) -> list[tuple[int, ...]]:
+        return buckets.plan(self._parameters, order, self.bucket_bytes, self._wire_dtype)
+
     def _allocate(self) -> None:
-        self._buckets, self._views = buckets.allocate(self._comm, self._parameters, self._members)
+        self._buckets, self._views = buckets.allocate(
+            self._comm, self._parameters, self._members, self._wire_dtype
+        )
         self._bucket_of = {i: bucket for bucket in self._buckets for i in bucket.members}
 
     def _before_gradient(self, index: int, _: Any) -> None:
         # A reduced sum that stays in .grad would be summed once more, by every rank: each gives its
         # share of it. (With mean the division by world_size does the same.)
-        if self._reduced[index] and self._parameters[index].grad is self._views[index]:
+        grad, self._reduced[index] = self._reduced[index], None
+        if grad is not None and self._parameters[index].grad is grad:
             with torch.no_grad():
-                self._views[index].mul_(self._share)
-        self._reduced[index] = False
+                grad.mul_(self._share)
 
     @torch.no_grad()
     def _on_gradient(self, index: int, _: Any) -> None:
@@ -139,19 +153,28 @@ class Reducer:
             self._launch()
 
     def _fill(self, index: int) -> None:
-        """Moves a gradient into its bucket; from then on .grad is its place there."""
-        parameter, view = self._parameters[index], self._views[index]
+        """Moves a gradient into its bucket; from then on .grad is its place there.
+
+        One that is to be packed is left to `_launch`.
+        """
+        parameter, view, bucket = (
+            self._parameters[index],
+            self._views[index],
+            self._bucket_of[index],
+        )
         if (stream := streams.current(view.device)) is not None:
-            self._bucket_of[index].streams.add(stream)
+            bucket.streams.add(stream)
         grad = parameter.grad
-        if grad is None:
-            view.zero_()
-            return
-        if grad.layout != torch.strided:
+        if grad is not None and grad.layout != torch.strided:
             raise UsageError(
                 f"parameter {self._names[index]} has a sparse gradient; use a dense one "
                 "(sparse=False in nn.Embedding)"
             )
+        if bucket.packed:
+            return
+        if grad is None:
+            view.zero_()
+            return
         if self._mean:
             torch.mul(grad, self._share, out=view)
         elif grad is not view:
@@ -164,10 +187,19 @@ class Reducer:
             bucket = self._buckets[self._next]
             self._next += 1
             self._wait_for_streams(bucket)
+            if bucket.packed:
+                scale = self._share if self._mean else 1.0
+                wire.pack(bucket.flat, self._places(bucket), self._gradients(bucket), scale)
             bucket.work = self._comm.allreduce(
                 bucket.flat, "sum", self._algo, async_op=True, name=bucket.name
             )
             self.bytes_reduced += bucket.flat.nbytes
+
+    def _places(self, bucket: buckets.Bucket) -> list[Tensor]:
+        return [self._views[index] for index in bucket.members]
+
+    def _gradients(self, bucket: buckets.Bucket) -> list[Tensor | None]:
+        return [self._parameters[index].grad for index in bucket.members]
 
     def _wait_for_streams(self, bucket: buckets.Bucket) -> None:
         """On a device: what this thread enqueues next comes after what was done to the bucket."""
@@ -204,20 +236,36 @@ class Reducer:
             self._wait_for_streams(bucket)
         self.exposed_seconds += time.perf_counter() - begun
         self.passes += 1
-        for index in unused:
-            if self._find_unused and self._used[index]:
-                self._parameters[index].grad = self._views[index]
-        for index, view in enumerate(self._views):
-            self._reduced[index] = self._parameters[index].grad is view
+        self._take_in(unused)
         used, self._used = self._used, np.zeros_like(self._used)
         if not self._agreed and (self._profile is None or self._profile.complete):
             self._agree_on_buckets()
+        if not self._mean:
+            self._remember()
         if unused and not self._find_unused:
             names = ", ".join(self._names[index] for index in unused if not used[index])
             raise UsageError(
                 f"parameters without a gradient on rank {self._comm.rank}: {names}. If the loss "
                 "does not depend on them, pass find_unused_parameters=True"
             )
+
+    def _take_in(self, unused: Sequence[int]) -> None:
+        """All buckets are reduced: .grad gets what it has not yet."""
+        for index in unused:
+            parameter = self._parameters[index]
+            if self._find_unused and self._used[index]:
+                if not self._bucket_of[index].packed:
+                    parameter.grad = self._views[index]
+                elif parameter.grad is None:
+                    parameter.grad = torch.empty_like(parameter)
+        for bucket in self._buckets:
+            if bucket.packed:
+                wire.unpack(bucket.flat, self._places(bucket), self._gradients(bucket))
+
+    def _remember(self) -> None:
+        for index, parameter in enumerate(self._parameters):
+            inside = parameter.grad is self._views[index] or self._bucket_of[index].packed
+            self._reduced[index] = parameter.grad if inside else None
 
     def _agree_on_buckets(self) -> None:
         """Cuts the buckets anew, in the order in which rank 0 has seen the gradients come."""
@@ -227,8 +275,10 @@ class Reducer:
         order = np.array([*self._ready, *sorted(missing, reverse=True)], np.int32)
         self._comm.broadcast(order)
         if profile:
-            self.bucket_bytes = agree(self._comm, self._parameters, order.tolist(), profile)
-        members = buckets.plan(self._parameters, order.tolist(), self.bucket_bytes)
+            self.bucket_bytes = agree(
+                self._comm, self._parameters, order.tolist(), profile, self._wire_dtype
+            )
+        members = self._plan(order.tolist())
         if members == self._members:
             return
         self._members, old = members, self._views

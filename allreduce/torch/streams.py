@@ -8,7 +8,7 @@ import torch
 
 from allreduce._device_arrays import runs_on_cpu
 
-__all__ = ["DEVICES", "current", "wait_for"]
+__all__ = ["DEVICES", "current", "handle", "wait_for"]
 
 DEVICES = ("cuda", "privateuseone") if runs_on_cpu() else ("cuda",)
 
@@ -16,6 +16,13 @@ DEVICES = ("cuda", "privateuseone") if runs_on_cpu() else ("cuda",)
 def current(device: torch.device) -> torch.Stream | None:
     """Return this thread's current stream; None on the CPU."""
     return None if device.type == "cpu" else torch.accelerator.current_stream(device)
+
+
+def handle(device: torch.device) -> int:
+    """Return this thread's current stream as kernels take it; 0 on the CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.current_stream(device).cuda_stream)
+    return 0 if device.type == "cpu" else torch.accelerator.current_stream(device).stream_id
 
 
 def wait_for(streams: Iterable[torch.Stream], here: torch.Stream) -> None:

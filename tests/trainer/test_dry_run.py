@@ -68,6 +68,15 @@ def test_traffic_and_time_are_the_closed_forms(paper: str) -> None:
     assert "SIMULATED" in paper
 
 
+def test_half_as_much_travels_in_half_precision() -> None:
+    def traffic(wire: str) -> float:
+        argv = ["--dry-run", "--world=64", "--model=resnet18", "--wire-dtype", wire]
+        (found,) = re.findall(r"an iteration +([\d.]+) MB", dry_run(parse(argv, {})))
+        return float(found)
+
+    assert traffic("bf16") == pytest.approx(traffic("f32") / 2, rel=0.01)
+
+
 def test_links_are_those_of_the_options() -> None:
     def time(*options: str) -> float:
         text = dry_run(parse(["--dry-run", "--world=64", "--model=resnet18", *options], {}))

@@ -45,6 +45,14 @@ def test_buckets_may_be_auto() -> None:
     assert parse(config.to_argv(), {}) == config
 
 
+def test_gradients_may_travel_in_half_precision() -> None:
+    config = parse(["--wire-dtype", "bf16"], {})
+    assert config.wire_dtype == "bf16"
+    assert parse(config.to_argv(), {}) == config
+    with pytest.raises(ConfigError, match="--wire-dtype: invalid choice: 'f64'"):
+        parse(["--wire-dtype", "f64"], {})
+
+
 def test_deterministic_keeps_threads_and_a_fixed_algorithm() -> None:
     config = parse(["--deterministic"], {})
     assert config.threads >= 1

@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel as StockDDP
 
 from allreduce.errors import UsageError
 from allreduce.torch import DistributedDataParallel as OurDDP
+from allreduce.torch import bucket_size
 
 Gate = cpu_device.load().Gate
 CPU, DEVICE = torch.device("cpu"), torch.device("privateuseone", 0)
@@ -60,6 +61,8 @@ def check_ours() -> None:
         {"bucket_bytes": 100_000},
         {"bucket_bytes": 0, "op": "sum"},
         {"find_unused_parameters": True},
+        {"wire_dtype": torch.bfloat16, "bucket_bytes": 100_000},
+        {"wire_dtype": torch.bfloat16, "op": "sum", "find_unused_parameters": True},
     ]
     for each in options:
         assert_same_bits(lambda module, each=each: OurDDP(module, **each))
@@ -74,6 +77,33 @@ def check_gradients_are_views_in_device_memory() -> None:
     assert all(p.grad.device == DEVICE for p in model.parameters())
 
 
+def check_automatic_buckets() -> None:
+    real, bucket_size.choose = bucket_size.choose, lambda *_, **__: 150_000
+    for wire_dtype in (None, torch.bfloat16):
+        made: list[OurDDP] = []
+
+        def wrap(module: nn.Module, dtype: torch.dtype | None = wire_dtype) -> nn.Module:
+            made.append(OurDDP(module, bucket_bytes="auto", wire_dtype=dtype))  # noqa: B023
+            return made[-1]  # noqa: B023
+
+        assert_same_bits(wrap)
+        assert_same_bits(wrap, passes=2)
+        assert [m.statistics()["bucket_bytes"] for m in made] == [150_000] * 4
+        assert all(m.statistics()["buckets"] > 1 for m in made)
+    bucket_size.choose = real
+
+
+def check_the_choice_of_the_size_is_one_on_all_ranks() -> None:
+    model = OurDDP(network().to(DEVICE), bucket_bytes="auto")
+    for _ in range(4):
+        model(torch.ones(2, 20).to(DEVICE)).sum().backward()
+    size = torch.tensor([model.statistics()["bucket_bytes"]])
+    everyone = [torch.empty_like(size) for _ in range(WORLD_SIZE)]
+    dist.all_gather(everyone, size)
+    assert all(torch.equal(size, each) for each in everyone)
+    assert size.item() > 0
+
+
 class Scales(nn.Module):
     """Its gradients need no operation that waits for the device."""
 
@@ -86,7 +116,15 @@ class Scales(nn.Module):
 
 
 def check_the_host_goes_on_before_the_gradients_are_reduced() -> None:
-    model = OurDDP(Scales().to(DEVICE), op="sum")
+    assert_the_host_goes_on(None)
+
+
+def check_the_host_goes_on_before_the_gradients_are_unpacked() -> None:
+    assert_the_host_goes_on(torch.bfloat16)
+
+
+def assert_the_host_goes_on(wire_dtype: torch.dtype | None) -> None:
+    model = OurDDP(Scales().to(DEVICE), op="sum", wire_dtype=wire_dtype)
     x = torch.ones(1).to(DEVICE)
     ones = torch.full((40_000,), RANK + 1.0).to(DEVICE)
     for _ in range(2):  # the first pass agrees on the buckets
@@ -121,7 +159,12 @@ def check_reductions_start_before_backward_ends() -> None:
 
 
 def check_streams_of_forward_and_backward_may_differ() -> None:
-    model = OurDDP(network().to(DEVICE))
+    assert_streams_may_differ(None)
+    assert_streams_may_differ(torch.bfloat16)
+
+
+def assert_streams_may_differ(wire_dtype: torch.dtype | None) -> None:
+    model = OurDDP(network().to(DEVICE), wire_dtype=wire_dtype)
     one, other = torch.Stream(device=DEVICE), torch.Stream(device=DEVICE)
     one.wait_stream(torch.accelerator.current_stream())
     for _ in range(3):
