@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from allreduce._device_arrays import DeviceArray, device_array, on_device
+from allreduce._device_arrays import DeviceArray, device_array, is_torch, on_device
 from allreduce.errors import UsageError
 
 DTYPES = {
@@ -86,7 +86,7 @@ def memory_of(array: Any, argument: str, rank: int, *, writable: bool = True) ->
         found = device_array(array, where, writable=writable)
         itemsize(found.dtype)
         return Memory(found.address, found.count, found.dtype, array, found)
-    if type(array).__module__.partition(".")[0] == "torch" and hasattr(array, "data_ptr"):
+    if is_torch(array):
         return _of_torch(array, where)
     if hasattr(array, "__array_interface__"):
         return _of_numpy(np.asarray(array), where, writable)

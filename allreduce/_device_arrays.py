@@ -38,7 +38,7 @@ class DeviceArray:
 
 def on_device(array: Any) -> bool:
     """Return whether an object says that it is not in host memory."""
-    if _is_torch(array):
+    if is_torch(array):
         return bool(array.device.type != "cpu")
     if hasattr(array, "__cuda_array_interface__"):
         return True
@@ -53,7 +53,7 @@ def device_array(array: Any, where: str, *, writable: bool = True) -> DeviceArra
     Raises:
         UsageError: it is not contiguous, read-only, of another dtype, or on another sort of device.
     """
-    if _is_torch(array):
+    if is_torch(array):
         return _of_torch(array, where)
     if hasattr(array, "__cuda_array_interface__"):
         return _of_interface(array, array.__cuda_array_interface__, where, writable)
@@ -65,7 +65,8 @@ def runs_on_cpu() -> bool:
     return os.environ.get(RUNTIME_VARIABLE, "").startswith("cpu")
 
 
-def _is_torch(array: Any) -> bool:
+def is_torch(array: Any) -> bool:
+    """Return whether it is a torch tensor, without importing torch."""
     return type(array).__module__.partition(".")[0] == "torch" and hasattr(array, "data_ptr")
 
 

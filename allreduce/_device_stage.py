@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from allreduce import _C, _nccl
+from allreduce._device_race import tune_host_path
+from allreduce.cuda.local_stage import STAGES, VARIABLE
 from allreduce.errors import Error
 
 if TYPE_CHECKING:
@@ -23,8 +25,6 @@ log = logging.getLogger("allreduce")
 
 _HANDLE_BYTES = 64  # of the core's SharedHandle
 _ID_BYTES = 128  # of NCCL's unique id
-_VARIABLE = "ALLREDUCE_DEVICE_LOCAL"
-_STAGES = {"auto": ("peer", "nccl"), "peer": ("peer",), "nccl": ("nccl",), "host": ()}
 
 
 def set_up(comm: Communicator, runtime: _C.DeviceRuntime, device: int) -> str:
@@ -34,11 +34,11 @@ def set_up(comm: Communicator, runtime: _C.DeviceRuntime, device: int) -> str:
     """
     if comm.world_size == comm.num_nodes or not comm.hierarchical:
         return "host: no two ranks work together on a node"
-    chosen = os.environ.get(_VARIABLE, "auto")
-    reasons = [] if chosen in _STAGES else [f"{_VARIABLE}={chosen} is none of {', '.join(_STAGES)}"]
+    chosen = os.environ.get(VARIABLE, "auto")
+    reasons = [] if chosen in STAGES else [f"{VARIABLE}={chosen} is none of {', '.join(STAGES)}"]
     if chosen == "host":
-        reasons = [f"{_VARIABLE}=host asks for it"]
-    wanted = _STAGES.get(chosen, ())
+        reasons = [f"{VARIABLE}=host asks for it"]
+    wanted = STAGES.get(chosen, ())
     # Ranks whose environments differ must still take the same steps.
     wishes = comm.allgather(np.array([[name in wanted for name in ("peer", "nccl")]], np.uint8))
     for name, make, wished in zip(("peer", "nccl"), (_peers, _by_nccl), wishes.all(0), strict=True):
@@ -48,6 +48,8 @@ def set_up(comm: Communicator, runtime: _C.DeviceRuntime, device: int) -> str:
         failed = np.flatnonzero(comm.allgather(np.array([stage is None])))
         if not failed.size and stage is not None:
             comm._group.set_device_stage(stage)
+            if comm.tuning is not None:  # else nothing is to be measured
+                tune_host_path(comm, runtime, device)
             return name
         reasons.append(f"{name}: {reason or f'not on rank {failed[0]}'}")
     text = "; ".join(reasons) or "another rank asks for it"

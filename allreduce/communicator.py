@@ -256,7 +256,8 @@ class Communicator(PartCollectives, PointToPoint):
     def use_device(self, array: DeviceArray | int) -> str:
         """Choose the local stage of GPU buffers: "peer", "nccl", or "host: " and why. Once.
 
-        All ranks call it; the first allreduce of more than 256 KiB of GPU memory does. The variable
+        All ranks call it; the first allreduce of more than 256 KiB of GPU memory does. Up to how
+        many bytes the CPU sums is then measured, unless the group measures nothing. The variable
         ALLREDUCE_DEVICE_LOCAL asks for one of them; "auto" takes the first that all ranks can have.
         """
         if self.device_stage is None:

@@ -4,7 +4,11 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["LocalStage", "choose", "expandable_segments"]
+__all__ = ["STAGES", "VARIABLE", "LocalStage", "choose", "expandable_segments"]
+
+VARIABLE = "ALLREDUCE_DEVICE_LOCAL"
+# What it may say, and which stages are then tried, in this order; the host's is always there.
+STAGES = {"auto": ("peer", "nccl"), "peer": ("peer",), "nccl": ("nccl",), "host": ()}
 
 # torch's, the newer name first.
 _VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
@@ -56,15 +60,22 @@ def choose(
     """Choose the fastest stage that nothing stands in the way of; `peers` has an entry per GPU."""
     if why_not is not None:
         return LocalStage(name="host", reason=f"no GPU can be used: {why_not}")
-    no_peer = _no_peer(peers, stream_memory_operations)
+    asked = environ.get(VARIABLE, "auto")
+    wanted = STAGES.get(asked, ())
+    if not wanted:
+        reason = "asks for it" if asked in STAGES else f"is none of {', '.join(STAGES)}"
+        return LocalStage(name="host", reason=f"{VARIABLE}={asked} {reason}")
+    ruled_out = f"{VARIABLE}={asked} asks for another"
+    no_peer = _no_peer(peers, stream_memory_operations) if "peer" in wanted else ruled_out
     if no_peer is None:
         reason = "every GPU reaches the memory of every other"
         # No obstacle: what the stage shares is memory that it has allocated itself.
         if (unshared := expandable_segments(environ)) is not None:
             reason += f"; torch's own tensors cannot be shared: {unshared}"
         return LocalStage(name="peer", reason=reason)
+    no_nccl = nccl_why_not if "nccl" in wanted else ruled_out
     if len(peers) == 1:
-        return LocalStage(name="host", reason=f"{no_peer}; NCCL wants a GPU for each rank")
-    if nccl_why_not is None:
+        no_nccl = "NCCL wants a GPU for each rank"
+    if no_nccl is None:
         return LocalStage(name="nccl", reason=no_peer)
-    return LocalStage(name="host", reason=f"{no_peer}; {nccl_why_not}")
+    return LocalStage(name="host", reason=f"{no_peer}; {no_nccl}")

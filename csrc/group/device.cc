@@ -3,6 +3,7 @@
 
 #include "base/error.h"
 #include "group/group.h"
+#include "group/parts.h"
 
 namespace hier {
 
@@ -32,9 +33,8 @@ struct Halves {
 
 Halves halves(const Call& call, int rank, int world_size) {
   const Range all{0, call.count}, none{0, 0};
-  const size_t even = call.count / static_cast<size_t>(world_size);
-  const Range own = call.bounds.empty() ? Range{even * rank, even * (rank + 1)}
-                                        : Range{call.bounds[rank], call.bounds[rank + 1]};
+  const auto parts = parts_of(call.bounds, call.count, world_size);
+  const Range own{parts[rank], parts[rank + 1]};
   const bool root = call.root == rank;
   switch (call.collective) {
     case Collective::broadcast:
@@ -92,14 +92,10 @@ void Group::enqueue_staged(Run& run, const Call& on_device) {
   if (call.collective == Collective::alltoall) {
     const Image input{static_cast<std::byte*>(const_cast<void*>(on_device.input)),
                       static_cast<std::byte*>(const_cast<void*>(call.input)), element};
-    const auto bound = [&](const std::vector<size_t>& bounds, size_t count, int r) {
-      return bounds.empty() ? count / static_cast<size_t>(p) * r : bounds[r];
-    };
     // What a rank keeps goes straight to its place in the output's image.
-    const size_t kept = bound(call.input_bounds, call.input_count, rank);
-    const size_t kept_end = bound(call.input_bounds, call.input_count, rank + 1);
-    Passage keep = input.part(kept, kept_end);
-    keep.host = data.part(bound(call.bounds, call.count, rank), 0).host;
+    const auto sent = parts_of(call.input_bounds, call.input_count, p);
+    Passage keep = input.part(sent[rank], sent[rank + 1]);
+    keep.host = data.part(parts_of(call.bounds, call.count, p)[rank], 0).host;
     in.front() = {input.part(0, call.input_count), keep};
     out.front() = {data.part(0, call.count)};
   } else {

@@ -43,7 +43,7 @@ void Group::set_device_stage(std::shared_ptr<DeviceLocalStage> stage) {
 }
 
 bool Group::has_device_stage(int device, size_t bytes) const {
-  return device_stage_ && device_stage_->device() == device && bytes > config_.host_path_bytes;
+  return device_stage_ && device_stage_->device() == device && bytes > host_path_bytes();
 }
 
 bool Group::works_between_devices(const Call& call) const {

@@ -41,10 +41,9 @@ struct GroupConfig {
   int rails = 0;             // ranks per node that talk to other nodes; 0: all that can
   size_t segment_bytes = 256 << 10;
   size_t one_shot_bytes = 8 << 10;
-  size_t host_path_bytes = 256 << 10;  // up to here device memory is summed by the CPU
-  size_t one_rail_bytes = 16 << 10;    // up to here one rank of a node talks to the others
-  int ranks_on_host = 1;               // that compete for the cores of this machine
-  double status_after = 1;             // seconds of waiting after which a rank tells where it is
+  size_t one_rail_bytes = 16 << 10;  // up to here one rank of a node talks to the others
+  int ranks_on_host = 1;             // that compete for the cores of this machine
+  double status_after = 1;           // seconds of waiting after which a rank tells where it is
 };
 
 // Connected descriptors, indexed by rank (doorbells: by local rank). See allreduce/_mesh.py.
@@ -130,7 +129,9 @@ class Group {
   // place among its collectives; calls on other devices go on through the host.
   void set_device_stage(std::shared_ptr<DeviceLocalStage> stage);
   bool has_device_stage(int device, size_t bytes) const;
-  size_t host_path_bytes() const { return config_.host_path_bytes; }
+  // Up to here device memory is summed by the CPU. All ranks set it between the same calls.
+  size_t host_path_bytes() const { return host_path_bytes_; }
+  void set_host_path_bytes(size_t bytes) { host_path_bytes_ = bytes; }
 
   Traffic traffic() const;
   void abort(const std::string& reason);  // poisons the group on every rank; from any thread
@@ -311,7 +312,8 @@ class Group {
       programs_;
   std::thread worker_;
 
-  std::atomic<double> timeout_;         // seconds; stands alone
+  std::atomic<size_t> host_path_bytes_{256 << 10};  // stands alone
+  std::atomic<double> timeout_;                     // seconds; stands alone
   std::atomic<bool> failed_{false};     // set once, after error_ and its text, which stay then
   std::atomic<size_t> num_pending_{0};  // of runs and transfers, for a look without the lock
   std::atomic<uint64_t> shared_bytes_{0};

@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "group/group.h"
+#include "group/parts.h"
 
 namespace hier {
 
@@ -19,14 +20,6 @@ uint32_t mix(uint32_t hash, uint64_t value) {  // FNV-1a over the bytes of value
     hash = (hash ^ static_cast<uint32_t>((value >> (8 * i)) & 0xff)) * 16777619u;
   }
   return hash;
-}
-
-// The bounds as they are, or even ones where there are none.
-std::vector<size_t> parts_of(const std::vector<size_t>& bounds, size_t count, int world_size) {
-  if (!bounds.empty()) return bounds;
-  std::vector<size_t> even;
-  for (int r = 0; r <= world_size; ++r) even.push_back(count / world_size * r);
-  return even;
 }
 
 bool same_but_for_place(const Call& a, const Call& b) {

@@ -181,6 +181,12 @@ void register_device(py::module_& m) {
            [](DeviceRuntime& self, uintptr_t address) {
              self.free_pinned(reinterpret_cast<std::byte*>(address));
            })
+      .def("allocate",
+           [](DeviceRuntime& self, int device, size_t bytes) {
+             return reinterpret_cast<uintptr_t>(self.allocate(device, bytes));
+           })
+      .def("free", [](DeviceRuntime& self,
+                      uintptr_t address) { self.free(reinterpret_cast<std::byte*>(address)); })
       .def("latency", &latency, py::arg("device"), py::arg("chain"), py::arg("rounds"), nogil())
       .def("copy",
            [](DeviceRuntime& self, uintptr_t to, uintptr_t from, size_t bytes, uintptr_t stream) {

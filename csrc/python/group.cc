@@ -248,6 +248,7 @@ void register_group(py::module_& m) {
            })
       .def("set_device_stage", &Group::set_device_stage)
       .def_property_readonly("host_path_bytes", &Group::host_path_bytes)
+      .def("set_host_path_bytes", &Group::set_host_path_bytes)
       .def("traffic",
            [](const Group& self) {
              const Traffic t = self.traffic();

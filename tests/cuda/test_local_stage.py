@@ -55,6 +55,22 @@ def test_ranks_that_share_a_gpu_cannot_use_nccl() -> None:
     assert "a GPU for each rank" in stage.reason
 
 
+@pytest.mark.parametrize(
+    ("asked", "change", "name", "words"),
+    [
+        ("nccl", {}, "nccl", "ALLREDUCE_DEVICE_LOCAL=nccl asks for another"),
+        ("peer", {}, "peer", "every GPU reaches"),
+        ("peer", {"stream_memory_operations": False}, "host", "=peer asks for another"),
+        ("host", {}, "host", "ALLREDUCE_DEVICE_LOCAL=host asks for it"),
+        ("fastest", {}, "host", "=fastest is none of auto, peer, nccl, host"),
+    ],
+)
+def test_the_variable_decides(asked: str, change: dict[str, Any], name: str, words: str) -> None:
+    stage = chosen(**change, environ={"ALLREDUCE_DEVICE_LOCAL": asked})
+    assert stage.name == name
+    assert words in stage.reason
+
+
 def test_without_a_gpu_there_is_the_host() -> None:
     stage = chosen(why_not="no driver", peers=())
     assert stage == LocalStage(name="host", reason="no GPU can be used: no driver")

@@ -206,3 +206,32 @@ def test_survivors_of_kill_9_leave_their_streams(tmp_path, layout):
         assert outcome.error in ("PeerError", "AbortedError"), outcome
         assert "rank 1" in outcome.text
         assert outcome.at - at < 8
+
+
+def limit_after_a_call(comm) -> int:
+    """Up to how many bytes the host sums, once there is a local stage."""
+    with a_device() as device:
+        x = device.array(np.full(100_000, comm.rank + 1, np.float32))
+        comm.allreduce(x)
+        assert (device.read(x) == 3).all()
+    return comm._group.host_path_bytes
+
+
+def test_how_far_up_the_host_sums_is_measured_where_anything_is():
+    assert run_threads(2, limit_after_a_call) == [256 << 10] * 2
+    chosen = run_threads(2, limit_after_a_call, measure=True)
+    assert len(set(chosen)) == 1
+    assert chosen[0] in (0, 1 << 16, 1 << 18, 1 << 20, 1 << 22)
+
+
+def test_the_host_sums_as_far_up_as_it_is_faster(monkeypatch):
+    sizes = {0: 0, 1: 0}  # raced so far, by rank
+
+    def race(comm, calls, effort):
+        for call in calls.values():
+            call()
+        sizes[comm.rank] += 1
+        return {"host": 2.0, "devices": 3.0 if sizes[comm.rank] <= 2 else 1.0}, 0.0
+
+    monkeypatch.setattr("allreduce._device_race.race", race)
+    assert run_threads(2, limit_after_a_call, measure=True) == [1 << 18] * 2
