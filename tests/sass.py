@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,10 @@ from allreduce import _build
 BASELINE = Path(__file__).parent / "cuda/sass_baseline.json"
 BUILT = Path(_build.__file__).parent / f"_cuda{_build.EXT_SUFFIX}"
 NON_COHERENT = r"LDG?\.E.*\.CONSTANT"  # a load of what, as the compiler was told, nobody writes
+# Of flags in memory that GPUs map from each other: the fence stands right before the store, or
+# right behind the load.
+RELEASE = r"MEMBAR\.\w+\.SYS( \S+){0,8}? ST\.E(\.\w+)*\.STRONG\.SYS\b"
+ACQUIRE = r"LD\.E(\.\w+)*\.STRONG\.SYS( \S+){0,8}? CCTL\.IVALL\b"
 REMEDY = "pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm"
 
 
@@ -32,6 +37,10 @@ class Kernel:
     def count(self, pattern: str) -> int:
         """How many opcodes match, from their beginning."""
         return sum(1 for opcode in self.opcodes if re.match(pattern, opcode))
+
+    def has(self, sequence: str) -> bool:
+        """Whether opcodes, with blanks between them, match somewhere."""
+        return re.search(sequence, " ".join(self.opcodes)) is not None
 
 
 def _print(cuobjdump: Path, option: str, *, file: Path) -> str:
@@ -53,25 +62,28 @@ def _readable(text: str) -> str:
     return re.sub(r"\(\w+Args\)|\(int\)", "", plain).replace("> >", ">>")
 
 
+def _lines(text: str) -> Iterator[tuple[str, str]]:
+    """Each line of a kernel, behind the kernel's name."""
+    arch = name = ""
+    for line in _readable(text).splitlines():
+        if found := re.match(r"\s*arch = (sm_\w+)", line):
+            arch, name = found[1], ""
+        elif found := re.match(r"\s*Function (?:: (.+)|(.+):)$", line):
+            name = f"{arch} {(found[1] or found[2]).strip()}"
+        elif name:
+            yield name, line
+
+
 def read(cuobjdump: Path, file: Path) -> dict[str, Kernel]:
     """All kernels of a library, of every architecture that it has machine code for."""
     opcodes: dict[str, list[str]] = {}
-    arch = name = ""
-    for line in _readable(_print(cuobjdump, "-sass", file=file)).splitlines():
-        if found := re.match(r"\s*arch = (sm_\w+)", line):
-            arch = found[1]
-        elif found := re.match(r"\s*Function : (.+)", line):
-            name = f"{arch} {found[1].strip()}"
-            opcodes[name] = []
-        elif found := re.match(r"\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", line):
-            opcodes[name].append(found[1])
+    for name, line in _lines(_print(cuobjdump, "-sass", file=file)):
+        codes = opcodes.setdefault(name, [])
+        if found := re.match(r"\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", line):
+            codes.append(found[1])
     resources: dict[str, tuple[int, int]] = {}
-    for line in _readable(_print(cuobjdump, "-res-usage", file=file)).splitlines():
-        if found := re.match(r"\s*arch = (sm_\w+)", line):
-            arch = found[1]
-        elif found := re.match(r"\s*Function (.+):$", line):
-            name = f"{arch} {found[1].strip()}"
-        elif found := re.search(r"REG:(\d+) STACK:(\d+)", line):
+    for name, line in _lines(_print(cuobjdump, "-res-usage", file=file)):
+        if found := re.search(r"REG:(\d+) STACK:(\d+)", line):
             resources[name] = int(found[1]), int(found[2])
     return {
         name: Kernel(

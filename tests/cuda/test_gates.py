@@ -26,6 +26,16 @@ __global__ void f(float* x, int k) {
   x[0] = copy[k];
 }
 """
+FLAGS = """
+#include <cuda/atomic>
+using Flag = cuda::atomic_ref<unsigned, cuda::thread_scope_system>;
+__global__ void f(unsigned* there, unsigned* here, float* x) {
+  x[threadIdx.x] += 1;
+  Flag(*there).store(1, cuda::memory_order_release);
+  while (Flag(*here).load(cuda::memory_order_acquire) == 0) {}
+  x[threadIdx.x + 1] += 1;
+}
+"""
 NON_COHERENT = """
 __global__ void f(float* out, const float* __restrict__ x) { out[threadIdx.x] = x[threadIdx.x]; }
 """
@@ -64,10 +74,25 @@ def test_double_arithmetic_is_allowed_by_name(tmp_path: Path) -> None:
     assert compile_planted(tmp_path, DOUBLE, "planted_f64.cu").returncode == 0
 
 
-def test_a_non_coherent_load_is_seen(tmp_path: Path) -> None:
+def planted_kernel(folder: Path, text: str) -> sass.Kernel:
     cuobjdump = _build.find_cuda_tool("cuobjdump")
     if cuobjdump is None:
         pytest.skip(f"no cuobjdump: {sass.REMEDY}")
-    assert compile_planted(tmp_path, NON_COHERENT).returncode == 0
-    (kernel,) = sass.read(cuobjdump, tmp_path / "k").values()
-    assert kernel.count(sass.NON_COHERENT) == 1
+    done = compile_planted(folder, text)
+    assert done.returncode == 0, done.stderr
+    (kernel,) = sass.read(cuobjdump, folder / "k").values()
+    return kernel
+
+
+def test_a_non_coherent_load_is_seen(tmp_path: Path) -> None:
+    assert planted_kernel(tmp_path, NON_COHERENT).count(sass.NON_COHERENT) == 1
+
+
+@pytest.mark.parametrize(
+    ("order", "released", "acquired"),
+    [("", True, True), ("release", False, True), ("acquire", True, False)],
+)
+def test_a_relaxed_flag_is_seen(tmp_path: Path, order: str, released: bool, acquired: bool) -> None:
+    text = FLAGS.replace(f"memory_order_{order}", "memory_order_relaxed") if order else FLAGS
+    kernel = planted_kernel(tmp_path, text)
+    assert (kernel.has(sass.RELEASE), kernel.has(sass.ACQUIRE)) == (released, acquired)

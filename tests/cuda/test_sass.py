@@ -52,6 +52,15 @@ def test_no_load_bypasses_coherence(kernels: dict[str, sass.Kernel]) -> None:
     assert not violations(kernels, sass.NON_COHERENT)
 
 
+def test_barriers_release_and_acquire_for_the_whole_system(kernels: dict[str, sass.Kernel]) -> None:
+    waiting = {"reduce_scatter_kernel", "allgather_kernel", "fused_kernel"}
+    seen = functions(kernels)
+    for fence in (sass.RELEASE, sass.ACQUIRE):
+        fenced = {name: kernel for name, kernel in kernels.items() if kernel.has(fence)}
+        assert functions(fenced) == waiting & seen
+        assert all(name in fenced for name in kernels if re.split("[ <]", name)[1] in waiting)
+
+
 def test_double_arithmetic_is_where_it_is_meant(kernels: dict[str, sass.Kernel]) -> None:
     doubles = violations(kernels, r"D(ADD|MUL|FMA|SETP|MNMX)\b")
     assert doubles
