@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT as Params
 
-from allreduce.optim.sgd import SGD
+from allreduce.optim import _kernels
+from allreduce.optim.sgd import SGD, _numbers
 
 __all__ = ["LARS"]
 
@@ -25,6 +26,10 @@ class LARS(SGD):
     those whose norm or gradient's norm is 0, take plain steps. The learning rate stands outside of
     the momentum, so it may change without a correction (Remark 2 of Goyal et al.).
 
+    What runs as `SGD` on our own CUDA kernels does so here: a pass for the norms, a pass for the
+    step. The sums have one order, so the same step again gives the same bits. Elsewhere it is
+    torch's foreach functions.
+
     Arguments:
         trust: the trust coefficient, above 0; may differ between parameter groups.
         others as for `SGD`.
@@ -40,16 +45,23 @@ class LARS(SGD):
         nesterov: bool = True,
         weight_decay: float = 1e-4,
         trust: float = 0.001,
+        gradient_scale: float = 1.0,
     ) -> None:
         if not trust > 0:
             raise ValueError(f"trust must be above 0, not {trust}")
         self._trust = trust
-        super().__init__(params, lr, momentum, nesterov, weight_decay)
+        super().__init__(
+            params, lr, momentum, nesterov, weight_decay, gradient_scale=gradient_scale
+        )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group; what it leaves out comes from the optimizer's arguments."""
         param_group.setdefault("trust", self._trust)
         super().add_param_group(param_group)
+
+    def _step_batch(self, group: dict[str, Any], batch: _kernels.Batch) -> None:
+        trusts = [group["trust"] if param.ndim > 1 else 0.0 for param in batch.params]
+        batch.lars(group["weight_decay"], trusts, **_numbers(group))
 
     def _step_group(
         self, group: dict[str, Any], params: list[Tensor], gradients: list[Tensor]

@@ -11,6 +11,8 @@ from torch.optim.optimizer import Optimizer
 from torch.optim.optimizer import ParamsT as Params
 from torch.optim.sgd import sgd as _torch_sgd
 
+from allreduce.optim import _kernels
+
 __all__ = ["SGD", "split_weight_decay"]
 
 _FORMS = ("reference", "absorbed")
@@ -31,11 +33,17 @@ class SGD(Optimizer):
     eta_before is kept per parameter, so a parameter that gets no gradient for a while is
     corrected over the whole gap.
 
+    On CUDA tensors a step is one pass of our own kernel over all tensors of a group, on the current
+    stream, where allreduce was built with CUDA: for f32 parameters and gradients of f32, bf16 or
+    f16 that are dense and have the same strides. Elsewhere it is torch's: the reference form its
+    fused kernel, the absorbed form its foreach functions.
+
     Arguments (all but `params` may differ between parameter groups, and `lr` from step to step):
         params: parameters or groups, as for any torch optimizer; floating point, dense gradients.
         lr: eta, at least 0; above 0 in the absorbed form with correction, which divides by it.
         momentum: m, in [0, 1). weight_decay: lambda, added to g as lambda w; at least 0.
         nesterov: False gives plain momentum.
+        gradient_scale: multiplies gradients before all else, 1 / kn for summed losses, say.
 
     ValueError for a value outside these, RuntimeError for a sparse gradient.
     """
@@ -49,6 +57,7 @@ class SGD(Optimizer):
         weight_decay: float = 1e-4,
         form: Literal["reference", "absorbed"] = "reference",
         momentum_correction: bool = True,
+        gradient_scale: float = 1.0,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -57,6 +66,7 @@ class SGD(Optimizer):
             "weight_decay": weight_decay,
             "form": form,
             "momentum_correction": momentum_correction,
+            "gradient_scale": gradient_scale,
         }
         super().__init__(params, defaults)
 
@@ -84,11 +94,27 @@ class SGD(Optimizer):
             params = [p for p in group["params"] if p.grad is not None]
             if not params:
                 continue
-            gradients = _gradients(params)
-            if any(g.is_sparse for g in gradients):
+            if any(g.is_sparse for g in _gradients(params)):
                 raise RuntimeError("allreduce.optim.SGD takes dense gradients, not sparse ones")
-            self._step_group(group, params, gradients)
+            momenta = self._momenta(params) if group["momentum"] else []
+            batches, others = _kernels.split(params, momenta)
+            for batch in batches:
+                self._step_batch(group, batch)
+            if others:
+                self._step_group(group, others, _scaled(_gradients(others), group))
         return loss
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Takes what `state_dict` gave, also before there was a gradient_scale."""
+        super().__setstate__(state)
+        for group in self.param_groups:
+            group.setdefault("gradient_scale", 1.0)
+
+    def _step_batch(self, group: dict[str, Any], batch: _kernels.Batch) -> None:
+        # By our kernels; _step_group does the same by torch.
+        absorbed = group["form"] == "absorbed" and group["momentum"] > 0
+        corrections = [self._correction(group, p) if absorbed else 1.0 for p in batch.params]
+        batch.sgd(group["weight_decay"], corrections, form=group["form"], **_numbers(group))
 
     def _step_group(
         self, group: dict[str, Any], params: list[Tensor], gradients: list[Tensor]
@@ -111,13 +137,17 @@ class SGD(Optimizer):
         gradients: list[Tensor],
         weight_decay: float,
     ) -> None:
-        # torch's own SGD is form (9); its fused kernel reads and writes each value once.
+        # torch's own SGD is form (9); its fused kernel reads and writes each value once, in the
+        # order of memory, whatever the strides say.
         momentum = group["momentum"]
+        momenta = self._momenta(params) if momentum else []
+        arrays = zip(params, gradients, *[momenta] * bool(momenta), strict=True)
+        fused = all(p.device.type in ("cpu", "cuda") for p in params)
         _torch_sgd(
             params,
             gradients,
-            [*self._momenta(params)] if momentum else [None] * len(params),
-            fused=all(p.device.type in ("cpu", "cuda") for p in params),
+            [*momenta] or [None] * len(params),
+            fused=fused and all(map(_kernels.in_one_order, arrays)),
             weight_decay=weight_decay,
             momentum=momentum,
             lr=group["lr"],
@@ -153,6 +183,17 @@ class SGD(Optimizer):
 
 def _gradients(params: list[Tensor]) -> list[Tensor]:
     return [p.grad for p in params if p.grad is not None]
+
+
+def _scaled(gradients: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+    scale = group["gradient_scale"]
+    return gradients if scale == 1 else list(torch._foreach_mul(gradients, scale))
+
+
+def _numbers(group: dict[str, Any]) -> dict[str, Any]:
+    """A group's numbers as the kernels name them."""
+    names = {"lr": "lr", "momentum": "momentum", "nesterov": "nesterov", "scale": "gradient_scale"}
+    return {ours: group[name] for ours, name in names.items()}
 
 
 def _check_group(group: dict[str, Any]) -> None:

@@ -6,17 +6,20 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from allreduce.optim import LARS, SGD
 from benchmarks.gpu.kernels_here import (
     Flat,
     Kernels,
+    Layers,
     StandIns,
     kernels_here,
     name_of,
     reduce_on_cpu,
     sgd_by_torch,
 )
+from benchmarks.gpu.place import STAND_IN
 from benchmarks.gpu.rows import Rows
 
 _RANKS = (2, 3, 4, 8)
@@ -47,7 +50,12 @@ def run(rows: Rows) -> None:
             rows.attempt("sgd", lambda: _sgd(rows, ours, *kind, counts, reruns), on=ours.on)  # noqa: B023
     else:
         rows.absent("sgd", "this build has no such kernel")
-    rows.absent("LARS", "this check does not know it yet")
+    for optimizer in (SGD, LARS):
+        rows.attempt(
+            optimizer.__name__,
+            lambda: _optimizer(rows, optimizer, reruns),  # noqa: B023
+            on=ours.on,
+        )
 
 
 class Guarded:
@@ -197,7 +205,7 @@ def _sgd(
                     gradients=gradient.to(device),
                     copy=copy.tensor,
                 )
-                ours.sgd(flat, ranges, **step)
+                ours.sgd(flat, ranges, **step)()
             return [parameters, momenta, copy]
 
         first = turn()
@@ -212,3 +220,42 @@ def _sgd(
         problems += _again(turn, first, min(reruns, 3), count)
     name = f"sgd, {form} form, gradients {name_of(dtype)}"
     rows.check(name, not problems, on=ours.on, note="; ".join(problems[:3]))
+
+
+def _optimizer(rows: Rows, kind: type[SGD], reruns: int) -> None:
+    """Three steps of allreduce.optim on tensors anywhere, beside the same in f64 on the CPU."""
+    shapes = [(64, 3, 7, 7), (64,), (1000, 513), (1001,), (3, 1), *([(17, 5)] * 90), (1, 0)]
+    counts = [torch.Size(shape).numel() for shape in shapes]
+    starts = [torch.randn(shape) for shape in shapes]
+    gradients = [[torch.randn(shape) for shape in shapes] for _ in range(3)]
+    decays = [1e-2 if len(shape) > 1 else 0.0 for shape in shapes]
+
+    def train(params: list[nn.Parameter]) -> None:
+        optimizer = Layers(params=params, decays=decays).optimizer(kind, lr=1.0)
+        for lr, of_step in zip((0.1, 0.2, 0.05), gradients, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            for param, gradient in zip(params, of_step, strict=True):
+                param.grad = gradient.to(param)
+            optimizer.step()
+
+    def turn() -> list[Guarded]:
+        outs = [Guarded(count, torch.float32, rows.place.device) for count in counts]
+        for out, start in zip(outs, starts, strict=True):
+            out.tensor.copy_(start.flatten())
+        train([nn.Parameter(out.tensor.view(s)) for out, s in zip(outs, shapes, strict=True)])
+        return outs
+
+    first = turn()
+    exact = [nn.Parameter(start.double()) for start in starts]
+    train(exact)
+    problems = [
+        f"a tensor of {tuple(want.shape)} is wrong"
+        for out, want in zip(first, exact, strict=True)
+        if not torch.allclose(
+            out.tensor.cpu().double(), want.detach().flatten(), rtol=1e-5, atol=1e-5
+        )
+    ]
+    problems += _again(turn, first, min(reruns, 3), sum(counts))
+    name = f"allreduce.optim.{kind.__name__}, {len(shapes)} tensors"
+    rows.check(name, not problems, on=rows.place.on(STAND_IN), note="; ".join(problems[:3]))

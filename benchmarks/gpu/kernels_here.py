@@ -7,15 +7,16 @@ themselves work is seen then, and nothing about a kernel. `on` says which it was
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from allreduce import _C
+from allreduce.optim import LARS, SGD
 from benchmarks.gpu.place import CPU_TABLE, STAND_IN, Place
 
 Ranges = Sequence[tuple[int, float]]  # (count, weight decay), one after the other
@@ -35,6 +36,23 @@ class Flat:
     momenta: Tensor
     gradients: Tensor
     copy: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layers:
+    """Parameters anywhere, which have their gradients, and their weight decays."""
+
+    params: list[nn.Parameter]
+    decays: list[float]
+
+    def optimizer(self, kind: type[SGD], **options: Any) -> SGD:
+        """Of allreduce.optim, with a group for each weight decay."""
+        groups: dict[float, list[nn.Parameter]] = {}
+        for param, decay in zip(self.params, self.decays, strict=True):
+            groups.setdefault(decay, []).append(param)
+        return kind(
+            [{"params": found, "weight_decay": decay} for decay, found in groups.items()], **options
+        )
 
 
 class Kernels:
@@ -61,20 +79,37 @@ class Kernels:
             stream=_stream(),
         )
 
-    def sgd(self, flat: Flat, ranges: Ranges, *, correction: float = 1.0, **step: Any) -> None:
-        """One step, whose tensors are the ranges of flat arrays."""
+    def sgd(
+        self, flat: Flat, ranges: Ranges, *, correction: float = 1.0, **step: Any
+    ) -> Callable[[], None]:
+        """Prepare a step, whose tensors are the ranges of flat arrays."""
         arrays = (flat.parameters, flat.momenta, flat.gradients)
         begins = itertools.accumulate((count for count, _ in ranges), initial=0)
-        self.module.sgd(
-            [
-                (*(t.data_ptr() + begin * t.element_size() for t in arrays), *range_, correction)
-                for begin, range_ in zip(begins, ranges, strict=False)
-            ],
-            name_of(flat.gradients.dtype),
-            copy=flat.copy.data_ptr() if flat.copy is not None else 0,
-            stream=_stream(),
-            **step,
-        )
+        tensors = [
+            (*(t.data_ptr() + begin * t.element_size() for t in arrays), *range_, correction)
+            for begin, range_ in zip(begins, ranges, strict=False)
+        ]
+        dtype, copy = name_of(flat.gradients.dtype), flat.copy
+        address = copy.data_ptr() if copy is not None else 0
+        return lambda: self.module.sgd(tensors, dtype, copy=address, stream=_stream(), **step)
+
+    def lars(self, layers: Layers, trust: float, **step: Any) -> Callable[[], None]:
+        """Prepare a step of all layers at once."""
+        momenta = [torch.zeros_like(p) for p in layers.params]
+        tensors = [
+            (
+                *(t.data_ptr() for t in (param, momentum, _gradient(param))),
+                *(param.numel(), decay, trust if param.ndim > 1 else 0.0),
+            )
+            for param, momentum, decay in zip(layers.params, momenta, layers.decays, strict=True)
+        ]
+        floats = self.module.lars_workspace([p.numel() for p in layers.params])
+        space = torch.empty(floats, device=layers.params[0].device)
+
+        def call(kept: list[Tensor] = momenta) -> None:
+            self.module.lars(tensors, "float32", space.data_ptr(), stream=_stream(), **step)
+
+        return call
 
     def pack(self, tensors: Sequence[Tensor], flat: Tensor, scale: float = 1.0) -> None:
         """Flat = the tensors one after the other, cast, times scale."""
@@ -108,11 +143,19 @@ class StandIns:
         """By csrc/reduce."""
         reduce_on_cpu(outs, sources)
 
-    def sgd(self, flat: Flat, ranges: Ranges, **step: Any) -> None:
+    def sgd(self, flat: Flat, ranges: Ranges, **step: Any) -> Callable[[], None]:
         """By torch, in f32."""
-        sgd_by_torch(flat.parameters, flat.momenta, flat.gradients.float(), ranges, **step)
-        if flat.copy is not None:
-            flat.copy.copy_(flat.parameters)
+
+        def call() -> None:
+            sgd_by_torch(flat.parameters, flat.momenta, flat.gradients.float(), ranges, **step)
+            if flat.copy is not None:
+                flat.copy.copy_(flat.parameters)
+
+        return call
+
+    def lars(self, layers: Layers, trust: float, **step: Any) -> Callable[[], None]:
+        """By torch, as allreduce.optim does without a GPU."""
+        return layers.optimizer(LARS, trust=trust, **step).step
 
     def pack(self, tensors: Sequence[Tensor], flat: Tensor, scale: float = 1.0) -> None:
         """By torch."""
@@ -165,6 +208,11 @@ def _array(tensor: Tensor) -> np.ndarray[Any, Any]:
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.uint16).numpy()
     return tensor.numpy()
+
+
+def _gradient(param: nn.Parameter) -> Tensor:
+    assert param.grad is not None
+    return param.grad
 
 
 def _stream() -> int:

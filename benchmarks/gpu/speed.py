@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from unittest import mock
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._utils import _flatten_dense_tensors
 
+from allreduce.optim import LARS, SGD, _kernels
 from benchmarks.gpu.ceilings import copy_rate
-from benchmarks.gpu.kernels_here import REFERENCE, Flat, Kernels, StandIns, kernels_here
+from benchmarks.gpu.kernels_here import (
+    REFERENCE,
+    Flat,
+    Kernels,
+    Layers,
+    StandIns,
+    kernels_here,
+)
 from benchmarks.gpu.peers_here import FUSED_STEP, Peers
 from benchmarks.gpu.place import CPU
 from benchmarks.gpu.rows import Rows
@@ -30,6 +39,7 @@ class Scene:
     rows: Rows
     ours: Kernels | StandIns
     rate: float  # GB/s of a copy, read and written
+    shapes: list[torch.Size]
     sizes: list[int]
     decays: list[float]
 
@@ -74,10 +84,11 @@ def run(rows: Rows) -> None:
         rows=rows,
         ours=kernels_here(rows.place),
         rate=rate,
+        shapes=shapes,
         sizes=[shape.numel() for shape in shapes],
         decays=[1e-4 if len(shape) > 1 else 0.0 for shape in shapes],
     )
-    for part, name in ((_reduce, "reduce_many"), (_pack, "pack"), (_sgd, "sgd")):
+    for part, name in ((_reduce, "reduce_many"), (_pack, "pack"), (_sgd, "sgd"), (_lars, "lars")):
         if scene.ours.has(name):
             rows.attempt(name, lambda: part(scene), on=scene.ours.on)  # noqa: B023
         else:
@@ -86,7 +97,6 @@ def run(rows: Rows) -> None:
         rows.attempt("fused", lambda: _fused(scene), on=scene.ours.on)
     else:
         rows.absent("fused reduce-scatter, SGD, allgather", "this build has no such kernel")
-    rows.absent("LARS", "this check does not know it yet")
 
 
 def _reduce(scene: Scene) -> None:
@@ -145,7 +155,10 @@ def _pack(scene: Scene) -> None:
 
 
 def _sgd(scene: Scene) -> None:
-    """Nesterov, weight decay but on normalisations and biases; torch's two ways beside it."""
+    """Nesterov, weight decay but on normalisations and biases; torch's two ways beside it.
+
+    Ours is the kernel on flat arrays; and the whole step of allreduce.optim, Python included.
+    """
     on, place = scene.ours.on, scene.rows.place
     parameters, gradients, half = scene.tensor(), scene.tensor(), scene.tensor(torch.bfloat16)
     momenta = torch.zeros_like(parameters)
@@ -153,16 +166,41 @@ def _sgd(scene: Scene) -> None:
 
     def mine(gradients: Tensor) -> Call:
         flat = Flat(parameters=parameters, momenta=momenta, gradients=gradients)
-        return lambda: scene.ours.sgd(flat, ranges, **REFERENCE)
+        return scene.ours.sgd(flat, ranges, **REFERENCE)
 
     others = {f"torch, {kind}=True": _torch_sgd(scene, kind) for kind in ("foreach", "fused")}
     name = "SGD, gradients float32"
     times = scene.beside(name, 20, mine(gradients), others, on=on)
     scene.beside("SGD, gradients bfloat16", 18, mine(half), {}, on=on)
+    _whole_step(scene, SGD)
     for kind, bound in (("foreach", _BEYOND_FOREACH), ("fused", _BESIDE_FUSED)):
         ratio = times[f"torch, {kind}=True"] / times["ours"]
         label = f"{name}: torch's {kind} takes"
         scene.rows.judge(label, ratio, "times ours", on=place.on(on), at_least=bound)
+
+
+def _layers(scene: Scene) -> Layers:
+    """Tensors of their own, with gradients."""
+    params = [nn.Parameter(scene.tensor(count=shape.numel()).view(shape)) for shape in scene.shapes]
+    for param in params:
+        param.grad = torch.randn_like(param)
+    return Layers(params=params, decays=scene.decays)
+
+
+def _whole_step(scene: Scene, kind: type[SGD]) -> None:
+    optimizer = _layers(scene).optimizer(kind, lr=1e-3)
+    name, on = f"allreduce.optim.{kind.__name__}.step", scene.ours.on
+    scene.rows.add(name, scene.time(optimizer.step) * 1e6, "us", on=on, note="Python included")
+
+
+def _lars(scene: Scene) -> None:
+    """Parameters and gradients are read twice: 28 B for each. By torch, its foreach functions."""
+    step = {"lr": 1e-3, "momentum": 0.9, "nesterov": True}
+    others = {"torch's foreach": _layers(scene).optimizer(LARS, **step).step}
+    mine = scene.ours.lars(_layers(scene), 0.001, **step)
+    with mock.patch.object(_kernels, "kernels_on", return_value=None):
+        scene.beside("LARS", 28, mine, others, on=scene.ours.on)
+    _whole_step(scene, LARS)
 
 
 def _torch_sgd(scene: Scene, kind: str) -> Call:

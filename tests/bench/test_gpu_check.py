@@ -145,11 +145,16 @@ def test_kernels_are_called_as_the_module_wants_it(monkeypatch):
     ours = kernels_here.Kernels(here)
     x, half = torch.ones(64), torch.ones(64, dtype=torch.bfloat16)
     ranges = [(64, 0.1)]
+    flat = kernels_here.Flat(parameters=x, momenta=x, gradients=half, copy=half)
+    param = torch.nn.Parameter(torch.ones(8, 8))
+    param.grad = torch.ones(8, 8)
+    layers = kernels_here.Layers(params=[param], decays=[0.1])
     calls = {
         "reduce_many": lambda: ours.reduce_many([x], [x, x]),
         "pack": lambda: ours.pack([x], half, 0.5),
         "unpack": lambda: ours.unpack([x], half, 0.5),
-        "sgd": lambda: ours.sgd(x, x, half, ranges, copy=half, **kernels_here.REFERENCE),
+        "sgd": lambda: ours.sgd(flat, ranges, **kernels_here.REFERENCE)(),
+        "lars": lambda: ours.lars(layers, 0.01, lr=0.1, momentum=0.9, nesterov=True)(),
     }
     if peers_here.Peers.are_in(ours):
         peers = peers_here.Peers(ours, here, 2)

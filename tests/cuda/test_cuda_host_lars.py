@@ -67,7 +67,7 @@ def check(layers: list[Layer], expected: list[list[np.ndarray]]) -> None:
 def test_each_tensor_takes_a_step_in_proportion_to_its_norm(
     kernels: HostOptimizers, rng: np.random.Generator, dtype: str, start: int
 ) -> None:
-    sizes = (1, 7, 4096, 4097, 100_003, 0, 64)
+    sizes = (1, 7, 4096, 4097, 200_003, 0, 64)  # chunks of one: more than threads of a block
     layers = [
         Layer(rng, size, start, TRUST * k * (size != 4097)) for k, size in enumerate(sizes, 1)
     ]
