@@ -81,6 +81,11 @@ class Allocator final : public c10::Allocator {
     const auto found = used_.find(data);
     if (found != used_.end()) found->second.users.insert(stream);
   }
+  // On how many streams a block was recorded.
+  size_t users(void* data) {
+    const std::lock_guard lock(mutex_);
+    return used_.at(data).users.size();
+  }
 
  private:
   static constexpr int kPoison = 0xa5;
@@ -341,5 +346,6 @@ PYBIND11_MODULE(cpu_device, m) {
   m.doc() = "Registers the device when it is imported.";
   c10::SetAllocator(kType, &allocator());
   at::RegisterPrivateUse1HooksInterface(new Hooks);
+  m.def("users", [](uintptr_t data) { return allocator().users(reinterpret_cast<void*>(data)); });
   py::class_<Gate>(m, "Gate").def(py::init()).def("open", &Gate::open);
 }

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from allreduce.errors import UsageError
 
-Gate = cpu_device.load().Gate
+MODULE = cpu_device.load()
+Gate = MODULE.Gate
 CPU, DEVICE = torch.device("cpu"), torch.device("privateuseone", 0)
 OPS = dist.ReduceOp
 TOTAL = WORLD_SIZE * (WORLD_SIZE + 1) // 2
@@ -50,6 +51,21 @@ def assert_alike(collective: Callable[[torch.device], list[Tensor]]) -> None:
         found = [x.cpu() for x in copies]
     for x, y in zip(found, expected, strict=True):
         assert torch.equal(x, y), (x, y)
+
+
+def check_memory_is_kept_for_the_streams_that_use_it() -> None:
+    def users(x: Tensor) -> int:
+        return MODULE.users(x.untyped_storage().data_ptr())
+
+    x, all_ = draw(10).to(DEVICE), torch.empty(10 * WORLD_SIZE, device=DEVICE)
+    assert users(x) == users(all_) == 0
+    works = [dist.all_gather_into_tensor(all_, x, async_op=True)]
+    assert users(x) == users(all_) == 2, "the streams into the host and out of it"
+    strided = torch.zeros(2 * LARGE, device=DEVICE)[::2]  # goes through a copy
+    works.append(dist.all_reduce(strided, async_op=True))
+    assert users(strided) == 2
+    for work in works:
+        work.wait()
 
 
 def check_all_reduce_of_every_dtype_and_operation() -> None:
