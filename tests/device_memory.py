@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from allreduce import _C
+from benchmarks.gpu.memory import CpuArray
 
 
 class Device:
@@ -22,11 +23,11 @@ class Device:
         self.runtime.synchronize(0, self.stream)
         self._kept.clear()
 
-    def array(self, values: np.ndarray) -> DeviceArray:
+    def array(self, values: np.ndarray) -> CpuArray:
         """Enqueue: an array is filled with the values."""
         memory = np.full(values.shape, 99).astype(values.dtype)
-        array = DeviceArray(memory, self.stream)
-        array.fill(self, values)
+        array = CpuArray(memory, self.stream)
+        self.copy(memory, np.ascontiguousarray(values))
         return array
 
     def hold(self) -> np.ndarray:
@@ -46,31 +47,12 @@ class Device:
         self._kept += [to, source]
         self.runtime.copy(to.ctypes.data, source.ctypes.data, source.nbytes, self.stream)
 
-    def read(self, array: DeviceArray) -> np.ndarray:
+    def read(self, array: CpuArray) -> np.ndarray:
         """What the array holds behind all that is enqueued."""
         result = np.empty_like(array.memory)
         self.copy(result, array.memory)
         self.synchronize()
         return result
-
-
-class DeviceArray:
-    """As CuPy's arrays show themselves. Its memory may be touched by its stream alone."""
-
-    def __init__(self, memory: np.ndarray, stream: int) -> None:
-        self.memory = memory
-        self.shape = memory.shape
-        self.__cuda_array_interface__ = {
-            "shape": memory.shape,
-            "typestr": memory.dtype.str,
-            "data": (memory.ctypes.data, False),
-            "version": 3,
-            "strides": None,
-            "stream": stream,
-        }
-
-    def fill(self, device: Device, values: np.ndarray) -> None:
-        device.copy(self.memory, np.ascontiguousarray(values))
 
 
 @contextmanager

@@ -34,11 +34,11 @@ class GpuMemory:
         self._torch.cuda.synchronize()
 
 
-class _CpuArray:
-    """As CuPy's arrays show themselves."""
+class CpuArray:
+    """As CuPy's arrays show themselves. Its memory may be touched by its stream alone."""
 
     def __init__(self, memory: Array, stream: int) -> None:
-        self.memory = memory
+        self.memory, self.shape = memory, memory.shape
         self.__cuda_array_interface__ = {
             "shape": memory.shape,
             "typestr": memory.dtype.str,
@@ -57,13 +57,13 @@ class CpuMemory:
         self._stream = self._runtime.create_stream(0)
         self._kept: list[Array] = []  # what copies under way read
 
-    def array(self, values: Array) -> _CpuArray:
+    def array(self, values: Array) -> CpuArray:
         """An array that is filled in stream order."""
-        array = _CpuArray(np.full_like(values, 99), self._stream)
+        array = CpuArray(np.full_like(values, 99), self._stream)
         self._copy(array.memory, values)
         return array
 
-    def read(self, array: _CpuArray) -> Array:
+    def read(self, array: CpuArray) -> Array:
         """What it holds behind all that is enqueued."""
         values = np.empty_like(array.memory)
         self._copy(values, array.memory)
