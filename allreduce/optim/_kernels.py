@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from allreduce import cuda
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 _GRADIENTS = (torch.float32, torch.bfloat16, torch.float16)
@@ -21,13 +22,7 @@ def kernels_on(device: torch.device) -> Any | None:
     return _built() if device.type == "cuda" else None
 
 
-@functools.cache
-def _built() -> Any | None:
-    try:
-        importlib.import_module("allreduce._C")  # its symbols are used by the other
-        return importlib.import_module("allreduce._cuda")
-    except ImportError:
-        return None
+_built = functools.cache(cuda.kernels)  # a step must not look for it in the file system
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
