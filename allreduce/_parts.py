@@ -28,22 +28,31 @@ class PartCollectives(Calls):
         algo: str = "auto",
         *,
         rows: Sequence[int] | None = None,
+        in_place: bool = False,
         timeout: float | None = None,
+        name: str = "",
     ) -> Array:
         """Reduce `x` over all ranks and return this rank's part of the result.
 
         Args:
             x: shape (world_size * n, ...), or (sum(rows), ...); it is not changed.
+            in_place: `x` is changed: this rank's rows become the result, all others any numbers.
+            name: checked to be the same on all ranks.
 
         Returns:
             A new array of shape (n, ...), this rank's rows: a tensor for a tensor, else NumPy's.
+            In place, the rows of `x`.
         """
-        whole = copy_of(x, "x", self.rank)  # the reduction happens in this copy
+        # The reduction happens in this array.
+        whole = memory_of(x, "x", self.rank).owner if in_place else copy_of(x, "x", self.rank)
         parts = self._parts(whole, rows, "rows")
         memory = memory_of(whole, "x", self.rank)
-        call = self._call(_C.Collective.reduce_scatter, memory, op=op, algo=algo, timeout=timeout)
+        call = self._call(
+            _C.Collective.reduce_scatter, memory, op=op, algo=algo, timeout=timeout, name=name
+        )
         self._group.run(**call, bounds=_elements(whole, parts))
-        return copy_of(whole[parts[self.rank] : parts[self.rank + 1]], "x", self.rank)
+        mine = whole[parts[self.rank] : parts[self.rank + 1]]
+        return mine if in_place else copy_of(mine, "x", self.rank)
 
     def allgather(
         self,
@@ -51,16 +60,25 @@ class PartCollectives(Calls):
         algo: str = "auto",
         *,
         rows: Sequence[int] | None = None,
+        in_place: bool = False,
         timeout: float | None = None,
     ) -> Array:
         """Return the arrays of all ranks, joined along the first dimension in rank order.
 
         Args:
             x: shape (n, ...), or a scalar; the same shape on all ranks, but for `rows`.
+            in_place: `x` has the shape of the result, and this rank's rows in their place there.
 
         Returns:
-            A new array of shape (world_size * n, ...): a tensor for a tensor, else NumPy's.
+            A new array of shape (world_size * n, ...): a tensor for a tensor, else NumPy's. In
+            place, `x`.
         """
+        if in_place:
+            whole = memory_of(x, "x", self.rank)
+            bounds = _elements(whole.owner, self._parts(whole.owner, rows, "rows"))
+            call = self._call(_C.Collective.allgather, whole, algo=algo, timeout=timeout)
+            self._group.run(**call, bounds=bounds)
+            return x
         return self._joined(_C.Collective.allgather, x, 0, algo, rows, timeout)
 
     def gather(

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
     from allreduce.communicator import Communicator
     from allreduce.torch.ddp import DistributedDataParallel
+    from allreduce.torch.sharded_sgd import ShardedSGD
 
-__all__ = ["DistributedDataParallel", "communicator"]
+__all__ = ["DistributedDataParallel", "ShardedSGD", "communicator"]
 
 
 def communicator(process_group: dist.ProcessGroup | None = None) -> Communicator:
@@ -54,6 +55,10 @@ def __getattr__(name: str) -> Any:
         from allreduce.torch.ddp import DistributedDataParallel
 
         return DistributedDataParallel
+    if name == "ShardedSGD":
+        from allreduce.torch.sharded_sgd import ShardedSGD
+
+        return ShardedSGD
     raise AttributeError(f"module 'allreduce.torch' has no attribute {name!r}")
 
 

@@ -15,7 +15,16 @@ if TYPE_CHECKING:
     from allreduce._work import Work
 from allreduce.communicator import Communicator
 
-__all__ = ["Bucket", "allocate", "check_dtype", "plan", "travels_as"]
+__all__ = [
+    "Bucket",
+    "aligned",
+    "allocate",
+    "check_dtype",
+    "memory",
+    "plan",
+    "travels_as",
+    "view_like",
+]
 
 _ALIGN = 64  # bytes: each gradient begins on a cache line of its own
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -92,11 +101,11 @@ def allocate(
             begins[index] = end
             end += parameters[index].numel()
             if travels == dtype:  # packed gradients have no gaps
-                end = _aligned(end, travels)
-        ends[dtype] = _aligned(end, travels)
+                end = aligned(end, travels)
+        ends[dtype] = aligned(end, travels)
         spans.append((dtype, begin, ends[dtype], travels != dtype))
-    memory = {
-        dtype: _memory(
+    memories = {
+        dtype: memory(
             comm,
             count,
             wire_dtype if wire_dtype and dtype == torch.float32 else dtype,
@@ -105,12 +114,12 @@ def allocate(
         for dtype, count in ends.items()
     }
     made = [
-        Bucket(f"gradients {number} of {len(buckets)}", members, memory[dtype][begin:end], packed)
+        Bucket(f"gradients {number} of {len(buckets)}", members, memories[dtype][begin:end], packed)
         for number, (members, (dtype, begin, end, packed)) in enumerate(
             zip(buckets, spans, strict=True), 1
         )
     ]
-    views = [_view_like(p, memory[p.dtype], begins[i]) for i, p in enumerate(parameters)]
+    views = [view_like(p, memories[p.dtype], begins[i]) for i, p in enumerate(parameters)]
     return made, views
 
 
@@ -124,22 +133,23 @@ def check_dtype(name: str, parameter: Tensor) -> None:
         )
 
 
-def _aligned(count: int, dtype: torch.dtype) -> int:
+def aligned(count: int, dtype: torch.dtype) -> int:
     """The next number of elements that ends a cache line."""
     align = _ALIGN // dtype.itemsize
     return -(-count // align) * align
 
 
-def _memory(comm: Communicator, count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def memory(comm: Communicator, count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Flat zeros: in symmetric memory, for which every rank calls it alike, or on a device."""
     if device.type != "cpu":
         return torch.zeros(count, dtype=dtype, device=device)
     array = comm.symmetric_empty(count, str(dtype).removeprefix("torch."))
     return torch.from_numpy(array).view(dtype)  # NumPy has bfloat16 as uint16
 
 
-def _view_like(parameter: Tensor, memory: Tensor, begin: int) -> Tensor:
+def view_like(parameter: Tensor, whole: Tensor, begin: int) -> Tensor:
     """A view with the parameter's strides where these are dense: autograd then adds in place."""
-    flat = memory[begin : begin + parameter.numel()]
+    flat = whole[begin : begin + parameter.numel()]
     if torch.ops.aten.is_non_overlapping_and_dense(parameter):
         return flat.as_strided(parameter.size(), parameter.stride())
     return flat.view(parameter.size())

@@ -6,13 +6,13 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from allreduce.errors import MismatchError, UsageError
+from allreduce.errors import UsageError
 from allreduce.torch import communicator
+from allreduce.torch.agreement import check_agreement
 from allreduce.torch.bucket_size import AUTO, DEFAULT, BucketBytes
 from allreduce.torch.buckets import check_dtype
 from allreduce.torch.reducer import Reducer
@@ -91,7 +91,7 @@ class DistributedDataParallel(nn.Module):
             return
         _check_devices(module)
         options = f"{bucket_bytes=} {wire_dtype=} {op=} {algo=} {find_unused_parameters=}"
-        _check_agreement(comm, [options, *_described(module)])
+        check_agreement(comm, "DistributedDataParallel", [options, *_described(module)])
         if broadcast_parameters:
             _broadcast(comm, [*module.parameters(), *module.buffers()])
         self._reducer = Reducer(
@@ -178,31 +178,6 @@ def _described(module: nn.Module) -> list[str]:
         + (" trained" if t.requires_grad else "")
         for name, t in tensors
     ]
-
-
-def _check_agreement(comm: Communicator, lines: Sequence[str]) -> None:
-    """Raises MismatchError on every rank if any rank's lines are not those of rank 0."""
-    mine = np.frombuffer("\n".join(lines).encode(), np.uint8).copy()
-    size = comm.broadcast(np.array([mine.size], np.int64))
-    first = comm.broadcast(mine.copy() if comm.rank == 0 else np.empty(int(size[0]), np.uint8))
-    differs = not np.array_equal(mine, first)
-    others = np.flatnonzero(comm.allgather(np.array([differs])))
-    if not others.size:
-        return
-    if not differs:
-        ranks = ", ".join(map(str, others))
-        raise MismatchError(
-            f"rank {ranks} wraps another module than rank {comm.rank}, or passes other arguments "
-            "to DistributedDataParallel; its own error says which"
-        )
-    theirs = first.tobytes().decode().split("\n")
-    here, there = next(
-        ((a, b) for a, b in zip([*lines, "no more"], [*theirs, "no more"], strict=False) if a != b),
-        ("", ""),
-    )
-    raise MismatchError(
-        f"DistributedDataParallel differs: rank {comm.rank} has {here!r} where rank 0 has {there!r}"
-    )
 
 
 @torch.no_grad()

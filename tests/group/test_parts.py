@@ -92,6 +92,41 @@ def test_uneven_parts_are_reduced_by_every_operation(op, local):
     run_threads(4, body, nodes=2, local=local)
 
 
+@pytest.mark.parametrize("shape", [(), (3,)], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_in_place_nothing_else_is_written(layout, shape):
+    p = size(layout)
+
+    def body(comm):
+        for rows in [None, *uneven(p, 1)]:
+            counts = rows or [9] * p
+            begin = sum(counts[: comm.rank])
+            own = slice(begin, begin + counts[comm.rank])
+            every = [whole(sum(counts), shape, "float32", r) for r in range(p)]
+            x = every[comm.rank].copy()
+            mine = comm.reduce_scatter(x, rows=rows, in_place=True)
+            np.testing.assert_array_equal(mine, np.sum(every, 0)[own])
+            assert mine.size == 0 or np.shares_memory(mine, x)
+            np.testing.assert_array_equal(x[own], mine)
+
+            y = np.full_like(x, -1)
+            y[own] = every[0][own]
+            assert comm.allgather(y, rows=rows, in_place=True) is y
+            np.testing.assert_array_equal(y, every[0])
+
+    run_threads(p, body, nodes=nodes(layout))
+
+
+@pytest.mark.parametrize("layout", ["1x2", "2x1"])
+def test_names_of_a_reduce_scatter_must_agree(layout):
+    def body(comm):
+        comm.reduce_scatter(np.zeros(4), name="a")
+        comm.reduce_scatter(np.zeros(4), name=f"of rank {comm.rank}")
+
+    raised = run_threads(2, body, errors=True, timeout=20.0, nodes=nodes(layout))
+    assert [type(error) for error in raised] == [MismatchError] * 2, raised
+
+
 @pytest.mark.parametrize("rows", [0, 1, 7, 20_000])
 @pytest.mark.parametrize("dtype", ["uint8", "float64", "bool"])
 @pytest.mark.parametrize("layout", LAYOUTS)

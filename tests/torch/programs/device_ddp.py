@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel as StockDDP
 
 from allreduce.errors import UsageError
 from allreduce.torch import DistributedDataParallel as OurDDP
-from allreduce.torch import bucket_size
+from allreduce.torch import ShardedSGD, bucket_size
 
 Gate = cpu_device.load().Gate
 CPU, DEVICE = torch.device("cpu"), torch.device("privateuseone", 0)
@@ -181,6 +181,53 @@ def assert_streams_may_differ(wire_dtype: torch.dtype | None) -> None:
         dist.all_gather(everyone, grad)
         assert all(torch.equal(grad, each) for each in everyone)
         assert grad.isfinite().all()
+
+
+def sharded(device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
+    """Weights after five updates of ShardedSGD, and its momentum."""
+    module = network().to(device)
+    optimizer = ShardedSGD(module.parameters(), lr=0.1)
+    generator = torch.Generator().manual_seed(RANK)
+    for turn in range(5):
+        module(torch.randn(8, 20, generator=generator).to(device)).square().mean().backward()
+        optimizer.step()
+        (module if turn % 2 else optimizer).zero_grad()
+        if turn == 2:
+            optimizer.load_state_dict(optimizer.state_dict())
+    momenta = [each["momentum"].cpu() for each in optimizer.state_dict()["state"].values()]
+    return [p.detach().cpu() for p in module.parameters()], momenta
+
+
+def check_sharded_sgd() -> None:
+    expected = sharded(CPU)
+    with torch.Stream(device=DEVICE):
+        found = sharded(DEVICE)
+    for mine, theirs in zip(found, expected, strict=True):
+        for x, y in zip(mine, theirs, strict=True):  # the step is another kernel of torch's
+            torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-6)
+            everyone = [torch.empty_like(x) for _ in range(WORLD_SIZE)]
+            dist.all_gather(everyone, x)
+            assert all(torch.equal(x, each) for each in everyone)
+
+
+def check_the_host_goes_on_before_the_sharded_step() -> None:
+    weight = nn.Parameter(torch.zeros(40_000).to(DEVICE))
+    optimizer = ShardedSGD([weight], lr=1.0, momentum=0.0, weight_decay=0.0, op="sum")
+    gradient = torch.full((40_000,), RANK + 1.0).to(DEVICE)
+    stream = torch.Stream(device=DEVICE)
+    stream.wait_stream(torch.accelerator.current_stream())
+    with stream:
+        for _ in range(2):
+            optimizer.zero_grad()
+            weight.grad.copy_(gradient)
+            gate = Gate()
+            gradient.mul_(2)
+            weight.grad.add_(gradient)
+            optimizer.step()
+            assert not stream.query()
+            gate.open()
+        total = WORLD_SIZE * (WORLD_SIZE + 1) / 2
+        assert (weight.detach().cpu() == -total * (3 + 6)).all()
 
 
 def check_parameters_on_two_devices_are_refused() -> None:

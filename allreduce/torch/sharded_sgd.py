@@ -1,0 +1,255 @@
+"""SGD of which each rank takes a part: reduce-scatter, a step on the own shard, allgather.
+
+The optimizer's state is divided among the ranks as in ZeRO's first stage (Rajbhandari et al. 2020,
+section 5.1). What travels is what an allreduce of the gradients takes; in its middle, where each
+rank has its part of the sum, the step is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, overload
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT as Params
+
+from allreduce.errors import UsageError
+from allreduce.optim import SGD
+from allreduce.torch import buckets, communicator
+from allreduce.torch.agreement import check_agreement
+from allreduce.torch.streams import DEVICES
+
+if TYPE_CHECKING:
+    import torch.distributed as dist
+
+__all__ = ["ShardedSGD"]
+
+_DTYPES = (torch.float32, torch.float64)
+
+
+class ShardedSGD(SGD):
+    """SGD in the reference form, (9), whose momentum is divided among the ranks.
+
+    It takes the place of `DistributedDataParallel` and `SGD` together: the module is not wrapped,
+    gradients stay this rank's own until `step()`, which sums them, updates this rank's shard of the
+    parameters, and gathers all shards. With `algo="halving_doubling"` sums have the order of
+    `allreduce`, and its bits; the step is torch's kernel, which on a CPU may round the last few
+    elements of a tensor in another way, and here tensors are cut and joined.
+
+    Parameters and gradients move to flat memory (in shared memory, if on the CPU): `.data` and
+    `.grad` become views, which `zero_grad()` fills by zeros whatever its argument says. After
+    `step()` gradients are of no use: they hold parts of sums. A parameter without a gradient, on
+    some ranks or on all, counts as one whose gradient is zero: unlike with `SGD`, weight decay and
+    momentum still move it. On a GPU everything is enqueued, and the host waits for nothing.
+
+    Arguments (`lr`, `momentum`, `nesterov`, `weight_decay` may differ between parameter groups, and
+    from step to step, alike on all ranks):
+        params: parameters or groups, all float32 or all float64, on the CPU or one GPU. At the
+            begin they become those of rank 0. None can be added later.
+        process_group: of backend "hier"; None for the default group.
+        op: "mean" divides the sum of the gradients by the number of ranks, "sum" does not.
+        algo: of the reduce-scatter between nodes, see `Communicator.reduce_scatter`.
+
+    UsageError (a ValueError): an argument cannot work. MismatchError: ranks disagree about
+    parameters or arguments; from `step`, about those of the groups. `step` raises what collectives
+    raise, too.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float,
+        momentum: float = 0.9,
+        nesterov: bool = True,
+        weight_decay: float = 1e-4,
+        *,
+        process_group: dist.ProcessGroup | None = None,
+        op: str = "mean",
+        algo: str = "auto",
+    ) -> None:
+        self._fixed = False
+        super().__init__(params, lr, momentum, nesterov, weight_decay)
+        if op not in ("mean", "sum"):
+            raise UsageError(f'op={op!r}: must be "mean" or "sum"')
+        self._all = [p for group in self.param_groups for p in group["params"]]
+        _check_parameters(self._all)
+        self._comm = comm = communicator(process_group)
+        self._scale = 1.0 / comm.world_size if op == "mean" else 1.0
+        self._algo = algo
+        lines = [f"{op=} {algo=}", *(_described(group) for group in self.param_groups)]
+        check_agreement(comm, "ShardedSGD", [*lines, *map(_shape, self._all)])
+        self._fixed = True
+        self._move()
+        self._divide()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Raises UsageError once the optimizer is made: the shards are cut."""
+        if self._fixed:
+            raise UsageError("param_group: give ShardedSGD all its groups when it is made")
+        super().add_param_group(param_group)
+
+    @torch.no_grad()
+    def _move(self) -> None:
+        """Moves parameters and gradients to flat memory, the groups one after the other."""
+        comm, like = self._comm, self._all[0]
+        self._ends, self._begins, end = [], [], 0
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self._begins.append(end)
+                end = buckets.aligned(end + parameter.numel(), like.dtype)
+            self._ends.append(end)
+        shard = buckets.aligned(-(-end // comm.world_size), like.dtype)
+        self._shard = (comm.rank * shard, (comm.rank + 1) * shard)
+        count = comm.world_size * shard
+        self._flat = buckets.memory(comm, count, like.dtype, like.device)
+        self._gradients = buckets.memory(comm, count, like.dtype, like.device)
+        self._views = self._places(self._gradients)
+        for parameter, place in zip(self._all, self._places(self._flat), strict=True):
+            parameter.data = place.copy_(parameter)
+        comm.broadcast(self._flat)
+        self._take_in_gradients()
+
+    def _divide(self) -> None:
+        """Makes the optimizer of the shard: one tensor for each group that has a part of it."""
+        parts, self._groups = [], []  # of which group each part is
+        for number, (begin, end) in enumerate(pairwise([0, *self._ends])):
+            first, last = max(begin, self._shard[0]), min(end, self._shard[1])
+            if first < last:
+                part = self._flat[first:last]
+                part.grad = self._gradients[first:last]
+                parts.append({**self.param_groups[number], "params": [part]})
+                self._groups.append(number)
+        self._own = SGD(parts, lr=0.0) if parts else None
+
+    def _places(self, flat: Tensor) -> list[Tensor]:
+        pairs = zip(self._all, self._begins, strict=True)
+        return [buckets.view_like(parameter, flat, begin) for parameter, begin in pairs]
+
+    @torch.no_grad()
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Fills all gradients by zeros, in one go; they stay views, so `set_to_none` is ignored."""
+        self._gradients.zero_()
+        for parameter, view in zip(self._all, self._views, strict=True):
+            parameter.grad = view
+
+    def _take_in_gradients(self) -> None:
+        """Brings those to flat memory that came from elsewhere."""
+        for index, (parameter, view) in enumerate(zip(self._all, self._views, strict=True)):
+            grad = parameter.grad
+            if grad is view:
+                continue
+            if grad is None:
+                view.zero_()
+            elif grad.layout != torch.strided:
+                raise UsageError(
+                    f"parameter {index}, of shape {list(parameter.shape)}, has a sparse gradient; "
+                    "use a dense one (sparse=False in nn.Embedding)"
+                )
+            else:
+                view.copy_(grad)
+            parameter.grad = view
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One update of every parameter, by the gradients of all ranks; every rank calls it.
+
+        `closure`, if given, recomputes the loss first, and its value is returned.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._take_in_gradients()
+        if self._scale != 1.0:
+            self._gradients.mul_(self._scale)
+        groups = "; ".join(_described(group) for group in self.param_groups)
+        self._comm.reduce_scatter(
+            self._gradients, "sum", self._algo, in_place=True, name=f"ShardedSGD: {groups}"
+        )
+        if self._own:
+            for part, number in zip(self._own.param_groups, self._groups, strict=True):
+                group = self.param_groups[number]
+                part.update({name: value for name, value in group.items() if name != "params"})
+            self._own.step()
+        self._comm.allgather(self._flat, in_place=True)
+        return loss
+
+    @torch.no_grad()
+    def state_dict(self) -> dict[str, Any]:
+        """What `SGD.state_dict` gives, with the momentum of the whole model: every rank calls it.
+
+        It fits `SGD`, and a ShardedSGD of any number of ranks.
+        """
+        begin, end = self._shard
+        mine = torch.zeros_like(self._flat[begin:end])
+        for part in self._parts():
+            if "momentum" in (state := self._own_state(part)):
+                first = part.storage_offset() - self._flat.storage_offset() - begin
+                mine[first : first + part.numel()] = state["momentum"]
+        whole = self._comm.allgather(mine)
+        for parameter, place in zip(self._all, self._places(whole), strict=True):
+            self.state[parameter]["momentum"] = place.clone()
+        try:
+            return super().state_dict()
+        finally:
+            self.state.clear()
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Takes what `state_dict` gave, or `SGD`'s in the reference form; each rank its own part.
+
+        UsageError for another form.
+        """
+        if any(group.get("form") != "reference" for group in state_dict["param_groups"]):
+            raise UsageError('state_dict: is of another form of SGD than "reference"')
+        super().load_state_dict(dict(state_dict))
+        whole = torch.zeros_like(self._flat)
+        for parameter, place in zip(self._all, self._places(whole), strict=True):
+            if "momentum" in self.state[parameter]:
+                place.copy_(self.state[parameter]["momentum"])
+        self.state.clear()
+        for part in self._parts():
+            first = part.storage_offset() - self._flat.storage_offset()
+            self._own_state(part)["momentum"] = whole[first : first + part.numel()].clone()
+
+    def _parts(self) -> list[Tensor]:
+        groups = self._own.param_groups if self._own else []
+        return [part for group in groups for part in group["params"]]
+
+    def _own_state(self, part: Tensor) -> dict[str, Any]:
+        assert self._own is not None
+        state: dict[str, Any] = self._own.state[part]
+        return state
+
+
+def _check_parameters(parameters: list[Tensor]) -> None:
+    first = parameters[0]
+    if first.device.type != "cpu" and first.device.type not in DEVICES:
+        raise UsageError(f"params: are on {first.device}; move the module to the CPU or a GPU")
+    for index, parameter in enumerate(parameters):
+        if parameter.dtype not in _DTYPES or parameter.dtype != first.dtype:
+            raise UsageError(
+                f"params: number {index} has dtype {parameter.dtype}, the first {first.dtype}; all "
+                "must be float32, or all float64"
+            )
+        if parameter.device != first.device:
+            raise UsageError(
+                f"params: number {index} is on {parameter.device}, the first on {first.device}; "
+                "all must be on one device"
+            )
+
+
+def _described(group: Mapping[str, Any]) -> str:
+    """What must be the same on all ranks at each step."""
+    names = ("lr", "momentum", "nesterov", "weight_decay", "gradient_scale")
+    return " ".join(f"{name}={group[name]!r}" for name in names)
+
+
+def _shape(parameter: Tensor) -> str:
+    return f"{str(parameter.dtype).removeprefix('torch.')}{list(parameter.shape)}"
