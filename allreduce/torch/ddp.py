@@ -90,7 +90,8 @@ class DistributedDataParallel(nn.Module):
         if comm.world_size == 1:
             return
         _check_devices(module)
-        options = f"{bucket_bytes=} {wire_dtype=} {op=} {algo=} {find_unused_parameters=}"
+        options = f"bucket_bytes={bucket_bytes} {wire_dtype=} op={op} algo={algo} "
+        options += f"{find_unused_parameters=}"
         check_agreement(comm, "DistributedDataParallel", [options, *_described(module)])
         if broadcast_parameters:
             _broadcast(comm, [*module.parameters(), *module.buffers()])
