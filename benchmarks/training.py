@@ -30,8 +30,8 @@ from trainer.model import build_model
 WAYS = ("none", "hier", "stock on hier", "stock on gloo")
 BUCKETS_MB = (1, 5, 25, 100)  # that stock DDP on Gloo chooses from
 _DEADLINE = 400  # seconds
-_WARM_UP = 5  # steps: stock DDP makes its buckets anew after the first, ours after the third
-_TRIAL_WARM_UP, _TRIAL = 2, 3  # steps with each of BUCKETS_MB
+_WARM_UP = 4  # steps: stock DDP makes its buckets anew after the first, ours after the third
+_TRIAL_WARM_UP, _TRIAL = 2, 2  # steps with each of BUCKETS_MB
 
 
 @dataclass(slots=True, kw_only=True)
