@@ -12,7 +12,7 @@ from benchmarks.conftest import Report, is_smoke
 from benchmarks.layouts import Layout
 from benchmarks.sizes import ALGORITHMS, pairs
 
-_SECONDS = 0.25  # that an algorithm gets in a cell
+_SECONDS = 0.2  # that an algorithm gets in a cell
 pytestmark = [pytest.mark.timeout(118), pytest.mark.benchmark(timer=cells.clock)]
 
 

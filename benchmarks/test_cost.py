@@ -7,12 +7,14 @@ call.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,8 +27,11 @@ from benchmarks.conftest import Report
 from benchmarks.layouts import Layout
 
 CALLS = 300
-ROUNDS = 15
+ROUNDS = 9
 _CALL_HEADER = "one element, 1 rank: us a call     median"
+_TURNS_HEADER = (
+    "backend fake, a call and a yield of each process on one core: us together     median"
+)
 _PAIR_HEADER = "one element, 2 ranks, one node: us a call     median"
 _GROUP_HEADER = "of a process group of one rank     each"
 
@@ -67,6 +72,46 @@ def test_a_call_alone(alone: str, way: str, benchmark, report: Report) -> None:
 
     microseconds = benchmark.pedantic(median_us, args=(call,), warmup_rounds=1)
     report.row(_CALL_HEADER, f"{alone + ', ' + way:<30} {microseconds:>10.2f}")
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_calls_in_turns_on_one_core(processes: int, benchmark, report: Report) -> None:
+    """Measure torch's own share where ranks share a core: it finds the caches of the others."""
+    microseconds = benchmark.pedantic(_in_turns, args=(processes,), rounds=1)
+    report.row(_TURNS_HEADER, f"{processes:<52} {microseconds:>10.2f}")
+
+
+def _in_turns(processes: int) -> float:
+    """Return microseconds in which each process makes one call of the backend that does nothing."""
+    context = multiprocessing.get_context("fork")
+    together, found = context.Barrier(processes), context.SimpleQueue()
+    core = min(os.sched_getaffinity(0))
+    started = [
+        context.Process(target=_take_turns, args=(core, together, found), daemon=True)
+        for _ in range(processes)
+    ]
+    for process in started:
+        process.start()
+    times = [found.get() for _ in started]
+    for process in started:
+        process.join()
+    return statistics.median(times)
+
+
+def _take_turns(core: int, together: Any, found: Any) -> None:
+    os.sched_setaffinity(0, {core})
+    torch.set_num_threads(1)
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    tensor = torch.ones(1)
+
+    def call() -> None:
+        dist.all_reduce(tensor)
+        os.sched_yield()
+
+    median_us(call)
+    together.wait()
+    found.put(median_us(call))
+    os._exit(0)  # no destructors of what the parent has
 
 
 def test_a_call_of_two_ranks(casts: Casts, benchmark, report: Report) -> None:
