@@ -86,7 +86,8 @@ def check_the_same_bits_as_ddp_and_sgd() -> None:
 
 
 def check_it_is_ddp_and_sgd() -> None:
-    for kind, relative in ((torch.float32, 1e-6), (torch.float64, 1e-13)):
+    """Sums of several ranks are steps as many times as long, which carry errors further."""
+    for kind, relative in ((torch.float32, 1e-5), (torch.float64, 1e-13)):
         for op in ("mean", "sum"):
             found, expected = trained(kind, op=op), reference(kind, op=op)
             assert near(found, expected, relative), (kind, op)
