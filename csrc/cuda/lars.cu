@@ -30,7 +30,7 @@ void lars(std::span<const LarsTensor> tensors, DType gradient_dtype, const SgdSt
   for (const LarsArgs& args : plan_lars(tensors, gradient_dtype, step, workspace)) {
     const auto& ranges = args.sgd.ranges;
     if (ranges.num_chunks == 0) continue;
-    const unsigned blocks = grid_of(ranges.num_chunks);
+    const unsigned blocks = ranges.num_chunks;
     visit_float_element(gradient_dtype, [&]<class Element>() {
       squares_kernel<Element><<<blocks, kThreads, 0, on>>>(args);
       ratios_kernel<<<ranges.num_ranges, kThreads, 0, on>>>(args);

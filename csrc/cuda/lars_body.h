@@ -23,9 +23,9 @@ HIER_DEVICE Squares squares_of(const SgdArgs& args, const Chunk& chunk, size_t t
   Squares sum{};
   walk(
       chunk, thread, num_threads,
-      [&](size_t i) {
-        const Eight w = load_eight<Plain<float>>(parameters, i - chunk.range_begin);
-        const Eight g = load_eight<Element>(gradients, i - chunk.range_begin);
+      [&](const Spot& spot) {
+        const Eight w = load_eight<Plain<float>>(parameters, spot.from(chunk.range_begin));
+        const Eight g = load_eight<Element>(gradients, spot.from(chunk.range_begin));
 #pragma unroll
         for (size_t k = 0; k < kGroup; ++k) {
           add_square(sum.parameters, w.lane[k]);

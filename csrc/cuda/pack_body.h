@@ -21,11 +21,11 @@ HIER_DEVICE void pack_block(const Ctx& ctx, const PackArgs& args) {
       const size_t to_base = kUnpack ? chunk.range_begin : 0;
       walk(
           chunk, thread, ctx.num_threads(),
-          [&](size_t i) {
-            Eight values = load_eight<From>(from, i - from_base);
+          [&](const Spot& spot) {
+            Eight values = load_eight<From>(from, spot.from(from_base));
 #pragma unroll
             for (float& lane : values.lane) lane = times(lane, args.scale);
-            store_eight<To>(to, i - to_base, values);
+            store_eight<To>(to, spot.from(to_base), values);
           },
           [&](size_t i) {
             store_one<To>(to, i - to_base, times(load_one<From>(from, i - from_base), args.scale));

@@ -38,15 +38,15 @@ HIER_DEVICE Unit sum_of_ranks(const Load& load) {
   return tree_sum<kRanks>(units);
 }
 
-// Calls eight(i, sums) and one(i, sum) for this thread's part of a chunk of the shard.
+// Calls eight(spot, sums) and one(i, sum) for this thread's part of a chunk of the shard.
 template <size_t kRanks, class Element, class Eights, class Ones>
 HIER_DEVICE void walk_sums(const PeerArgs& args, const Chunk& chunk, size_t thread,
                            size_t num_threads, const Eights& eight, const Ones& one) {
   walk(
       chunk, thread, num_threads,
-      [&](size_t i) {
-        eight(i, sum_of_ranks<kRanks, Eight>([&](size_t r) {
-                return load_eight<Element>(args.inputs[r], args.begin + i);
+      [&](const Spot& spot) {
+        eight(spot, sum_of_ranks<kRanks, Eight>([&](size_t r) {
+                return load_eight<Element>(args.inputs[r], spot.behind(args.begin));
               }));
       },
       [&](size_t i) {
@@ -68,9 +68,10 @@ HIER_DEVICE void for_each_rank(const Peers& peers, const Store& store) {
 template <class Element>
 struct Push {
   const PeerArgs& args;
-  HIER_DEVICE void operator()(size_t i, const Eight& values) const {
+  HIER_DEVICE void operator()(const Spot& spot, const Eight& values) const {
+    const Spot all = spot.behind(args.begin);
     for_each_rank(args.peers,
-                  [&](size_t r) { store_eight<Element>(args.outputs[r], args.begin + i, values); });
+                  [&](size_t r) { store_eight<Element>(args.outputs[r], all, values); });
   }
   HIER_DEVICE void operator()(size_t i, float value) const {
     for_each_rank(args.peers,
@@ -96,10 +97,10 @@ HIER_DEVICE void reduce_scatter_block(const Ctx& ctx, const PeerArgs& args) {
   between_barriers(ctx, args, [&](size_t thread, const Chunk& chunk) {
     walk_sums<kRanks, Element>(
         args, chunk, thread, ctx.num_threads(),
-        [&](size_t i, Eight sums) {
+        [&](const Spot& spot, Eight sums) {
 #pragma unroll
           for (float& lane : sums.lane) lane = times(lane, args.rates.scale);
-          store_eight<Plain<float>>(args.shard, i, sums);
+          store_eight<Plain<float>>(args.shard, spot, sums);
         },
         [&](size_t i, float sum) { args.shard[i] = times(sum, args.rates.scale); });
   });
@@ -111,7 +112,7 @@ HIER_DEVICE void allgather_block(const Ctx& ctx, const PeerArgs& args) {
   between_barriers(ctx, args, [&](size_t thread, const Chunk& chunk) {
     walk(
         chunk, thread, ctx.num_threads(),
-        [&](size_t i) { push(i, load_eight<Plain<float>>(args.shard, i)); },
+        [&](const Spot& spot) { push(spot, load_eight<Plain<float>>(args.shard, spot)); },
         [&](size_t i) { push(i, args.shard[i]); });
   });
 }
@@ -124,8 +125,8 @@ HIER_DEVICE void fused_block(const Ctx& ctx, const PeerArgs& args) {
                          1.0f};
     walk_sums<kRanks, Element>(
         args, chunk, thread, ctx.num_threads(),
-        [&](size_t i, const Eight& sums) {
-          push(i, update_eight<Reference>(args.rates, place, i, sums));
+        [&](const Spot& spot, const Eight& sums) {
+          push(spot, update_eight<Reference>(args.rates, place, spot, sums));
         },
         [&](size_t i, float sum) { push(i, update_one<Reference>(args.rates, place, i, sum)); });
   });

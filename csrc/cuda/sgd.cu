@@ -20,7 +20,7 @@ struct LaunchSgd {
 
   template <class Element>
   void operator()() const {
-    const unsigned blocks = grid_of(args.ranges.num_chunks);
+    const unsigned blocks = args.ranges.num_chunks;
     if (form == SgdForm::absorbed) {
       sgd_kernel<Absorbed, Element><<<blocks, kThreads, 0, stream>>>(args);
     } else {

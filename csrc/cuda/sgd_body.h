@@ -51,18 +51,18 @@ struct Absorbed {
 
 // Returns the new parameters.
 template <class Form>
-HIER_DEVICE Eight update_eight(const SgdRates& rates, const SgdPlace& place, size_t i,
+HIER_DEVICE Eight update_eight(const SgdRates& rates, const SgdPlace& place, const Spot& spot,
                                const Eight& gradients) {
   using F32 = Plain<float>;
-  Eight parameters = load_eight<F32>(place.parameters, i), momenta{};
-  if (place.momenta != nullptr) momenta = load_eight<F32>(place.momenta, i);
+  Eight parameters = load_eight<F32>(place.parameters, spot), momenta{};
+  if (place.momenta != nullptr) momenta = load_eight<F32>(place.momenta, spot);
 #pragma unroll
   for (size_t k = 0; k < kGroup; ++k) {
     Form::update(rates, place, times(gradients.lane[k], rates.scale), parameters.lane[k],
                  momenta.lane[k]);
   }
-  store_eight<F32>(place.parameters, i, parameters);
-  if (place.momenta != nullptr) store_eight<F32>(place.momenta, i, momenta);
+  store_eight<F32>(place.parameters, spot, parameters);
+  if (place.momenta != nullptr) store_eight<F32>(place.momenta, spot, momenta);
   return parameters;
 }
 
@@ -87,11 +87,11 @@ HIER_DEVICE void step_chunk(const SgdArgs& args, const Chunk& chunk, float ratio
   const void* gradients = args.gradients[range];
   walk(
       chunk, thread, num_threads,
-      [&](size_t i) {
-        const size_t k = i - chunk.range_begin;
+      [&](const Spot& spot) {
+        const Spot own = spot.from(chunk.range_begin);
         const Eight parameters =
-            update_eight<Form>(args.rates, place, k, load_eight<Element>(gradients, k));
-        if (args.copy != nullptr) store_eight<BFloat16>(args.copy, i, parameters);
+            update_eight<Form>(args.rates, place, own, load_eight<Element>(gradients, own));
+        if (args.copy != nullptr) store_eight<BFloat16>(args.copy, spot, parameters);
       },
       [&](size_t i) {
         const size_t k = i - chunk.range_begin;

@@ -1,8 +1,8 @@
 // Wide loads and stores: 16 bytes of an array, and eight floats of any dtype as f32.
 #pragma once
 
-#include "cuda/alignment.h"
 #include "cuda/element.h"
+#include "cuda/ranges.h"
 
 namespace hier::cuda {
 
@@ -26,42 +26,52 @@ HIER_DEVICE void store_pack(void* to, Pack pack) {
 #endif
 }
 
+// Four elements of one array: one load, one store.
+template <class T>
+struct alignas(4 * sizeof(T)) Four {
+  T lane[4];
+};
+
+template <class T>
+HIER_DEVICE void store_four(T* to, const Four<T>& four) {
+  if constexpr (sizeof(four) == kPackBytes) {
+    store_pack(to, __builtin_bit_cast(Pack, four));
+  } else {
+#ifdef __CUDACC__
+    __stwb(reinterpret_cast<uint2*>(to), __builtin_bit_cast(uint2, four));
+#else
+    *reinterpret_cast<Four<T>*>(to) = four;
+#endif
+  }
+}
+
 struct Eight {
   float lane[kGroup];
 };
 
-// Elements [index, index + 8) of `array`, which has a 16-byte boundary there.
 template <class Element>
-HIER_DEVICE Eight load_eight(const void* array, size_t index) {
-  using Stored = typename Element::Stored;
-  constexpr size_t kLanes = kPackBytes / sizeof(Stored);
-  const Stored* first = static_cast<const Stored*>(array) + index;
+HIER_DEVICE Eight load_eight(const void* array, const Spot& spot) {
+  using Quad = Four<typename Element::Stored>;
+  const auto* first = static_cast<const typename Element::Stored*>(array) + spot.first;
+  const Quad quads[2] = {*reinterpret_cast<const Quad*>(first),
+                         *reinterpret_cast<const Quad*>(first + spot.gap)};
   Eight result;
 #pragma unroll
-  for (size_t k = 0; k < kGroup / kLanes; ++k) {
-    const Pack pack = reinterpret_cast<const Pack*>(first)[k];
-    const auto stored = __builtin_bit_cast(Lanes<Stored>, pack);
-#pragma unroll
-    for (size_t i = 0; i < kLanes; ++i) {
-      result.lane[k * kLanes + i] = Element::widen(stored.lane[i]);
-    }
+  for (size_t i = 0; i < kGroup; ++i) {
+    result.lane[i] = Element::widen(quads[i / 4].lane[i % 4]);
   }
   return result;
 }
 
 template <class Element>
-HIER_DEVICE void store_eight(void* array, size_t index, const Eight& values) {
-  using Stored = typename Element::Stored;
-  constexpr size_t kLanes = kPackBytes / sizeof(Stored);
-  Stored* first = static_cast<Stored*>(array) + index;
+HIER_DEVICE void store_eight(void* array, const Spot& spot, const Eight& values) {
+  auto* first = static_cast<typename Element::Stored*>(array) + spot.first;
 #pragma unroll
-  for (size_t k = 0; k < kGroup / kLanes; ++k) {
-    Lanes<Stored> stored;
+  for (size_t k = 0; k < 2; ++k) {
+    Four<typename Element::Stored> quad;
 #pragma unroll
-    for (size_t i = 0; i < kLanes; ++i) {
-      stored.lane[i] = Element::narrow(values.lane[k * kLanes + i]);
-    }
-    store_pack(first + k * kLanes, __builtin_bit_cast(Pack, stored));
+    for (size_t i = 0; i < 4; ++i) quad.lane[i] = Element::narrow(values.lane[4 * k + i]);
+    store_four(first + k * spot.gap, quad);
   }
 }
 
