@@ -80,10 +80,10 @@ void DeviceStage::begin() {
   runtime.wait(place_.out, block_.finished);
 }
 
-void DeviceStage::fetch(const std::vector<Passage>& piece) {
+void DeviceStage::fetch(const std::vector<Passage>& parts, uint32_t num_pieces) {
   DeviceRuntime& runtime = *place_.runtime;
-  for (const Passage& p : piece) runtime.copy(p.host, p.device, p.bytes, place_.in);
-  runtime.write_flag(&block_.flags().arrived, ++num_fetched_, place_.in);
+  for (const Passage& p : parts) runtime.copy(p.host, p.device, p.bytes, place_.in);
+  runtime.write_flag(&block_.flags().arrived, num_fetched_ += num_pieces, place_.in);
 }
 
 void DeviceStage::fetched_all() {
@@ -93,21 +93,19 @@ void DeviceStage::fetched_all() {
   runtime.wait(place_.out, block_.finished);
 }
 
-void DeviceStage::put_back(const std::vector<Passage>& piece) {
+void DeviceStage::put_back(const std::vector<Passage>& parts, uint32_t num_pieces) {
   DeviceRuntime& runtime = *place_.runtime;
-  out_.push_back(piece);
-  const auto number = static_cast<uint32_t>(out_.size());
+  out_.push_back({num_put_back() + num_pieces, parts});
   auto& flags = block_.flags();
-  runtime.wait_flag(&flags.done, number, place_.out);
+  runtime.wait_flag(&flags.done, num_put_back(), place_.out);
   // True already but after abandon(): a piece must not go back while it still comes in.
-  runtime.wait_flag(&flags.arrived, number, place_.out);
-  for (const Passage& p : piece) runtime.copy(p.device, p.host, p.bytes, place_.out);
+  runtime.wait_flag(&flags.arrived, num_put_back(), place_.out);
+  for (const Passage& p : parts) runtime.copy(p.device, p.host, p.bytes, place_.out);
 }
 
 void DeviceStage::pass() {
-  out_.emplace_back();
-  place_.runtime->wait_flag(&block_.flags().arrived, static_cast<uint32_t>(out_.size()),
-                            place_.out);
+  out_.push_back({num_put_back() + 1, {}});
+  place_.runtime->wait_flag(&block_.flags().arrived, num_put_back(), place_.out);
 }
 
 void DeviceStage::end() {
@@ -123,9 +121,11 @@ void DeviceStage::join() const {
 void DeviceStage::abandon() noexcept {
   auto& flags = block_.flags();
   const uint32_t done = flags.done.load(std::memory_order_relaxed);
-  if (done >= out_.size()) return;
-  for (size_t k = done; k < out_.size() && arrived(k); ++k) {
-    for (const Passage& p : out_[k]) std::memset(p.host, 0xff, p.bytes);  // NaN of every float
+  if (done >= num_put_back()) return;
+  for (const auto& [end, parts] : out_) {
+    if (end <= done) continue;
+    if (!arrived(end - 1)) break;
+    for (const Passage& p : parts) std::memset(p.host, 0xff, p.bytes);  // NaN of every float
   }
   flags.done.store(std::numeric_limits<int32_t>::max(), std::memory_order_release);
 }

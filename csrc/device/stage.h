@@ -76,14 +76,16 @@ class DeviceStage {
   ~DeviceStage();
 
   std::byte* host() const { return block_.data(); }
-  // Enqueuing, by the caller's thread: begin, then fetch and put back each piece in order, then
-  // end. Other work of the same pieces may be enqueued on the streams between these.
+  // Enqueuing, by the caller's thread: begin, then fetch and put back all pieces in order, one or
+  // several at once, then end. Other work of the same pieces may be enqueued on the streams between
+  // these.
   const DevicePlace& place() const { return place_; }
   void begin();
-  void fetch(const std::vector<Passage>& piece);     // on `in`
-  void fetched_all();                                // no fetch comes after it
-  void put_back(const std::vector<Passage>& piece);  // on `out`, once the engine is done with it
-  void pass();                                       // likewise, of a piece that has no such part
+  void fetch(const std::vector<Passage>& parts, uint32_t num_pieces = 1);  // on `in`
+  void fetched_all();  // no fetch comes after it
+  // On `out`, once the engine is done with these pieces.
+  void put_back(const std::vector<Passage>& parts, uint32_t num_pieces = 1);
+  void pass();  // likewise, of a piece that has no such part
   void end();
 
   // By the thread that drives the collective.
@@ -107,8 +109,15 @@ class DeviceStage {
   std::shared_ptr<PinnedPool> pool_;
   DevicePlace place_;
   PinnedPool::Block block_;
+  struct PutBack {
+    uint32_t end;  // the pieces that have been put back with these parts
+    std::vector<Passage> parts;
+  };
+
+  uint32_t num_put_back() const { return out_.empty() ? 0 : out_.back().end; }
+
   uint32_t num_fetched_ = 0;
-  std::vector<std::vector<Passage>> out_;  // what was put back: abandon() spoils it
+  std::vector<PutBack> out_;  // abandon() spoils it
 };
 
 }  // namespace hier

@@ -9,7 +9,10 @@ namespace hier {
 
 namespace {
 
-using Passages = std::vector<std::vector<Passage>>;  // by piece
+// A copy of fewer bytes, and the flag behind it, take longer to enqueue than to make.
+constexpr size_t kLeastCopy = 512 << 10;
+
+using Passages = std::vector<std::vector<Passage>>;  // of a piece each, or of several
 
 // Elements [lo, hi) of a buffer on the device and of its image in the stage.
 struct Image {
@@ -88,7 +91,9 @@ void Group::enqueue_staged(Run& run, const Call& on_device) {
   const Image data{static_cast<std::byte*>(on_device.data), static_cast<std::byte*>(call.data),
                    element};
   const int rank = topology_.rank, p = topology_.world_size;
-  Passages in(run.plan.num_pieces()), out(run.plan.num_pieces());
+  const size_t num_pieces = run.plan.num_pieces();
+  const size_t at_once = std::max<size_t>(1, kLeastCopy / (run.plan.piece * element));
+  Passages in((num_pieces + at_once - 1) / at_once), out(in.size());
   if (call.collective == Collective::alltoall) {
     const Image input{static_cast<std::byte*>(const_cast<void*>(on_device.input)),
                       static_cast<std::byte*>(const_cast<void*>(call.input)), element};
@@ -101,9 +106,10 @@ void Group::enqueue_staged(Run& run, const Call& on_device) {
   } else {
     const Halves whole = halves(call, rank, p);
     for (size_t k = 0; k < in.size(); ++k) {
-      const Range piece{k * run.plan.piece, std::min((k + 1) * run.plan.piece, call.count)};
+      const size_t each = at_once * run.plan.piece;
+      const Range pieces{k * each, std::min((k + 1) * each, call.count)};
       const auto add = [&](std::vector<Passage>& passages, Range range) {
-        const size_t lo = std::max(range.lo, piece.lo), hi = std::min(range.hi, piece.hi);
+        const size_t lo = std::max(range.lo, pieces.lo), hi = std::min(range.hi, pieces.hi);
         if (lo < hi) passages.push_back(data.part(lo, hi));
       };
       add(in[k], whole.in);
@@ -112,9 +118,12 @@ void Group::enqueue_staged(Run& run, const Call& on_device) {
   }
   DeviceStage& stage = *run.device;
   stage.begin();
-  for (const auto& piece : in) stage.fetch(piece);
+  const auto size = [&](size_t k) {
+    return static_cast<uint32_t>(std::min(at_once, num_pieces - k * at_once));
+  };
+  for (size_t k = 0; k < in.size(); ++k) stage.fetch(in[k], size(k));
   stage.fetched_all();
-  for (const auto& piece : out) stage.put_back(piece);
+  for (size_t k = 0; k < out.size(); ++k) stage.put_back(out[k], size(k));
   stage.end();
 }
 
