@@ -23,7 +23,7 @@ from benchmarks.gpu.kernels_here import (
 from benchmarks.gpu.peers_here import FUSED_STEP, Peers
 from benchmarks.gpu.place import CPU
 from benchmarks.gpu.rows import Rows
-from benchmarks.gpu.timing import seconds_each
+from benchmarks.gpu.timing import host_seconds_each, seconds_each
 from trainer.model import build_model
 
 _SHARE = 85  # percent of the copy rate
@@ -51,6 +51,11 @@ class Scene:
     def time(self, call: Call) -> float:
         """Seconds of a call. The arrays of ResNet-50 are larger than the L2 cache."""
         return seconds_each(self.rows.place, lambda _: call(), 2 if self.rows.small else 20)
+
+    def add_host_time(self, name: str, call: Call, on: str) -> None:
+        """A row of what a call takes this thread."""
+        seconds = host_seconds_each(self.rows.place, lambda _: call(), 2 if self.rows.small else 20)
+        self.rows.add(f"{name}: the host's time", seconds * 1e6, "us", on=on)
 
     def beside(
         self, name: str, bytes_each: int, mine: Call, others: dict[str, Call], *, on: str
@@ -157,7 +162,7 @@ def _pack(scene: Scene) -> None:
 def _sgd(scene: Scene) -> None:
     """Nesterov, weight decay but on normalisations and biases; torch's two ways beside it.
 
-    Ours is the kernel on flat arrays; and the whole step of allreduce.optim, Python included.
+    Ours is the kernel on flat arrays; and the whole step of allreduce.optim, on tensors anywhere.
     """
     on, place = scene.ours.on, scene.rows.place
     parameters, gradients, half = scene.tensor(), scene.tensor(), scene.tensor(torch.bfloat16)
@@ -173,6 +178,8 @@ def _sgd(scene: Scene) -> None:
     times = scene.beside(name, 20, mine(gradients), others, on=on)
     scene.beside("SGD, gradients bfloat16", 18, mine(half), {}, on=on)
     _whole_step(scene, SGD)
+    for other, call in others.items():
+        scene.add_host_time(other, call, place.on(CPU))
     for kind, bound in (("foreach", _BEYOND_FOREACH), ("fused", _BESIDE_FUSED)):
         ratio = times[f"torch, {kind}=True"] / times["ours"]
         label = f"{name}: torch's {kind} takes"
@@ -190,7 +197,8 @@ def _layers(scene: Scene) -> Layers:
 def _whole_step(scene: Scene, kind: type[SGD]) -> None:
     optimizer = _layers(scene).optimizer(kind, lr=1e-3)
     name, on = f"allreduce.optim.{kind.__name__}.step", scene.ours.on
-    scene.rows.add(name, scene.time(optimizer.step) * 1e6, "us", on=on, note="Python included")
+    scene.rows.add(name, scene.time(optimizer.step) * 1e6, "us", on=on)
+    scene.add_host_time(name, optimizer.step, on)
 
 
 def _lars(scene: Scene) -> None:
