@@ -68,6 +68,7 @@ class SGD(Optimizer):
             "momentum_correction": momentum_correction,
             "gradient_scale": gradient_scale,
         }
+        self._last: dict[int, _kernels.LastBatch] = {}  # by the group's number
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -89,24 +90,34 @@ class SGD(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
+        for number, group in enumerate(self.param_groups):
             _check_group(group)  # schedules write into groups
             params = [p for p in group["params"] if p.grad is not None]
-            if not params:
-                continue
-            if any(g.is_sparse for g in _gradients(params)):
-                raise RuntimeError("allreduce.optim.SGD takes dense gradients, not sparse ones")
-            momenta = self._momenta(params) if group["momentum"] else []
-            batches, others = _kernels.split(params, momenta)
-            for batch in batches:
-                self._step_batch(group, batch)
-            if others:
-                self._step_group(group, others, _scaled(_gradients(others), group))
+            if params:
+                self._step(number, group, params)
         return loss
+
+    def _step(self, number: int, group: dict[str, Any], params: list[Tensor]) -> None:
+        momenta = self._momenta(params) if group["momentum"] else []
+        last = self._last.get(number)
+        if last and (batch := last.again(params, momenta)):
+            self._step_batch(group, batch)
+            return
+        if any(g.is_sparse for g in _kernels.gradients_of(params)):
+            raise RuntimeError("allreduce.optim.SGD takes dense gradients, not sparse ones")
+        batches, others = _kernels.split(params, momenta)
+        for batch in batches:
+            self._step_batch(group, batch)
+        if others:
+            self._step_group(group, others, _scaled(_kernels.gradients_of(others), group))
+        self._last.pop(number, None)
+        if len(batches) == 1 and not others:
+            self._last[number] = _kernels.LastBatch(batches[0])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Takes what `state_dict` gave, also before there was a gradient_scale."""
         super().__setstate__(state)
+        self._last = {}
         for group in self.param_groups:
             group.setdefault("gradient_scale", 1.0)
 
@@ -125,10 +136,11 @@ class SGD(Optimizer):
             self._absorbed_step(group, params, gradients)
 
     def _momenta(self, params: list[Tensor]) -> list[Tensor]:
-        for param in params:
-            if "momentum" not in self.state[param]:
-                self.state[param]["momentum"] = torch.zeros_like(param)
-        return [self.state[param]["momentum"] for param in params]
+        states = [self.state[param] for param in params]
+        for param, state in zip(params, states, strict=True):
+            if "momentum" not in state:
+                state["momentum"] = torch.zeros_like(param)
+        return [state["momentum"] for state in states]
 
     def _reference_step(
         self,
@@ -179,10 +191,6 @@ class SGD(Optimizer):
         before = state.get("lr", lr)
         state["lr"] = lr
         return lr / before if group["momentum_correction"] else 1.0
-
-
-def _gradients(params: list[Tensor]) -> list[Tensor]:
-    return [p.grad for p in params if p.grad is not None]
 
 
 def _scaled(gradients: list[Tensor], group: dict[str, Any]) -> list[Tensor]:

@@ -154,6 +154,90 @@ def test_a_momentum_in_another_order_is_left_to_torch(kernels: HostOptimizers) -
     torch.testing.assert_close(param.detach(), torch.arange(6.0).reshape(2, 3) - 0.9 * momentum)
 
 
+def new_gradient(param: Tensor, optimizer: SGD) -> None:
+    param.grad = 2 * param.grad
+
+
+def gradient_in_another_order(param: Tensor, optimizer: SGD) -> None:
+    param.grad = 2 * param.grad.t().contiguous().t()
+
+
+def gradient_elsewhere(param: Tensor, optimizer: SGD) -> None:
+    param.grad.data = 2 * param.grad.data
+
+
+def no_gradient(param: Tensor, optimizer: SGD) -> None:
+    param.grad = None
+
+
+def parameter_elsewhere(param: Tensor, optimizer: SGD) -> None:
+    param.data = param.data.clone()
+
+
+def parameter_in_another_order(param: Tensor, optimizer: SGD) -> None:
+    param.data = param.data.t().contiguous().t()
+
+
+def new_momentum(param: Tensor, optimizer: SGD) -> None:
+    optimizer.state[param]["momentum"] = torch.ones_like(param)
+
+
+def no_momentum(param: Tensor, optimizer: SGD) -> None:
+    optimizer.state.clear()
+
+
+def loaded_state(param: Tensor, optimizer: SGD) -> None:
+    optimizer.load_state_dict(optimizer.state_dict())
+
+
+def another_parameter(param: Tensor, optimizer: SGD) -> None:
+    new = nn.Parameter(param.detach().clone())
+    new.grad = 2 * param.grad
+    optimizer.param_groups[0]["params"][0] = new
+
+
+def another_parameter_of_this_memory(param: Tensor, optimizer: SGD) -> None:
+    new = nn.Parameter(param.detach().t())
+    new.grad = 2 * param.grad
+    optimizer.param_groups[0]["params"][0] = new
+    optimizer.state[new] = optimizer.state[param]
+
+
+def momentum_off(param: Tensor, optimizer: SGD) -> None:
+    optimizer.param_groups[0]["momentum"] = 0.0
+
+
+@pytest.mark.parametrize("kind", [SGD, LARS])
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(new_gradient, gradient_in_another_order, gradient_elsewhere, no_gradient),
+        *(parameter_elsewhere, parameter_in_another_order),
+        *(another_parameter, another_parameter_of_this_memory),
+        *(new_momentum, no_momentum, loaded_state, momentum_off),
+    ],
+)
+def test_a_step_sees_what_has_changed_since_the_last(
+    kernels: HostOptimizers, kind: type[SGD], change: Callable[[Tensor, SGD], None]
+) -> None:
+    ends = []
+    for remembers in (True, False):
+        torch.manual_seed(6)
+        first, second = params = [nn.Parameter(torch.randn(64, 64)) for _ in range(2)]
+        optimizer = kind(params, lr=0.1)
+        for step in range(4):
+            if step == 0:
+                first.grad, second.grad = torch.randn(64, 64), torch.randn(64, 64)
+            if step == 2:
+                change(first, optimizer)
+            if not remembers:
+                optimizer._last.clear()
+            optimizer.step()
+        ends.append([*optimizer.param_groups[0]["params"], second])
+    for with_memory, without in zip(*ends, strict=True):
+        assert torch.equal(with_memory, without)
+
+
 @pytest.mark.parametrize("kind", [SGD, LARS])
 def test_gradients_may_have_16_bits(kernels: HostOptimizers, kind: type[SGD]) -> None:
     param = nn.Parameter(torch.ones(64, 2))
