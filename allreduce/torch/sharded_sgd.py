@@ -8,7 +8,6 @@ rank has its part of the sum, the step is made.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
@@ -19,6 +18,8 @@ from allreduce.errors import UsageError
 from allreduce.optim import SGD
 from allreduce.torch import buckets, communicator
 from allreduce.torch.agreement import check_agreement
+from allreduce.torch.fused_step import FusedStep, map_memory
+from allreduce.torch.sharded_step import ShardedStep
 from allreduce.torch.streams import DEVICES
 
 if TYPE_CHECKING:
@@ -51,10 +52,13 @@ class ShardedSGD(SGD):
         process_group: of backend "hier"; None for the default group.
         op: "mean" divides the sum of the gradients by the number of ranks, "sum" does not.
         algo: of the reduce-scatter between nodes, see `Communicator.reduce_scatter`.
+        fused: True for one kernel instead of reduce-scatter, step and allgather, which takes
+            float32 on 2 to 8 GPUs of one node that reach each other's memory; False for the three
+            calls; None for the kernel where it can be. `optimizer.fused` says which it is.
 
     UsageError (a ValueError): an argument cannot work. MismatchError: ranks disagree about
     parameters or arguments; from `step`, about those of the groups. `step` raises what collectives
-    raise, too.
+    raise, too; where it is fused, what became of the step before.
     """
 
     def __init__(
@@ -68,6 +72,7 @@ class ShardedSGD(SGD):
         process_group: dist.ProcessGroup | None = None,
         op: str = "mean",
         algo: str = "auto",
+        fused: bool | None = None,
     ) -> None:
         self._fixed = False
         super().__init__(params, lr, momentum, nesterov, weight_decay)
@@ -78,11 +83,10 @@ class ShardedSGD(SGD):
         self._comm = comm = communicator(process_group)
         self._scale = 1.0 / comm.world_size if op == "mean" else 1.0
         self._algo = algo
-        lines = [f"{op=} {algo=}", *(_described(group) for group in self.param_groups)]
+        lines = [f"{op=} {algo=} {fused=}", *(_described(group) for group in self.param_groups)]
         check_agreement(comm, "ShardedSGD", [*lines, *map(_shape, self._all)])
         self._fixed = True
-        self._move()
-        self._divide()
+        self._move(fused)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Raises UsageError once the optimizer is made: the shards are cut."""
@@ -91,37 +95,34 @@ class ShardedSGD(SGD):
         super().add_param_group(param_group)
 
     @torch.no_grad()
-    def _move(self) -> None:
+    def _move(self, fused: bool | None) -> None:
         """Moves parameters and gradients to flat memory, the groups one after the other."""
         comm, like = self._comm, self._all[0]
-        self._ends, self._begins, end = [], [], 0
+        ends, self._begins, end = [], [], 0
         for group in self.param_groups:
             for parameter in group["params"]:
                 self._begins.append(end)
                 end = buckets.aligned(end + parameter.numel(), like.dtype)
-            self._ends.append(end)
-        shard = buckets.aligned(-(-end // comm.world_size), like.dtype)
-        self._shard = (comm.rank * shard, (comm.rank + 1) * shard)
-        count = comm.world_size * shard
-        self._flat = buckets.memory(comm, count, like.dtype, like.device)
-        self._gradients = buckets.memory(comm, count, like.dtype, like.device)
+            ends.append(end)
+        memory, self.why_not_fused = map_memory(comm, like, end, wanted=fused is not False)
+        if fused and memory is None:
+            raise UsageError(f"fused=True: {self.why_not_fused}; leave it out, or give False")
+        self._steps: ShardedStep | FusedStep
+        if memory:
+            self._steps = FusedStep(comm, memory, ends)
+        else:
+            self._steps = ShardedStep(comm, like, ends, self._algo)
+        self._flat, self._gradients = self._steps.flat, self._steps.gradients
         self._views = self._places(self._gradients)
         for parameter, place in zip(self._all, self._places(self._flat), strict=True):
             parameter.data = place.copy_(parameter)
         comm.broadcast(self._flat)
         self._take_in_gradients()
 
-    def _divide(self) -> None:
-        """Makes the optimizer of the shard: one tensor for each group that has a part of it."""
-        parts, self._groups = [], []  # of which group each part is
-        for number, (begin, end) in enumerate(pairwise([0, *self._ends])):
-            first, last = max(begin, self._shard[0]), min(end, self._shard[1])
-            if first < last:
-                part = self._flat[first:last]
-                part.grad = self._gradients[first:last]
-                parts.append({**self.param_groups[number], "params": [part]})
-                self._groups.append(number)
-        self._own = SGD(parts, lr=0.0) if parts else None
+    @property
+    def fused(self) -> bool:
+        """Whether a step is one kernel; else `why_not_fused` says why it is not."""
+        return isinstance(self._steps, FusedStep)
 
     def _places(self, flat: Tensor) -> list[Tensor]:
         pairs = zip(self._all, self._begins, strict=True)
@@ -166,18 +167,8 @@ class ShardedSGD(SGD):
             with torch.enable_grad():
                 loss = closure()
         self._take_in_gradients()
-        if self._scale != 1.0:
-            self._gradients.mul_(self._scale)
         groups = "; ".join(_described(group) for group in self.param_groups)
-        self._comm.reduce_scatter(
-            self._gradients, "sum", self._algo, in_place=True, name=f"ShardedSGD: {groups}"
-        )
-        if self._own:
-            for part, number in zip(self._own.param_groups, self._groups, strict=True):
-                group = self.param_groups[number]
-                part.update({name: value for name, value in group.items() if name != "params"})
-            self._own.step()
-        self._comm.allgather(self._flat, in_place=True)
+        self._steps.step(self.param_groups, self._scale, f"ShardedSGD: {groups}")
         return loss
 
     @torch.no_grad()
@@ -186,13 +177,10 @@ class ShardedSGD(SGD):
 
         It fits `SGD`, and a ShardedSGD of any number of ranks.
         """
-        begin, end = self._shard
-        mine = torch.zeros_like(self._flat[begin:end])
-        for part in self._parts():
-            if "momentum" in (state := self._own_state(part)):
-                first = part.storage_offset() - self._flat.storage_offset() - begin
-                mine[first : first + part.numel()] = state["momentum"]
-        whole = self._comm.allgather(mine)
+        whole = torch.zeros_like(self._flat)
+        for begin, momentum in self._steps.momenta():
+            whole[begin : begin + momentum.numel()] = momentum
+        self._comm.allreduce(whole)  # each place is another rank's, or none's
         for parameter, place in zip(self._all, self._places(whole), strict=True):
             self.state[parameter]["momentum"] = place.clone()
         try:
@@ -214,18 +202,7 @@ class ShardedSGD(SGD):
             if "momentum" in self.state[parameter]:
                 place.copy_(self.state[parameter]["momentum"])
         self.state.clear()
-        for part in self._parts():
-            first = part.storage_offset() - self._flat.storage_offset()
-            self._own_state(part)["momentum"] = whole[first : first + part.numel()].clone()
-
-    def _parts(self) -> list[Tensor]:
-        groups = self._own.param_groups if self._own else []
-        return [part for group in groups for part in group["params"]]
-
-    def _own_state(self, part: Tensor) -> dict[str, Any]:
-        assert self._own is not None
-        state: dict[str, Any] = self._own.state[part]
-        return state
+        self._steps.load(whole)
 
 
 def _check_parameters(parameters: list[Tensor]) -> None:

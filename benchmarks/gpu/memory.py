@@ -1,4 +1,4 @@
-"""Arrays in device memory for a rank: torch's on a GPU, else those of the CPU runtime's device."""
+"""Arrays in device memory for a rank: torch's or CuPy's on a GPU, else the CPU runtime's."""
 
 from __future__ import annotations
 
@@ -32,6 +32,29 @@ class GpuMemory:
     def synchronize(self) -> None:
         """Wait for all that is enqueued."""
         self._torch.cuda.synchronize()
+
+
+class CupyMemory:
+    """Arrays of CuPy on its current stream."""
+
+    def __init__(self) -> None:
+        import cupy
+
+        self._cupy = cupy
+        cupy.cuda.Device(0).use()
+
+    def array(self, values: Array) -> Any:
+        """An array that is filled in stream order."""
+        return self._cupy.asarray(values)
+
+    def read(self, array: Any) -> Array:
+        """What it holds behind all that is enqueued."""
+        values: Array = self._cupy.asnumpy(array)
+        return values
+
+    def synchronize(self) -> None:
+        """Wait for all that is enqueued."""
+        self._cupy.cuda.runtime.deviceSynchronize()
 
 
 class CpuArray:
@@ -80,6 +103,8 @@ class CpuMemory:
         self._runtime.copy(to.ctypes.data, source.ctypes.data, source.nbytes, self._stream)
 
 
-def memory_on(device: str) -> GpuMemory | CpuMemory:
-    """By torch's name of the device."""
-    return GpuMemory() if device == "cuda" else CpuMemory()
+def memory_on(device: str, library: str = "torch") -> GpuMemory | CupyMemory | CpuMemory:
+    """By torch's name of the device; on a GPU, of "torch" or "cupy"."""
+    if device != "cuda":
+        return CpuMemory()
+    return CupyMemory() if library == "cupy" else GpuMemory()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any
 
 from benchmarks.gpu.place import CPU, CPU_RUNTIME
@@ -22,6 +23,7 @@ _LAYOUTS = {
         {"ALLREDUCE_NODES": "1", "ALLREDUCE_DEVICE_LOCAL": "nccl", **_APART},
     ),
 }
+_NEAR = 1e-6  # of two ways to take five steps, in f32
 _SECONDS, _PEER_SECONDS = 40.0, 25.0  # for a world; for one of a peer, which may hang for ever
 
 
@@ -45,8 +47,11 @@ def run(rows: Rows) -> None:
             rows.fact(f"hier, {words}: the bits of a single process", str(alone))
         else:
             rows.check(f"hier, {words}: the bits of a single process", alone, on=on)
+    for size in (2,) if rows.quick else (2, 4):
+        _sharded(rows, size)
     if rows.quick:
         return
+    _cupy(rows, spec)
     on = rows.place.on(CPU)
     for name in ("hier", "gloo"):
         given = {**spec, "backend": name}
@@ -55,6 +60,32 @@ def run(rows: Rows) -> None:
         if found is not None:
             _report(rows, words, found, on, peer=name == "gloo")
     _nccl(rows, spec)
+
+
+def _sharded(rows: Rows, size: int) -> None:
+    """The kernels of the ranks wait for each other, and the GPU is one process's at a time."""
+    on = rows.place.on(CPU_RUNTIME)
+    name = f"ShardedSGD, 1 node x {size}: one kernel as three calls"
+    found = _world(rows, name, size, "sharded", {}, {"ALLREDUCE_NODES": "1"})
+    if found is None:
+        return
+    if found[0]["why_not"]:
+        rows.absent(name, found[0]["why_not"])
+        return
+    error = max(one["error"] for one in found)
+    same = len({one["digest"] for one in found}) == 1
+    rows.check(name, error < _NEAR and same, on=on, note=f"relative difference {error:.2g}")
+
+
+def _cupy(rows: Rows, spec: Mapping[str, Any]) -> None:
+    name = "hier, 1 node x 2, arrays of CuPy"
+    if rows.place.gpu is None or find_spec("cupy") is None:
+        rows.absent(name, "there is no GPU" if rows.place.gpu is None else "CuPy is not installed")
+        return
+    given = {**spec, "library": "cupy"}
+    found = _world(rows, name, 2, "core", given, {"ALLREDUCE_NODES": "1"})
+    if found is not None:
+        _report(rows, name, found, rows.place.on(""))
 
 
 def _world(

@@ -83,7 +83,7 @@ def judge(result: Array, inputs: list[Array]) -> dict[str, Any]:
 def core(member: Member) -> list[dict[str, Any]]:
     """Collectives of the core on device memory: results, and seconds of each size."""
     comm = member.communicator()
-    memory = memory_on(member.spec["device"])
+    memory = memory_on(member.spec["device"], member.spec.get("library", "torch"))
     found = []
     for count in member.spec["counts"]:
         inputs = inputs_of(member.size, count)
@@ -118,6 +118,36 @@ def backend(member: Member) -> list[dict[str, Any]]:
     return found
 
 
+def sharded(member: Member) -> dict[str, Any]:
+    """ShardedSGD as one kernel where it can be, and as three calls: the same steps by each."""
+    import torch
+    from torch import nn
+
+    member.join("hier")
+    from allreduce.optim import split_weight_decay
+    from allreduce.torch import ShardedSGD
+
+    ends, found = [], {}
+    for fused in (None, False):
+        torch.manual_seed(0)
+        module = nn.Sequential(nn.Linear(301, 256), nn.LayerNorm(256), nn.Linear(256, 77))
+        module.to(member.spec["device"])
+        groups = split_weight_decay(module, 0.01)
+        optimizer = ShardedSGD(groups, lr=0.1, fused=fused, algo=CANONICAL)
+        torch.manual_seed(member.rank)
+        for _ in range(5):
+            optimizer.zero_grad()
+            x = torch.randn(32, 301).to(member.spec["device"])
+            module(x).square().mean().backward()
+            optimizer.step()
+        ends.append(torch.cat([p.detach().cpu().flatten() for p in module.parameters()]))
+        optimizer.state_dict()  # raises what a step has ended with
+        found.setdefault("why_not", optimizer.why_not_fused)
+    error = (ends[0] - ends[1]).norm() / ends[1].norm()
+    digest = hashlib.sha256(ends[0].numpy().tobytes()).hexdigest()
+    return {**found, "error": float(error), "digest": digest}
+
+
 def timed(call: Callable[[], object], synchronize: Callable[[], object], member: Member) -> float:
     """Seconds of a call, calls in a row; all ranks make the same number."""
     for _ in range(2):
@@ -150,7 +180,7 @@ def train(member: Member) -> dict[str, Any]:
     return training.run_rank(member)
 
 
-BODIES = {body.__name__: body for body in (core, backend, until_killed, train)}
+BODIES = {body.__name__: body for body in (core, backend, sharded, until_killed, train)}
 
 
 def main() -> None:

@@ -236,14 +236,26 @@ def _fused(scene: Scene) -> None:
     momenta = [torch.zeros_like(p) for p in parameters]
     ranges = list(zip(scene.sizes, scene.decays, strict=True))
 
-    def fused() -> None:
+    def fused(count: int, ranges: list[tuple[int, float]]) -> None:
+        own = count if count == scene.count else count // _WAYS
         peers.each(
             lambda rank: peers.fused(
-                rank, gradients, outputs, parameters[rank], momenta[rank], ranges, FUSED_STEP
+                rank,
+                [t[:count] for t in gradients],
+                [t[:count] for t in outputs],
+                parameters[rank][:own],
+                momenta[rank][:own],
+                ranges,
+                FUSED_STEP,
             )
         )
 
     name = f"fused reduce-scatter, SGD, allgather, {_WAYS} virtual ranks, bfloat16"
-    scene.beside(name, 2 * 2 * _WAYS + 16, fused, {}, on=scene.ours.on)
+    each = 2 * 2 * _WAYS + 16
+    scene.beside(name, each, lambda: fused(scene.count, ranges), {}, on=scene.ours.on)
+    few = 64 * _WAYS
+    seconds = scene.time(lambda: fused(few, [(few, 1e-4)]))
+    note = "launches and barriers of all ranks"
+    scene.rows.add(f"the same of {few}", seconds * 1e6, "us", on=scene.ours.on, note=note)
     if error := peers.error():
         scene.rows.check(name, False, on=scene.ours.on, note=error)

@@ -42,6 +42,12 @@ void Group::set_device_stage(std::shared_ptr<DeviceLocalStage> stage) {
   device_stage_ = std::move(stage);
 }
 
+void Group::raise_on_failure(const std::shared_ptr<SharedDeviceMemory>& memory, size_t offset) {
+  const std::lock_guard lock(mutex_);
+  std::erase_if(raised_on_failure_, [](const auto& entry) { return entry.first.expired(); });
+  raised_on_failure_.emplace_back(memory, offset);
+}
+
 bool Group::has_device_stage(int device, size_t bytes) const {
   return device_stage_ && device_stage_->device() == device && bytes > host_path_bytes();
 }

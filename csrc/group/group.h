@@ -19,6 +19,7 @@
 
 #include "base/clock.h"
 #include "device/local_stage.h"
+#include "device/shared_memory.h"
 #include "device/stage.h"
 #include "engine/engine.h"
 #include "engine/messages.h"
@@ -128,6 +129,8 @@ class Group {
   // The devices of this node's ranks work together from now on. Every rank calls it at the same
   // place among its collectives; calls on other devices go on through the host.
   void set_device_stage(std::shared_ptr<DeviceLocalStage> stage);
+  // Once the group has failed, a word of this memory is raised, by which kernels stop to wait.
+  void raise_on_failure(const std::shared_ptr<SharedDeviceMemory>& memory, size_t offset);
   bool has_device_stage(int device, size_t bytes) const;
   // Up to here device memory is summed by the CPU. All ranks set it between the same calls.
   size_t host_path_bytes() const { return host_path_bytes_; }
@@ -296,6 +299,7 @@ class Group {
   uint64_t hand_overs_ = 0;
   bool dozing_ = false;                // the worker will look for itself: nobody has to wake it
   std::condition_variable worker_cv_;  // handed over while it does not doze, or closing
+  std::vector<std::pair<std::weak_ptr<SharedDeviceMemory>, size_t>> raised_on_failure_;
   std::deque<std::unique_ptr<Run>> pending_;
   std::deque<std::shared_ptr<Transfer>> pending_transfers_;
   uint32_t next_run_ = 0;

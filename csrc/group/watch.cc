@@ -253,6 +253,9 @@ void Group::end_all(std::exception_ptr error) {
     const std::lock_guard lock(mutex_);
     for (const auto& run : pending_) works.push_back(run->work);
     transfers.insert(transfers.end(), pending_transfers_.begin(), pending_transfers_.end());
+    for (const auto& [memory, offset] : raised_on_failure_) {
+      if (const auto kept = memory.lock()) kept->raise_word(offset);
+    }
     pending_.clear();
     pending_transfers_.clear();
     num_pending_.store(0, std::memory_order_release);

@@ -14,6 +14,7 @@
 #include "device/latency.h"
 #include "device/nccl_stage.h"
 #include "device/peers.h"
+#include "device/shared_memory.h"
 #include "device/stage.h"
 #include "python/register.h"
 
@@ -108,11 +109,14 @@ std::shared_ptr<NcclStage> make_nccl(const nccl::Library& library, DeviceRuntime
   return std::make_shared<NcclStage>(library, config);
 }
 
-py::bytes handle_of(const DevicePeers& peers) {
+// Peers: DevicePeers or SharedDeviceMemory.
+template <class Peers>
+py::bytes handle_of(const Peers& peers) {
   return {reinterpret_cast<const char*>(peers.handle().data()), peers.handle().size()};
 }
 
-void open_handles(DevicePeers& peers, const std::vector<std::string>& handles) {
+template <class Peers>
+void open_handles(Peers& peers, const std::vector<std::string>& handles) {
   std::vector<DeviceRuntime::SharedHandle> all(handles.size());
   for (size_t i = 0; i < handles.size(); ++i) {
     std::memcpy(all[i].data(), handles[i].data(), std::min(all[i].size(), handles[i].size()));
@@ -150,9 +154,17 @@ void register_local_stages(py::module_& m) {
   py::class_<DevicePeers, DeviceLocalStage, std::shared_ptr<DevicePeers>>(m, "DevicePeers")
       .def(py::init(&make_peers), py::kw_only(), py::arg("runtime"), py::arg("device"),
            py::arg("local_size"), py::arg("local_rank"), py::arg("counters"))
-      .def_property_readonly("handle", &handle_of)
+      .def_property_readonly("handle", &handle_of<DevicePeers>)
       .def_static("counter_bytes", &DevicePeers::counter_bytes)
-      .def("open", &open_handles);
+      .def("open", &open_handles<DevicePeers>);
+  py::class_<SharedDeviceMemory, std::shared_ptr<SharedDeviceMemory>>(m, "SharedDeviceMemory")
+      .def(py::init<DeviceRuntime&, int, int, int, size_t>(), py::kw_only(), py::arg("runtime"),
+           py::arg("device"), py::arg("local_size"), py::arg("local_rank"), py::arg("nbytes"))
+      .def_property_readonly("handle", &handle_of<SharedDeviceMemory>)
+      .def("open", &open_handles<SharedDeviceMemory>)
+      .def("address", [](const SharedDeviceMemory& self, int local_rank) {
+        return reinterpret_cast<uintptr_t>(self.of(local_rank));
+      });
 }
 
 }  // namespace

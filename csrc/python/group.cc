@@ -247,6 +247,7 @@ void register_group(py::module_& m) {
              return std::pair(mapping, address);
            })
       .def("set_device_stage", &Group::set_device_stage)
+      .def("raise_on_failure", &Group::raise_on_failure, py::arg("memory"), py::arg("offset"))
       .def_property_readonly("host_path_bytes", &Group::host_path_bytes)
       .def("set_host_path_bytes", &Group::set_host_path_bytes)
       .def("traffic",

@@ -124,7 +124,7 @@ def check_momentum_is_divided() -> None:
     step(module)
     optimizer.step()
     assert not optimizer.state
-    own = sum(s["momentum"].numel() for s in optimizer._own.state.values()) if optimizer._own else 0
+    own = sum(momentum.numel() for _, momentum in optimizer._steps.momenta())
     values = sum(p.numel() for p in module.parameters())
     assert own <= values / WORLD_SIZE + 16 * (len(list(module.parameters())) + 2), own
 
@@ -257,7 +257,7 @@ def check_rates_that_differ_are_told_at_the_step() -> None:
         return
     comm = communicator().split(0)
     module, optimizer = sharded(torch.float32)
-    optimizer._comm = comm  # the process group goes on
+    optimizer._comm = optimizer._steps._comm = comm  # the process group goes on
     optimizer.param_groups[0]["lr"] = 1.0 + RANK
     optimizer.zero_grad()
     step(module)
