@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from trainer.checks import flag, refusal
 from trainer.config_file import did_you_mean, preset_names, read_file, read_preset
+from trainer.gpus import usable_gpus
 from trainer.launch import thread_count
 from trainer.options import GROUPS, Config, ConfigError
 
@@ -97,9 +98,14 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Config:
         given |= {"workers": workers, "nodes": 0} | asked
     else:
         given |= asked
-        workers = given.setdefault("workers", virtual if virtual > 1 else Config().workers)
+        gpus = 0 if given.get("dry_run") or given.get("device") == "cpu" else usable_gpus()
+        on_gpus = gpus * given.get("machines", 1)  # the others are like this one
+        default = virtual if virtual > 1 else on_gpus or Config().workers
+        processes = max(given.setdefault("workers", default) // virtual, 1)
         if given.get("machines", 1) == 1 and not asked.get("nodes"):
-            given["nodes"] = min(given.get("nodes") or 2, max(workers // virtual, 1))
+            # The CPU's nodes are an example of several; GPUs of a machine are better one node.
+            given["nodes"] = given.get("nodes") or (1 if gpus >= processes else 2)
+            given["nodes"] = min(given["nodes"], processes)
         given.setdefault("out", default_directory())
     if given.get("deterministic") and not given.get("threads"):  # kept, for other machines
         given["threads"] = thread_count(0, _local_processes(environ, given["workers"] // virtual))

@@ -192,7 +192,8 @@ class Config:
 
     # workers
     workers: int = _option(
-        4, _WHO, "k, the workers of the job; under torchrun its processes decide",
+        4, _WHO, "k, the workers of the job; under torchrun its processes decide (default: one for "
+        "each GPU, else 4)",
         checks.at_least(1),
     )  # fmt: skip
     workers_virtual: int = _option(
@@ -204,8 +205,8 @@ class Config:
         "for the last bits",
     )  # fmt: skip
     nodes: int = _option(
-        0, _WHO, "split this machine into so many nodes (default: 2; under a launcher the real "
-        "ones)", checks.at_least(0),
+        0, _WHO, "split this machine into so many nodes (default: 2, or 1 where each process has a "
+        "GPU; under a launcher the real ones)", checks.at_least(0),
     )  # fmt: skip
     machines: int = _option(
         1, _WHO, "machines of the job; the same command runs on each, but for --machine",

@@ -14,6 +14,7 @@ __all__ = [
     "Device",
     "LocalStage",
     "Nccl",
+    "device_count",
     "info",
     "is_available",
     "kernels",
@@ -125,6 +126,12 @@ def runtime(*, callbacks: bool = False) -> Any:
 def is_available() -> bool:
     """Whether a GPU can be used; `why_not` has the reason if not. Never raises."""
     return why_not() is None
+
+
+def device_count() -> int:
+    """How many GPUs can be used. Never raises, and asks no more of a GPU than that it is there."""
+    module = _load()
+    return 0 if isinstance(module, str) or _reason(module) else len(module.devices())
 
 
 def _devices(module: ModuleType) -> tuple[Device, ...]:

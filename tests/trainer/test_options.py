@@ -10,6 +10,7 @@ import pytest
 
 from trainer.checks import machine_holds, weights_are_there
 from trainer.config import parse
+from trainer.gpus import usable_gpus
 from trainer.options import ALGORITHMS, GROUPS, Config, ConfigError
 
 LAUNCHER = {"RANK": "1", "WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
@@ -74,6 +75,35 @@ def test_a_launcher_decides_workers_and_leaves_nodes_real() -> None:
     config = parse(["--batch", "8"], LAUNCHER)
     assert (config.workers, config.nodes, config.minibatch, config.out) == (3, 0, 24, "")
     assert parse(["--nodes", "3"], LAUNCHER).nodes == 3
+
+
+@pytest.mark.parametrize(
+    ("gpus", "argv", "workers", "nodes"),
+    [
+        (3, [], 3, 1),
+        (1, [], 1, 1),
+        (8, ["--workers", "2"], 2, 1),
+        (8, ["--nodes", "2"], 8, 2),
+        (2, ["--workers", "4"], 4, 2),  # on the CPU, since not each process could have a GPU
+        (3, ["--device", "cpu"], 4, 2),
+        (3, ["--workers-virtual", "2"], 2, 1),
+        (3, ["--machines", "2", "--master", "a:1"], 6, 0),
+        (3, ["--dry-run"], 4, 2),
+    ],
+)
+def test_gpus_that_are_found_have_a_worker_each(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, argv: list[str], workers: int, nodes: int
+) -> None:
+    monkeypatch.setattr("trainer.config.usable_gpus", lambda: gpus)
+    config = parse(argv, {})
+    assert (config.workers, config.nodes) == (workers, nodes)
+
+
+def test_a_torch_for_cpus_has_no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("allreduce.cuda.device_count", lambda: 2)
+    for release, gpus in (("2.13.0+cpu", 0), ("2.13.0", 2), ("2.11.0+cu130", 2)):
+        monkeypatch.setattr("importlib.metadata.version", lambda name, release=release: release)
+        assert usable_gpus() == gpus
 
 
 REFUSALS = [
