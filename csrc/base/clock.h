@@ -9,10 +9,9 @@ namespace hier {
 using Clock = std::chrono::steady_clock;
 using Seconds = std::chrono::duration<double>;
 
-inline Clock::time_point after(double seconds) {
+inline Clock::time_point after(double seconds, Clock::time_point begin = Clock::now()) {
   constexpr double kForever = 1e9;  // about 30 years: keeps the conversion below overflow
-  return Clock::now() +
-         std::chrono::duration_cast<Clock::duration>(Seconds(std::min(seconds, kForever)));
+  return begin + std::chrono::duration_cast<Clock::duration>(Seconds(std::min(seconds, kForever)));
 }
 
 }  // namespace hier

@@ -82,7 +82,7 @@ bool Group::advance(Lane& lane) {
     const bool staged = run.plan.local && run.plan.count > 0;
     const uint64_t run_of_lane = staged ? lane.local_runs++ : 0;
     run.execution.emplace(std::move(run.plan), &run.header, lane.engine.get(), lane.local.get(),
-                          run_of_lane, run.device.get());
+                          run.digest, run_of_lane, run.device.get());
     moved = true;
   }
   moved |= run.execution->progress();
@@ -104,10 +104,7 @@ bool Group::advance(Lane& lane) {
 void Group::finish(Run& run) {
   const auto work = run.work;
   history_[run.header.run % history_.size()] = run.header;
-  {
-    const std::lock_guard lock(mutex_);
-    --in_flight_;
-  }
+  --in_flight_;
   work->finish(nullptr);
 }
 
@@ -119,13 +116,16 @@ void Group::count_traffic(Channels& channels) {
   }
 }
 
+void Group::enqueue(std::unique_ptr<Run> run) {
+  lanes_[run->header.run % lanes_.size()].runs.push_back(std::move(run));
+}
+
 void Group::accept_pending() {
   std::deque<std::shared_ptr<Transfer>> transfers;
   {
     const std::lock_guard lock(mutex_);
     for (; !pending_.empty(); pending_.pop_front()) {
-      Lane& lane = lanes_[pending_.front()->header.run % lanes_.size()];
-      lane.runs.push_back(std::move(pending_.front()));
+      enqueue(std::move(pending_.front()));
     }
     transfers.swap(pending_transfers_);
     num_pending_.store(0, std::memory_order_release);

@@ -42,9 +42,10 @@ struct Plan {
 
 class Execution {
  public:
-  // `local` is null without a local stage, `device` where the buffer is the caller's own. What is
-  // passed by pointer outlives the execution.
-  Execution(Plan plan, const RunHeader* header, Engine* engine, LocalStage* local,
+  // Ranks whose digests are equal agree on the header and on all before it. `local` is null without
+  // a local stage, `device` where the buffer is the caller's own. What is passed by pointer
+  // outlives the execution.
+  Execution(Plan plan, const RunHeader* header, Engine* engine, LocalStage* local, uint64_t digest,
             uint64_t run_of_lane, DeviceStage* device);
 
   bool progress();  // true if anything moved; throws MismatchError and what the engine throws
@@ -92,7 +93,7 @@ class Execution {
   Engine* engine_;
   LocalStage* local_;
   DeviceStage* device_;
-  uint64_t run_of_lane_;
+  uint64_t digest_, run_of_lane_;
   size_t element_bytes_;
   ReduceFn reduce_;
   uint64_t num_pieces_, first_number_ = 0;

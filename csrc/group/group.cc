@@ -103,8 +103,8 @@ void Group::check_usable() const {
         "make a new group in it");
   }
   if (failed_.load(std::memory_order_acquire)) throw_failure();
-  const std::lock_guard lock(mutex_);
-  if (closed_ || closing_) throw AbortedError("the group is closed: make a new one");
+  if (closing_.load(std::memory_order_relaxed))
+    throw AbortedError("the group is closed: make a new one");
 }
 
 std::shared_ptr<SharedMapping> Group::add_symmetric(int fd, size_t bytes) {
@@ -167,8 +167,6 @@ void Group::close() {
     if (channel) discard_unread(*channel);
   }
   message_channels_.clear();
-  const std::lock_guard lock(mutex_);
-  closed_ = true;
 }
 
 }  // namespace hier

@@ -146,6 +146,7 @@ class Group {
   struct Run {
     Call call;
     RunHeader header;
+    uint64_t digest = 0;  // of this header and of all earlier ones
     Plan plan;
     Clock::time_point begun, deadline;
     bool told_status = false;
@@ -245,6 +246,7 @@ class Group {
   bool turn();
   bool advance(Lane& lane);
   void count_traffic(Channels& channels);
+  void enqueue(std::unique_ptr<Run> run);
   void accept_pending();
   void sleep();
   bool waits_for_device() const;
@@ -304,8 +306,6 @@ class Group {
   std::deque<std::shared_ptr<Transfer>> pending_transfers_;
   uint32_t next_run_ = 0;
   uint64_t history_hash_ = 0;  // of all headers so far
-  size_t in_flight_ = 0;       // runs and transfers that were submitted and have not ended
-  bool closing_ = false, closed_ = false;
   std::exception_ptr error_;
   std::string error_text_;
   std::vector<Choice> choices_;
@@ -318,7 +318,11 @@ class Group {
 
   std::atomic<size_t> host_path_bytes_{256 << 10};  // stands alone
   std::atomic<double> timeout_;                     // seconds; stands alone
-  std::atomic<bool> failed_{false};     // set once, after error_ and its text, which stay then
+  std::atomic<bool> failed_{false};  // set once, after error_ and its text, which stay then
+  // Runs and transfers that were submitted and have not ended: counted up under the mutex, for a
+  // thread that finds none drives no more.
+  std::atomic<size_t> in_flight_{0};
+  std::atomic<bool> closing_{false};    // set under the mutex
   std::atomic<size_t> num_pending_{0};  // of runs and transfers, for a look without the lock
   std::atomic<uint64_t> shared_bytes_{0};
   std::atomic<uint64_t> network_bytes_{0};

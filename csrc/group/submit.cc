@@ -18,7 +18,7 @@ std::unique_ptr<Group::Run> Group::prepare(Call call) {
   auto run = std::make_unique<Run>();
   run->plan = make_plan(call, run->header);
   run->begun = Clock::now();
-  run->deadline = after(call.timeout < 0 ? timeout() : call.timeout);
+  run->deadline = after(call.timeout < 0 ? timeout() : call.timeout, run->begun);
   run->call = std::move(call);
   return run;
 }
@@ -46,12 +46,11 @@ std::shared_ptr<Transfer> Group::prepare(const Message& m, const std::shared_ptr
   transfer->bytes = m.count * size_of(m.dtype);
   transfer->dtype = m.dtype;
   transfer->begun = Clock::now();
-  transfer->deadline = after(m.timeout < 0 ? timeout() : m.timeout);
+  transfer->deadline = after(m.timeout < 0 ? timeout() : m.timeout, transfer->begun);
   transfer->ended = [this, work, self = transfer.get()](std::exception_ptr error) {
     if (!error) {
       work->set_matched(self->peer, self->tag);
       count_traffic(message_channels_);
-      const std::lock_guard lock(mutex_);
       --in_flight_;
     }
     work->finish(std::move(error));
@@ -64,7 +63,6 @@ bool Group::admit() {
   if (error_) throw_failure();
   if (closing_) throw AbortedError("the group is closed: make a new one");
   ++in_flight_;
-  num_pending_.fetch_add(1, std::memory_order_release);
   return !std::exchange(driven_, true);
 }
 
@@ -72,14 +70,19 @@ bool Group::admit() {
 void Group::number(Run& run) {
   run.header.run = next_run_++;
   run.header.history = static_cast<uint32_t>(history_hash_);
-  history_hash_ = run.header.hash(history_hash_);
+  run.digest = history_hash_ = run.header.hash(history_hash_);
 }
 
 bool Group::submit(std::unique_ptr<Run> run) {
   const std::lock_guard lock(mutex_);
   const bool driving = admit();
   number(*run);
-  pending_.push_back(std::move(run));
+  if (driving) {  // so nothing is pending, and the lanes are this thread's
+    enqueue(std::move(run));
+  } else {
+    pending_.push_back(std::move(run));
+    num_pending_.fetch_add(1, std::memory_order_release);
+  }
   return driving;
 }
 
@@ -87,6 +90,7 @@ bool Group::submit(std::shared_ptr<Transfer> transfer) {
   const std::lock_guard lock(mutex_);
   const bool driving = admit();
   pending_transfers_.push_back(std::move(transfer));
+  num_pending_.fetch_add(1, std::memory_order_release);
   return driving;
 }
 

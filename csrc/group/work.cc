@@ -37,10 +37,7 @@ bool Work::wait(double seconds) {
   return true;
 }
 
-std::exception_ptr Work::error() const {
-  const std::lock_guard lock(mutex_);
-  return error_;
-}
+std::exception_ptr Work::error() const { return done() ? error_ : nullptr; }
 
 int Work::source() const {
   const std::lock_guard lock(mutex_);

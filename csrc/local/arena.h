@@ -17,9 +17,12 @@ namespace hier {
 struct Port {
   static constexpr size_t kHeaderBytes = 64;
   alignas(64) std::atomic<uint64_t> arrived;  // its contribution to the piece may be read
+  // Of the headers below: in this line, which the others fetch anyway.
+  uint64_t digests[2];
   alignas(64) std::atomic<uint64_t> reduced;  // its shard of the piece is final and may be read
   alignas(64) std::atomic<uint64_t> done;     // it reads nothing of the piece any more
   // The run header of a run's first piece, by parity of the lane's runs; guarded by `arrived`.
+  // Read where digests differ, to say in words what does.
   alignas(64) std::byte headers[2][kHeaderBytes];
 };
 

@@ -6,6 +6,7 @@
 // reused by piece s + num_slots, once every rank is done with s.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
@@ -43,15 +44,26 @@ class LocalStage {
     bells_->ring_all();
   }
 
-  bool slot_free(uint64_t piece) const {
-    return piece < pieces_in_flight() || all(State::done, piece - pieces_in_flight());
+  bool slot_free(uint64_t piece) {
+    if (piece < pieces_in_flight() + done_by_all_) return true;
+    uint64_t least = UINT64_MAX;
+    for (int rank = 0; rank < local_size(); ++rank) {
+      least = std::min(least, counter(rank, State::done).load(std::memory_order_acquire));
+    }
+    done_by_all_ = least;
+    return piece < pieces_in_flight() + done_by_all_;
   }
   std::byte* slot(int rank, uint64_t piece) const { return arena_->slot(lane_, rank, piece); }
 
   // Written before `arrived` of a run's first piece and read after it. A rank is never more than
   // one run of a lane ahead, so two places suffice.
-  void write_header(uint64_t run_of_lane, const void* header) {
-    std::memcpy(arena_->port(lane_, me_).headers[run_of_lane % 2], header, Port::kHeaderBytes);
+  void write_header(uint64_t run_of_lane, const void* header, uint64_t digest) {
+    Port& port = arena_->port(lane_, me_);
+    port.digests[run_of_lane % 2] = digest;
+    std::memcpy(port.headers[run_of_lane % 2], header, Port::kHeaderBytes);
+  }
+  uint64_t digest_of(int rank, uint64_t run_of_lane) const {
+    return arena_->port(lane_, rank).digests[run_of_lane % 2];
   }
   const std::byte* header_of(int rank, uint64_t run_of_lane) const {
     return arena_->port(lane_, rank).headers[run_of_lane % 2];
@@ -75,6 +87,7 @@ class LocalStage {
   Doorbells* bells_;
   int lane_, me_;
   uint64_t next_piece_ = 0;
+  uint64_t done_by_all_ = 0;  // pieces, at the last look: one look frees several slots
 };
 
 }  // namespace hier

@@ -92,15 +92,18 @@ ReduceOp parse_op(std::string_view name) {
 
 void check_supported(DType dtype, ReduceOp op) {
   const DTypeRow& type = row_of(dtype);
-  const std::string what = std::string("op '") + row_of(op).name + "' on dtype " + type.name;
   const bool is_bitwise = op == ReduceOp::band || op == ReduceOp::bor || op == ReduceOp::bxor;
+  const char* wrong = nullptr;
   if (type.is_float && is_bitwise) {
-    throw UsageError(what + ": bitwise operations need an integer or bool array");
+    wrong = "bitwise operations need an integer or bool array";
+  } else if (!type.is_float && op == ReduceOp::avg) {
+    wrong =
+        "the average of integers is no integer; use 'sum' and divide it, or convert the array "
+        "to a float dtype";
   }
-  if (!type.is_float && op == ReduceOp::avg) {
-    throw UsageError(what + ": the average of integers is no integer; use 'sum' and divide it, " +
-                     "or convert the array to a float dtype");
-  }
+  if (wrong == nullptr) return;
+  throw UsageError(std::string("op '") + row_of(op).name + "' on dtype " + type.name + ": " +
+                   wrong);
 }
 
 }  // namespace hier
