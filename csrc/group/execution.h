@@ -29,7 +29,7 @@ struct Plan {
 
   bool staged = false;    // some node has a local stage
   bool local = false;     // this one has
-  bool one_shot = false;  // every rank reduces everything (one piece, one node)
+  bool one_shot = false;  // every rank reduces everything (one node)
   int rails = 1;          // ranks of a node that own a shard of each piece
   size_t piece = 0;       // elements of a piece
   // The same place in each local rank's symmetric memory; empty if the buffer is private.

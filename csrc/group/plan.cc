@@ -193,13 +193,18 @@ void Group::place(Plan& plan, const Call& call, uint32_t& place_hash) {
   const size_t element = size_of(call.dtype), bytes = call.count * element;
   const bool one_node = topology_.num_nodes == 1;
   plan.symmetric = symmetric_places(call, place_hash);
-  if (plan.symmetric.empty()) {
-    // Pieces are cut alike on all nodes, whatever their cores.
-    const size_t slot = one_node ? arena_->layout().slot_bytes : ArenaLayout::kSlotBytes;
-    plan.piece = std::min(slot, std::max(kSmallestPiece, bytes / 4 / 4096 * 4096)) / element;
-  } else if (!one_node) {
-    plan.piece = kSymmetricPiece / element;
+  if (!plan.symmetric.empty()) {
+    if (!one_node) plan.piece = kSymmetricPiece / element;
+    return;
   }
+  // Inside a node a piece fills a slot. Between nodes pieces are cut alike, whatever their cores,
+  // and small ones smaller, for the network to begin early.
+  const size_t overlapping = std::max(kSmallestPiece, bytes / 4 / 4096 * 4096);
+  plan.piece =
+      (one_node ? arena_->layout().slot_bytes : std::min(ArenaLayout::kSlotBytes, overlapping)) /
+      element;
+  // Two ranks read as much of each other either way, and meet once for a piece in place of twice.
+  plan.one_shot = one_node && topology_.world_size == 2;
 }
 
 Plan Group::flat_plan(const Call& call, const std::string& algorithm) {
