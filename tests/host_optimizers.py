@@ -6,8 +6,11 @@ from pathlib import Path
 
 import host_kernels
 
+from allreduce._C import OptimizerTensors
+
 # (parameters, momenta, gradients, count, weight_decay, correction or trust)
 Tensor = tuple[int, int, int, int, float, float]
+Tensors = Sequence[Tensor] | OptimizerTensors
 
 
 class _Tensor(ctypes.Structure):
@@ -42,7 +45,7 @@ class HostOptimizers:
 
     def sgd(
         self,
-        tensors: Sequence[Tensor],
+        tensors: Tensors,
         dtype: str,
         *,
         lr: float,
@@ -57,7 +60,7 @@ class HostOptimizers:
         step = _Step(form == "absorbed", lr, momentum, scale, nesterov)
         self._call("host_sgd", tensors, dtype, step, copy)
 
-    def ranges(self, tensors: Sequence[Tensor]) -> int:
+    def ranges(self, tensors: Tensors) -> int:
         """How many ranges the kernels are given for these f32 tensors."""
         return int(self._library.host_sgd_ranges(*_array(tensors)))
 
@@ -68,7 +71,7 @@ class HostOptimizers:
 
     def lars(
         self,
-        tensors: Sequence[Tensor],
+        tensors: Tensors,
         dtype: str,
         workspace: int,
         *,
@@ -82,9 +85,7 @@ class HostOptimizers:
         step = _Step(0, lr, momentum, scale, nesterov)
         self._call("host_lars", tensors, dtype, step, workspace)
 
-    def _call(
-        self, name: str, tensors: Sequence[Tensor], dtype: str, step: _Step, address: int
-    ) -> None:
+    def _call(self, name: str, tensors: Tensors, dtype: str, step: _Step, address: int) -> None:
         self.tensors += len(tensors)
         function = getattr(self._library, name)
         status = function(
@@ -94,5 +95,10 @@ class HostOptimizers:
             raise ValueError(f"{name} has printed why")
 
 
-def _array(tensors: Sequence[Tensor]) -> tuple[ctypes.Array[_Tensor], ctypes.c_size_t]:
-    return (_Tensor * len(tensors))(*(_Tensor(*t) for t in tensors)), ctypes.c_size_t(len(tensors))
+def _array(tensors: Tensors) -> tuple[ctypes.Array[_Tensor], ctypes.c_size_t]:
+    array = _Tensor * len(tensors)
+    if isinstance(tensors, OptimizerTensors):
+        rows = array.from_address(tensors.address) if len(tensors) else array()
+    else:
+        rows = array(*(_Tensor(*t) for t in tensors))
+    return rows, ctypes.c_size_t(len(tensors))

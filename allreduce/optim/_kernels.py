@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-import operator
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,139 +28,153 @@ _built = functools.cache(cuda.kernels)  # a step must not look for it in the fil
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Tensors of one device, whose gradients have one dtype: what one call takes."""
+    """Tensors of one device, whose gradients have one dtype: what one call takes.
+
+    places: where they lie (`_C.OptimizerTensors`); a step writes its numbers beside that.
+    """
 
     kernels: Any
-    device: torch.device
-    dtype: torch.dtype
-    params: list[Tensor] = field(default_factory=list)
-    gradients: list[Tensor] = field(default_factory=list)
-    momenta: list[Tensor] = field(default_factory=list)  # none without momentum
+    params: list[Tensor]
+    gradients: list[Tensor]  # kept until the kernels are launched
+    momenta: list[Tensor]  # none without momentum
+    places: Any
+    dtype: str  # of the gradients, as the kernels name it
 
     def sgd(self, weight_decay: float, corrections: Sequence[float], **step: Any) -> None:
         """One step, on the device's current stream; a correction for each tensor."""
-        rows = self._rows(weight_decay, corrections)
+        self.places.set_numbers(weight_decay, corrections)
         with self._launching() as stream:
-            self.kernels.sgd(rows, self._dtype_name, stream=stream, **step)
+            self.kernels.sgd(self.places, self.dtype, stream=stream, **step)
 
     def lars(self, weight_decay: float, trusts: Sequence[float], **step: Any) -> None:
         """As `sgd`; a trust coefficient for each tensor, or 0 for a plain step."""
-        rows = self._rows(weight_decay, trusts)
-        floats = self.kernels.lars_workspace([param.numel() for param in self.params])
+        self.places.set_numbers(weight_decay, trusts)
+        floats = self.kernels.lars_workspace(self.places.counts)
         with self._launching() as stream:
             # Freed in stream order, behind the kernels.
-            space = torch.empty(floats, dtype=torch.float32, device=self.device)
-            self.kernels.lars(rows, self._dtype_name, space.data_ptr(), stream=stream, **step)
-
-    @property
-    def _dtype_name(self) -> str:
-        return str(self.dtype).removeprefix("torch.")
-
-    def _rows(
-        self, weight_decay: float, numbers: Sequence[float]
-    ) -> list[tuple[int, int, int, int, float, float]]:
-        columns = (
-            _addresses(self.params),
-            _addresses(self.momenta) or itertools.repeat(0),
-            _addresses(self.gradients),
-            map(Tensor.numel, self.params),
-            itertools.repeat(weight_decay),
-            numbers,
-        )
-        return list(zip(*columns, strict=False))
+            space = torch.empty(floats, dtype=torch.float32, device=self.params[0].device)
+            self.kernels.lars(self.places, self.dtype, space.data_ptr(), stream=stream, **step)
 
     @contextlib.contextmanager
     def _launching(self) -> Iterator[int]:
         """Make the device current; give its stream. Autograd is told what is written."""
-        if self.device.type == "cuda":
-            with torch.cuda.device(self.device):
-                yield torch.cuda.current_stream(self.device).cuda_stream
+        device = self.params[0].device
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                yield torch.cuda.current_stream(device).cuda_stream
         else:
             yield 0
         torch.autograd.graph.increment_version([*self.params, *self.momenta])
 
 
-class LastBatch:
-    """What a step handed over, if that was all, so that the next one need not look as closely.
+def split(
+    params: list[Tensor], gradients: list[Tensor], momenta: list[Tensor]
+) -> tuple[list[Batch], list[Tensor]]:
+    """What our kernels take of the parameters, and those that are left to torch.
 
-    Python's time for each tensor is near that of the GPU: here all are compared in a few passes.
+    gradients: one for each; momenta: one for each, or none. The kernels take f32 parameters and
+    momenta and gradients of f32, bf16 or f16 that fill their memory, all three in the same order
+    (any permutation of the dimensions: channels last, say).
+
+    Nothing is remembered from step to step, so nothing can be out of date: gradients may lie
+    elsewhere each time, and parameters too.
     """
-
-    def __init__(self, batch: Batch) -> None:
-        self._batch = replace(batch, gradients=[])
-        self._strides = [param.stride() for param in batch.params]
-        self._addresses = _addresses([*batch.params, *batch.momenta])
-
-    def again(self, params: Sequence[Tensor], momenta: Sequence[Tensor]) -> Batch | None:
-        """The same with these gradients, of which none is None; None if anything has changed."""
-        before, now = [*self._batch.params, *self._batch.momenta], [*params, *momenta]
-        if len(params) != len(self._strides) or len(now) != len(before):
-            return None
-        gradients = gradients_of(params)
-        if not all(map(operator.is_, now, before)) or {*map(type, gradients)} != {Tensor}:
-            return None
-        if {(g.layout, g.dtype) for g in gradients} != {(torch.strided, self._batch.dtype)}:
-            return None
-        if [g.stride() for g in gradients] != self._strides or _addresses(now) != self._addresses:
-            return None
-        return replace(self._batch, gradients=gradients)
+    whole = _whole(params, gradients, momenta)
+    return ([whole], []) if whole else _sorted(params, gradients, momenta)
 
 
-def _addresses(tensors: Sequence[Tensor]) -> list[int]:
-    return list(map(Tensor.data_ptr, tensors))
+def _whole(params: list[Tensor], gradients: list[Tensor], momenta: list[Tensor]) -> Batch | None:
+    """All in one batch, as most often they can be; None if they cannot, or torch is too old.
 
-
-def gradients_of(params: Sequence[Tensor]) -> list[Tensor]:
-    """The gradients of parameters that have one."""
-    return [gradient for param in params if (gradient := param.grad) is not None]
-
-
-def split(params: Sequence[Tensor], momenta: Sequence[Tensor]) -> tuple[list[Batch], list[Tensor]]:
-    """What our kernels take of the parameters, which have gradients, and what is left to torch.
-
-    momenta: one for each, or none. The kernels take f32 parameters and momenta and gradients of
-    f32, bf16 or f16 that fill their memory, all three in the same order (any permutation of the
-    dimensions: channels last, say).
+    The core reads them: Python's time for each tensor would be above that of the GPU.
     """
-    batches: dict[tuple[torch.device, torch.dtype], Batch | None] = {}
+    kernels = kernels_on(params[0].device)
+    reader = _reader() if kernels else None
+    places = reader.read(params, gradients, momenta) if reader else None
+    if places is None:
+        return None
+    return Batch(
+        kernels=kernels,
+        params=params,
+        gradients=gradients,
+        momenta=momenta,
+        places=places,
+        dtype=places.dtype,
+    )
+
+
+@functools.cache
+def _reader() -> Any | None:
+    from allreduce import _C  # there, since the kernels are
+
+    api = getattr(Tensor, "__dlpack_c_exchange_api__", None)  # torch 2.9 has none
+    return api and _C.TensorReader(api, _PLAIN)
+
+
+def _sorted(
+    params: list[Tensor], gradients: list[Tensor], momenta: list[Tensor]
+) -> tuple[list[Batch], list[Tensor]]:
+    """As `split`, by a look at each."""
+    fitting: dict[tuple[torch.device, torch.dtype], list[int]] = {}
     others = []
-    for index, param in enumerate(params):
-        gradient, own = param.grad, momenta[index : index + 1]
-        if gradient is None:
-            continue
-        key = (param.device, gradient.dtype)
-        if key not in batches:
-            batches[key] = _begin(*key)
-        batch = batches[key]
-        if batch is None or not _fit((param, gradient, *own), batch):
+    for index, (param, gradient) in enumerate(zip(params, gradients, strict=True)):
+        if _fit(param, gradient, *momenta[index : index + 1]):
+            fitting.setdefault((param.device, gradient.dtype), []).append(index)
+        else:
             others.append(param)
-            continue
-        batch.params.append(param)
-        batch.gradients.append(gradient)
-        batch.momenta.extend(own)
-    return [batch for batch in batches.values() if batch and batch.params], others
+    columns = (params, gradients, momenta)
+    batches = []
+    for (device, dtype), indices in fitting.items():
+        chosen = [[column[i] for i in indices] if column else [] for column in columns]
+        batches.append(_batch(kernels_on(device), dtype, *chosen))
+    return batches, others
 
 
-def _begin(device: torch.device, dtype: torch.dtype) -> Batch | None:
-    kernels = kernels_on(device) if dtype in _GRADIENTS else None
-    return Batch(kernels=kernels, device=device, dtype=dtype) if kernels else None
+def _batch(
+    kernels: Any,
+    dtype: torch.dtype,
+    params: list[Tensor],
+    gradients: list[Tensor],
+    momenta: list[Tensor],
+) -> Batch:
+    from allreduce import _C
+
+    rows = zip(
+        map(Tensor.data_ptr, params),
+        map(Tensor.data_ptr, momenta) if momenta else itertools.repeat(0),
+        map(Tensor.data_ptr, gradients),
+        map(Tensor.numel, params),
+        itertools.repeat(0.0),
+        itertools.repeat(0.0),
+        strict=False,
+    )
+    return Batch(
+        kernels=kernels,
+        params=params,
+        gradients=gradients,
+        momenta=momenta,
+        places=_C.OptimizerTensors(list(rows)),
+        dtype=str(dtype).removeprefix("torch."),
+    )
 
 
-def _fit(arrays: Sequence[Tensor], batch: Batch) -> bool:
+def _fit(*arrays: Tensor) -> bool:
     """Whether a kernel may take a parameter, its gradient and perhaps its momentum."""
-    # Python's time for each tensor is near that of the GPU, so this is a plain loop.
+    device = arrays[0].device
+    if arrays[1].dtype not in _GRADIENTS or kernels_on(device) is None:
+        return False
     for place, array in enumerate(arrays):
         if type(array) not in _PLAIN or array.layout is not torch.strided:
             return False  # its address may say nothing
-        if array.dtype is not (batch.dtype if place == 1 else torch.float32):
-            return False
-        if array.device != batch.device:
+        if array.device != device or (place != 1 and array.dtype is not torch.float32):
             return False
     return in_one_order(arrays)
 
 
 def in_one_order(arrays: Sequence[Tensor]) -> bool:
     """Whether the arrays' elements fill their memory, and lie in it in the same order."""
+    if any(array.shape != arrays[0].shape for array in arrays):
+        return False
     if all(array.is_contiguous() for array in arrays):
         return True
     order = _order(arrays[0])

@@ -68,7 +68,6 @@ class SGD(Optimizer):
             "momentum_correction": momentum_correction,
             "gradient_scale": gradient_scale,
         }
-        self._last: dict[int, _kernels.LastBatch] = {}  # by the group's number
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -90,41 +89,35 @@ class SGD(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for number, group in enumerate(self.param_groups):
+        for group in self.param_groups:
             _check_group(group)  # schedules write into groups
-            params = [p for p in group["params"] if p.grad is not None]
+            params, gradients = _with_gradients(group["params"])
             if params:
-                self._step(number, group, params)
+                self._step(group, params, gradients)
         return loss
 
-    def _step(self, number: int, group: dict[str, Any], params: list[Tensor]) -> None:
+    def _step(self, group: dict[str, Any], params: list[Tensor], gradients: list[Tensor]) -> None:
         momenta = self._momenta(params) if group["momentum"] else []
-        last = self._last.get(number)
-        if last and (batch := last.again(params, momenta)):
-            self._step_batch(group, batch)
-            return
-        if any(g.is_sparse for g in _kernels.gradients_of(params)):
+        batches, others = _kernels.split(params, gradients, momenta)
+        others, rest = _with_gradients(others)
+        if any(g.is_sparse for g in rest):
             raise RuntimeError("allreduce.optim.SGD takes dense gradients, not sparse ones")
-        batches, others = _kernels.split(params, momenta)
         for batch in batches:
             self._step_batch(group, batch)
         if others:
-            self._step_group(group, others, _scaled(_kernels.gradients_of(others), group))
-        self._last.pop(number, None)
-        if len(batches) == 1 and not others:
-            self._last[number] = _kernels.LastBatch(batches[0])
+            self._step_group(group, others, _scaled(rest, group))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Takes what `state_dict` gave, also before there was a gradient_scale."""
         super().__setstate__(state)
-        self._last = {}
         for group in self.param_groups:
             group.setdefault("gradient_scale", 1.0)
 
     def _step_batch(self, group: dict[str, Any], batch: _kernels.Batch) -> None:
         # By our kernels; _step_group does the same by torch.
-        absorbed = group["form"] == "absorbed" and group["momentum"] > 0
-        corrections = [self._correction(group, p) if absorbed else 1.0 for p in batch.params]
+        corrections = [1.0] * len(batch.params)
+        if group["form"] == "absorbed" and group["momentum"] > 0:
+            corrections = self._corrections(group, batch.params)
         batch.sgd(group["weight_decay"], corrections, form=group["form"], **_numbers(group))
 
     def _step_group(
@@ -136,11 +129,13 @@ class SGD(Optimizer):
             self._absorbed_step(group, params, gradients)
 
     def _momenta(self, params: list[Tensor]) -> list[Tensor]:
-        states = [self.state[param] for param in params]
-        for param, state in zip(params, states, strict=True):
-            if "momentum" not in state:
-                state["momentum"] = torch.zeros_like(param)
-        return [state["momentum"] for state in states]
+        try:
+            return [self.state[param]["momentum"] for param in params]
+        except KeyError:  # a parameter's first step
+            for param in params:
+                if "momentum" not in self.state[param]:
+                    self.state[param]["momentum"] = torch.zeros_like(param)
+            return [self.state[param]["momentum"] for param in params]
 
     def _reference_step(
         self,
@@ -177,7 +172,8 @@ class SGD(Optimizer):
             torch._foreach_add_(steps, params, alpha=lr * decay)
         if momentum:
             velocities = self._momenta(params)
-            torch._foreach_mul_(velocities, [momentum * self._correction(group, p) for p in params])
+            corrections = self._corrections(group, params)
+            torch._foreach_mul_(velocities, [momentum * c for c in corrections])
             torch._foreach_add_(velocities, steps)
             if group["nesterov"]:
                 torch._foreach_add_(steps, velocities, alpha=momentum)
@@ -185,12 +181,22 @@ class SGD(Optimizer):
                 steps = velocities
         torch._foreach_sub_(params, steps)
 
-    def _correction(self, group: dict[str, Any], param: Tensor) -> float:
+    def _corrections(self, group: dict[str, Any], params: list[Tensor]) -> list[float]:
         # Notes the rate of this step, and gives eta / eta_before (1 at a parameter's first step).
-        state, lr = self.state[param], group["lr"]
-        before = state.get("lr", lr)
-        state["lr"] = lr
-        return lr / before if group["momentum_correction"] else 1.0
+        lr, states = group["lr"], [self.state[param] for param in params]
+        before = [state.get("lr", lr) for state in states]
+        for state in states:
+            state["lr"] = lr
+        return [lr / b if group["momentum_correction"] else 1.0 for b in before]
+
+
+def _with_gradients(params: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    # Each gradient is asked for once: torch makes a new object of it, if none is alive.
+    gradients = [param.grad for param in params]
+    found = [gradient for gradient in gradients if gradient is not None]
+    if len(found) < len(params):
+        params = [p for p, g in zip(params, gradients, strict=True) if g is not None]
+    return params, found
 
 
 def _scaled(gradients: list[Tensor], group: dict[str, Any]) -> list[Tensor]:

@@ -6,7 +6,6 @@
 
 #include <cstdint>
 #include <string>
-#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -15,6 +14,7 @@
 #include "cuda/pack.h"
 #include "cuda/peer.h"
 #include "cuda/sgd.h"
+#include "python/optimizer_tensors.h"
 
 namespace py = pybind11;
 
@@ -38,33 +38,28 @@ std::vector<SgdRange> ranges_of(const std::vector<std::pair<size_t, double>>& ra
   return result;
 }
 
-// Addresses of parameters, momenta and gradients; count; weight decay; and the last number.
-using OptimizerTensor = std::tuple<uintptr_t, uintptr_t, uintptr_t, size_t, double, double>;
-
 SgdTensor sgd_tensor(const OptimizerTensor& tensor) {
-  const auto& [parameters, momenta, gradients, count, decay, last] = tensor;
-  return {pointer<float>(parameters), pointer<float>(momenta), pointer<const void>(gradients),
-          count, decay};
+  return {pointer<float>(tensor.parameters), pointer<float>(tensor.momenta),
+          pointer<const void>(tensor.gradients), tensor.count, tensor.weight_decay};
 }
 
-void sgd_addresses(const std::vector<OptimizerTensor>& tensors, const std::string& dtype, double lr,
+void sgd_addresses(const OptimizerTensors& tensors, const std::string& dtype, double lr,
                    double momentum, bool nesterov, const std::string& form, double scale,
                    uintptr_t copy, uintptr_t stream) {
   std::vector<SgdTensor> at;
-  for (const OptimizerTensor& tensor : tensors) {
+  for (const OptimizerTensor& tensor : tensors.rows) {
     at.push_back(sgd_tensor(tensor));
-    at.back().correction = std::get<5>(tensor);
+    at.back().correction = tensor.last;
   }
   sgd(at, parse_dtype(dtype), {parse_form(form), lr, momentum, scale, nesterov},
       pointer<uint16_t>(copy), pointer<void>(stream));
 }
 
-void lars_addresses(const std::vector<OptimizerTensor>& tensors, const std::string& dtype,
-                    uintptr_t workspace, double lr, double momentum, bool nesterov, double scale,
-                    uintptr_t stream) {
+void lars_addresses(const OptimizerTensors& tensors, const std::string& dtype, uintptr_t workspace,
+                    double lr, double momentum, bool nesterov, double scale, uintptr_t stream) {
   std::vector<LarsTensor> at;
-  for (const OptimizerTensor& tensor : tensors) {
-    at.push_back({sgd_tensor(tensor), std::get<5>(tensor)});
+  for (const OptimizerTensor& tensor : tensors.rows) {
+    at.push_back({sgd_tensor(tensor), tensor.last});
   }
   lars(at, parse_dtype(dtype), {SgdForm::reference, lr, momentum, scale, nesterov},
        pointer<float>(workspace), pointer<void>(stream));
@@ -72,11 +67,11 @@ void lars_addresses(const std::vector<OptimizerTensor>& tensors, const std::stri
 
 void register_optimizers(py::module_& m) {
   m.def("sgd", sgd_addresses,
-        "One step of SGD, in one pass. tensors: (parameters, momenta, gradients, count,\n"
-        "weight_decay, correction), f32 but for the gradients, which are of dtype and multiplied\n"
-        "by scale; tensors that adjoin in all arrays are handled as one. correction: eta /\n"
-        "eta_before of the absorbed form. copy: receives the parameters as bf16, one tensor after\n"
-        "the other.",
+        "One step of SGD, in one pass. tensors: OptimizerTensors, or a list of (parameters,\n"
+        "momenta, gradients, count, weight_decay, correction), f32 but for the gradients, which\n"
+        "are of dtype and multiplied by scale; tensors that adjoin in all arrays are handled as\n"
+        "one. correction: eta / eta_before of the absorbed form. copy: receives the parameters as\n"
+        "bf16, one tensor after the other.",
         py::arg("tensors"), py::arg("dtype"), py::kw_only(), py::arg("lr"), py::arg("momentum"),
         py::arg("nesterov"), py::arg("form") = "reference", py::arg("scale") = 1.0,
         py::arg("copy") = 0, py::arg("stream") = 0);

@@ -16,6 +16,7 @@
 #include "device/peers.h"
 #include "device/shared_memory.h"
 #include "device/stage.h"
+#include "python/dlpack.h"
 #include "python/register.h"
 
 namespace py = pybind11;
@@ -23,38 +24,6 @@ namespace py = pybind11;
 namespace hier {
 
 namespace {
-
-// What DLPack's header lays down (dmlc/dlpack, versions 0 and 1), as far as it is read here.
-namespace dlpack {
-
-struct Tensor {
-  void* data;
-  int32_t device_type, device_id;
-  int32_t ndim;
-  uint8_t type_code, type_bits;
-  uint16_t type_lanes;
-  int64_t* shape;
-  int64_t* strides;
-  uint64_t byte_offset;
-};
-
-struct Managed {
-  Tensor tensor;
-  void* context;
-  void (*deleter)(Managed*);
-};
-
-struct ManagedVersioned {
-  uint32_t major, minor;
-  void* context;
-  void (*deleter)(ManagedVersioned*);
-  uint64_t flags;
-  Tensor tensor;
-};
-
-constexpr uint64_t kReadOnly = 1;
-
-}  // namespace dlpack
 
 py::dict describe(const dlpack::Tensor& tensor, bool read_only) {
   py::list shape, strides;

@@ -16,4 +16,5 @@ PYBIND11_MODULE(_C, m) {
   hier::register_device(m);
   hier::register_group(m);
   hier::register_nccl(m);
+  hier::register_optimizer(m);
 }

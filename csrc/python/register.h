@@ -13,5 +13,6 @@ void register_transport(pybind11::module_& m);
 void register_device(pybind11::module_& m);
 void register_group(pybind11::module_& m);
 void register_nccl(pybind11::module_& m);
+void register_optimizer(pybind11::module_& m);
 
 }  // namespace hier
