@@ -1,8 +1,10 @@
-"""One rank of a training job whose steps are timed: with our reducer, stock DDP, and none.
+"""One rank of a training job whose steps are timed: with our reducer and with stock DDP.
 
 Started by `run_job`, one process per rank; rank 0 writes the times as JSON. All ways train replicas
-of one model in the same processes, turn by turn, so that they meet the same machine. After each
-step the same reductions run once more, alone: what they take where nothing else computes.
+of one model in the same processes, turn by turn, so that they meet the same machine. Next to each
+step runs the same replica's step without reductions (`no_sync`): two replicas of one model differ
+by several percent in speed, by the pages that their weights lie on, which is more than a reduction
+exposes. Then the same reductions run once more, alone: what they take where nothing else computes.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from torch.nn.parallel import DistributedDataParallel as StockDDP
 from allreduce.torch import DistributedDataParallel
 from trainer.model import build_model
 
-WAYS = ("none", "hier", "stock on hier", "stock on gloo")
+WAYS = ("hier", "stock on hier", "stock on gloo")
 BUCKETS_MB = (1, 5, 25, 100)  # that stock DDP on Gloo chooses from
 _DEADLINE = 400  # seconds
 _WARM_UP = 4  # steps: stock DDP makes its buckets anew after the first, ours after the third
@@ -36,13 +38,17 @@ _TRIAL_WARM_UP, _TRIAL = 2, 2  # steps with each of BUCKETS_MB
 
 @dataclass(slots=True, kw_only=True)
 class Times:
-    """Seconds of each step by way, barrier to barrier, and of its reductions alone.
+    """Seconds by way, barrier to barrier, round by round.
 
+    steps: of a step.
+    free: of a step of the same replica without reductions.
+    alone: of a step's reductions without its step.
     buckets: median seconds of a step of stock DDP on Gloo by MB of a bucket; stock DDP took the
     best one, `bucket_mb`.
     """
 
     steps: dict[str, list[float]] = field(default_factory=dict)
+    free: dict[str, list[float]] = field(default_factory=dict)
     alone: dict[str, list[float]] = field(default_factory=dict)
     buckets: dict[str, float] = field(default_factory=dict)
     bucket_mb: int = 0
@@ -98,25 +104,26 @@ class Job:
         return found
 
     def run(self, bucket_mb: int, rounds: int) -> Times:
-        """Time every way's step, and its reductions alone, in turn."""
+        """Time every way's step, with reductions and without, and its reductions alone."""
         replicas = {
-            "none": self._fresh(),
             "hier": DistributedDataParallel(self._fresh(), bucket_bytes="auto"),
             "stock on hier": self._stock(bucket_mb, None),
             "stock on gloo": self._stock(bucket_mb, self._gloo),
         }
         steps = {way: self._step(replica) for way, replica in replicas.items()}
-        times = Times(bucket_mb=bucket_mb)
-        alone: dict[str, Callable[[], None]] = {}
-        for turn in range(_WARM_UP + rounds):
-            if turn == _WARM_UP:
-                alone = {w: self._reductions(replicas[w], w) for w in WAYS[1:]}
+        for _ in range(_WARM_UP):
             for way, step in steps.items():
-                seconds = self.time(step)
-                if turn >= _WARM_UP:
-                    times.steps.setdefault(way, []).append(seconds)
-            for way, reduce in alone.items():
-                times.alone.setdefault(way, []).append(self.time(reduce))
+                step()
+                with replicas[way].no_sync():
+                    step()
+        alone = {way: self._reductions(replica, way) for way, replica in replicas.items()}
+        times = Times(bucket_mb=bucket_mb)
+        for _ in range(rounds):
+            for way, step in steps.items():
+                times.steps.setdefault(way, []).append(self.time(step))
+                with replicas[way].no_sync():
+                    times.free.setdefault(way, []).append(self.time(step))
+                times.alone.setdefault(way, []).append(self.time(alone[way]))
         return times
 
     def time(self, call: Callable[[], None]) -> float:
@@ -131,7 +138,7 @@ class Job:
         torch.manual_seed(0)
         return build_model(self._model, num_classes=10)
 
-    def _stock(self, bucket_mb: int, group: dist.ProcessGroup | None) -> nn.Module:
+    def _stock(self, bucket_mb: int, group: dist.ProcessGroup | None) -> StockDDP:
         return StockDDP(
             self._fresh(),
             process_group=group,
@@ -150,7 +157,9 @@ class Job:
 
         return step
 
-    def _reductions(self, replica: nn.Module, way: str) -> Callable[[], None]:
+    def _reductions(
+        self, replica: DistributedDataParallel | StockDDP, way: str
+    ) -> Callable[[], None]:
         """Return a call of the reductions of a step, one bucket after the other."""
         if isinstance(replica, DistributedDataParallel):
             reducer = replica._reducer
@@ -172,7 +181,7 @@ class Job:
         return stock
 
 
-def _bucket_sizes(replica: nn.Module) -> Iterator[int]:
+def _bucket_sizes(replica: StockDDP) -> Iterator[int]:
     """Yield the bytes of each bucket of stock DDP; it makes them anew after the first step."""
     logged = replica._get_ddp_logging_data()
     text = logged.get("rebuilt_bucket_sizes") or logged["bucket_sizes"]

@@ -94,7 +94,7 @@ def choose(
     busy: bool,
     wire_dtype: torch.dtype | None = None,
 ) -> int:
-    """Return the size of buckets with which a backward pass costs least.
+    """Return the size of buckets with which a backward pass ends first.
 
     Buckets are reduced one after the other, each once it is complete.
 
@@ -103,7 +103,8 @@ def choose(
         ready: seconds after the begin of the pass, by parameter.
         seconds: of the reduction of so many bytes.
         wire_dtype: of the buckets of float32 gradients, if it is another.
-        busy: what runs beside backprop takes its time from it, so that nothing is hidden.
+        busy: what runs beside backprop takes its time from it, so that nothing is hidden: the
+            pass ends first with the reductions that take least in all.
     """
 
     nbytes = [p.numel() * buckets.travels_as(p, wire_dtype).itemsize for p in parameters]
@@ -114,7 +115,7 @@ def choose(
             taken = seconds(sum(nbytes[i] for i in members))
             end = max(end, max(ready[i] for i in members)) + taken
             total += taken
-        return float(ready.max()) + total if busy else end
+        return total if busy else end
 
     whole = sum(nbytes)
     sizes = [_LEAST << k for k in range(64) if _LEAST << k < 2 * max(whole, _LEAST)]
