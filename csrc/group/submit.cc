@@ -10,6 +10,7 @@ namespace hier {
 namespace {
 
 constexpr auto kGrace = std::chrono::microseconds(50);  // before the worker takes over
+constexpr auto kLongestDoze = std::chrono::microseconds(1600);
 
 }  // namespace
 
@@ -161,7 +162,11 @@ std::shared_ptr<Work> Group::start(const Message& message) {
 // True if the worker has been told to drive and has not begun: then this thread does in its place.
 bool Group::take_over() {
   const std::lock_guard lock(mutex_);
-  return std::exchange(handed_over_, false);
+  if (!handed_over_) return false;
+  handed_over_ = false;
+  const bool at_once = Clock::now() < handed_over_at_ + kGrace;
+  doze_ = at_once ? std::min(2 * doze_, kLongestDoze) : kGrace;
+  return true;
 }
 
 bool Group::wait(Work& work, double seconds) {
@@ -208,20 +213,22 @@ void Group::stop_driving() {
 // Waits until the worker is to drive; false: the group closes, and nothing is in flight. Who
 // started something often waits for it at once, and then drives it himself: see wait(). Such calls
 // come in bursts, and while one lasts the worker dozes: it looks by the clock, and nobody pays for
-// waking it at every call.
+// waking it at every call. The longer the burst, the longer the doze, for each look takes a core
+// from ranks that share it; what nobody waits for after a burst may begin that much later, once.
 bool Group::await_hand_over() {
   std::unique_lock lock(mutex_);
   for (uint64_t seen = hand_overs_;;) {
     const auto now = Clock::now();
     if (handed_over_ && (closing_ || now >= handed_over_at_ + kGrace)) {
       handed_over_ = false;
+      doze_ = kGrace;
       return true;
     }
     if (closing_ && in_flight_ == 0) return false;
     if (handed_over_ || hand_overs_ != seen) {
       seen = hand_overs_;
       dozing_ = true;
-      worker_cv_.wait_until(lock, (handed_over_ ? handed_over_at_ : now) + kGrace);
+      worker_cv_.wait_until(lock, handed_over_ ? handed_over_at_ + kGrace : now + doze_);
       dozing_ = false;
     } else {
       worker_cv_.wait(lock);

@@ -82,6 +82,21 @@ def test_a_wait_may_give_up_and_come_again():
     assert run_threads(2, body) == [[3.0] * 5] * 2
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_nobody_waits_for_ends_after_a_burst(layout):
+    def body(comm):
+        x = np.zeros(1000)
+        for _ in range(50):  # meanwhile the worker dozes
+            comm.allreduce(x, async_op=True).wait()
+        work = comm.allreduce(x, async_op=True)
+        until = time.monotonic() + 20
+        while not work.done() and time.monotonic() < until:
+            time.sleep(0.001)
+        assert work.done()
+
+    run_threads(size(layout), body, nodes=nodes(layout))
+
+
 @pytest.mark.parametrize("layout", ["1x2", "2x1"])
 def test_the_array_lives_until_the_collective_has_ended(layout):
     class Array(np.ndarray):
