@@ -41,6 +41,7 @@ ALGORITHMS: dict[Layout, tuple[int, ...]] = {
     Layout(4, 4): (_KIB, 16 * _KIB, 64 * _KIB, _MIB, 16 * _MIB),
     Layout(8, 8): (_KIB, 16 * _KIB, 64 * _KIB, _MIB, 16 * _MIB),
     Layout(4, 2): _FEW,
+    Layout(8, 2): _FEW,
     Layout(2, 1, "none"): _FEW,
     Layout(4, 1, "none"): _FEW,
 }

@@ -114,14 +114,14 @@ TARGETS = [
     *(
         Target(
             what=f"auto vs the best fixed algorithm, {kind}",
-            bounds={2: 1.1, 3: 1.1, 4: 1.1, 8: 1.1},
+            bounds=dict.fromkeys(ranks, 1.1),
             ours=AUTO,
             peers=tuple(f"core:{name}" for name in _ALGORITHMS),
             kind=kind,
             test="algorithms",
             at_most=True,
         )
-        for kind in ("TCP", "both", "flat")
+        for kind, ranks in (("TCP", (2, 3, 4, 8)), ("both", (4, 8)), ("flat", (2, 4)))
     ),
     *(
         Target(
