@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "base/error.h"
+#include "local/copy.h"
 
 namespace hier {
 
@@ -84,9 +85,9 @@ bool Execution::enter(uint64_t k) {
     // This rank reads its own shard straight from the buffer: only the rest is staged.
     const size_t after = own.begin + own.count;
     std::byte* slot = local_->slot(local_->local_rank(), number(k));
-    std::memcpy(slot, at(p.begin), (own.begin - p.begin) * element_bytes_);
-    std::memcpy(slot + (after - p.begin) * element_bytes_, at(after),
-                (p.end - after) * element_bytes_);
+    const auto copy = plan_.beyond_caches ? copy_from_memory : copy_within_caches;
+    copy(slot, at(p.begin), (own.begin - p.begin) * element_bytes_);
+    copy(slot + (after - p.begin) * element_bytes_, at(after), (p.end - after) * element_bytes_);
   }
   if (k == 0) local_->write_header(run_of_lane_, header_, digest_);
   // In symmetric memory the whole buffer is readable at once.
@@ -194,6 +195,7 @@ bool Execution::gather(uint64_t k) {
     complete(k);
     return true;
   }
+  const auto copy = plan_.beyond_caches ? copy_to_memory : copy_within_caches;
   Piece& p = piece(k);
   bool moved = false;
   for (; p.owners_copied < plan_.rails; ++p.owners_copied) {
@@ -204,7 +206,7 @@ bool Execution::gather(uint64_t k) {
     const bool own = rank == local_->local_rank();
     if (own && !plan_.program) continue;  // the reduction wrote it
     const Shard s = shard(p, rank);
-    std::memcpy(at(s.begin), shared(rank, k, s.begin), s.count * element_bytes_);
+    copy(at(s.begin), shared(rank, k, s.begin), s.count * element_bytes_);
     if (!own) shared_bytes_ += s.count * element_bytes_;
   }
   complete(k);

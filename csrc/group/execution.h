@@ -27,11 +27,12 @@ struct Plan {
   int divisor = 1;                      // avg: by what the finished elements are divided
   size_t divide_lo = 0, divide_hi = 0;  // which elements of a flat plan to divide at the end
 
-  bool staged = false;    // some node has a local stage
-  bool local = false;     // this one has
-  bool one_shot = false;  // every rank reduces everything (one node)
-  int rails = 1;          // ranks of a node that own a shard of each piece
-  size_t piece = 0;       // elements of a piece
+  bool staged = false;         // some node has a local stage
+  bool local = false;          // this one has
+  bool one_shot = false;       // every rank reduces everything (one node)
+  bool beyond_caches = false;  // the node's private buffers are larger than its caches
+  int rails = 1;               // ranks of a node that own a shard of each piece
+  size_t piece = 0;            // elements of a piece
   // The same place in each local rank's symmetric memory; empty if the buffer is private.
   std::vector<std::byte*> symmetric;
   // The inter-node program for a shard of so many elements; null if the stage is empty.

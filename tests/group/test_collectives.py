@@ -56,6 +56,26 @@ def test_allreduce(layout, local):
     run_threads(size(layout), body, nodes=nodes(layout), local=local)
 
 
+@pytest.mark.parametrize(("layout", "mebibytes"), [("1x2", 65), ("1x4", 33), ("2x2", 65)])
+def test_buffers_that_no_cache_holds(layout, mebibytes):
+    count = (
+        mebibytes << 18
+    ) + 5  # from here on copies pass by the caches; the end is no whole line
+
+    def body(comm):
+        memory = np.empty(count + 3, np.float32)
+        memory[[0, 1, -1]] = 7.0
+        x = memory[2:-1]  # begins within a vector
+        x[:] = np.arange(count, dtype=np.float32) % 1000 + comm.rank
+        comm.allreduce(x)
+        p = comm.world_size
+        want = np.arange(count, dtype=np.float32) % 1000 * p + p * (p - 1) // 2
+        np.testing.assert_array_equal(x, want)
+        assert (memory[[0, 1, -1]] == 7.0).all()
+
+    run_threads(size(layout), body, nodes=nodes(layout))
+
+
 @pytest.mark.full
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("local", LOCAL_FORMS)
