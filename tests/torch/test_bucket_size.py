@@ -47,6 +47,8 @@ def test_where_nothing_is_hidden_the_least_sum_counts() -> None:
     costs = {"layer": 10 * MS, "call": 4 * MS, "mebibyte": 5 * MS}
     assert chosen(**costs, busy=False) <= 1 << 20
     assert chosen(**costs, busy=True) == LAYERS << 20
+    long = {"layer": 100 * MS, "call": 0.1 * MS, "mebibyte": 0.1 * MS}  # no gain to the whole pass
+    assert chosen(**long, busy=True) == LAYERS << 20
 
 
 def test_without_a_gain_the_default_stays() -> None:
