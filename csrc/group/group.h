@@ -299,9 +299,10 @@ class Group {
   bool handed_over_ = false;            // the worker is to drive, after a moment's grace
   Clock::time_point handed_over_at_{};
   uint64_t hand_overs_ = 0;
-  bool dozing_ = false;                 // the worker will look for itself: nobody has to wake it
-  std::chrono::microseconds doze_{50};  // until it looks
-  std::condition_variable worker_cv_;   // handed over while it does not doze, or closing
+  bool dozing_ = false;  // the worker will look for itself: nobody has to wake it
+  static constexpr std::chrono::microseconds kGrace{50};  // before the worker takes over
+  std::chrono::microseconds doze_ = kGrace;               // until it looks
+  std::condition_variable worker_cv_;  // handed over while it does not doze, or closing
   std::vector<std::pair<std::weak_ptr<SharedDeviceMemory>, size_t>> raised_on_failure_;
   std::deque<std::unique_ptr<Run>> pending_;
   std::deque<std::shared_ptr<Transfer>> pending_transfers_;

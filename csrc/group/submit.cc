@@ -9,7 +9,6 @@ namespace hier {
 
 namespace {
 
-constexpr auto kGrace = std::chrono::microseconds(50);  // before the worker takes over
 constexpr auto kLongestDoze = std::chrono::microseconds(1600);
 
 }  // namespace
