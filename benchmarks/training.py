@@ -29,7 +29,6 @@ from torch.nn.parallel import DistributedDataParallel as StockDDP
 from allreduce.torch import DistributedDataParallel
 from trainer.model import build_model
 
-WAYS = ("hier", "stock on hier", "stock on gloo")
 BUCKETS_MB = (1, 5, 25, 100)  # that stock DDP on Gloo chooses from
 _DEADLINE = 400  # seconds
 _WARM_UP = 4  # steps: stock DDP makes its buckets anew after the first, ours after the third

@@ -13,11 +13,11 @@ namespace {
 constexpr size_t kMaxPrograms = 256;         // lowered programs kept, then all are dropped
 constexpr size_t kSymmetricPiece = 1 << 20;  // bytes, where the network follows
 constexpr size_t kSmallestPiece = 32 << 10;  // bytes; smaller pieces cost more than they overlap
+constexpr size_t kDevicePiece = 4 << 20;     // bytes; a copy takes 80 us over PCIe 5
 // All buffers of a node. (On 2 Xeon cores less than 64 MiB stay in the third cache: written past
 // it, 4 ranks with 4 MiB each take 1.3 times the time, with 100 MiB 0.94; 16 ranks with 16 MiB
 // 0.83.)
 constexpr size_t kBeyondCaches = 128 << 20;
-constexpr size_t kDevicePiece = 4 << 20;  // bytes; a copy takes 80 us over PCIe 5
 
 uint32_t mix(uint32_t hash, uint64_t value) {  // FNV-1a over the bytes of value
   for (int i = 0; i < 8; ++i) {

@@ -161,8 +161,7 @@ std::shared_ptr<Work> Group::start(const Message& message) {
 // True if the worker has been told to drive and has not begun: then this thread does in its place.
 bool Group::take_over() {
   const std::lock_guard lock(mutex_);
-  if (!handed_over_) return false;
-  handed_over_ = false;
+  if (!std::exchange(handed_over_, false)) return false;
   const bool at_once = Clock::now() < handed_over_at_ + kGrace;
   doze_ = at_once ? std::min(2 * doze_, kLongestDoze) : kGrace;
   return true;

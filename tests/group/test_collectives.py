@@ -58,9 +58,8 @@ def test_allreduce(layout, local):
 
 @pytest.mark.parametrize(("layout", "mebibytes"), [("1x2", 65), ("1x4", 33), ("2x2", 65)])
 def test_buffers_that_no_cache_holds(layout, mebibytes):
-    count = (
-        mebibytes << 18
-    ) + 5  # from here on copies pass by the caches; the end is no whole line
+    # From 128 MiB a node on copies pass by the caches. The end is no whole line.
+    count = (mebibytes << 18) + 5
 
     def body(comm):
         memory = np.empty(count + 3, np.float32)
