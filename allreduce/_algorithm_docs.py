@@ -14,7 +14,10 @@ _INTRO = """\
 
 Every algorithm is a schedule: plain data that says who sends which chunks to whom, round by round
 (the laws are in `csrc/schedule/schedule.h`). The figures and pictures on this page are computed
-from the schedules that run.
+from these schedules. A flat collective runs exactly its schedule. The hierarchical allreduce runs
+the same three stages, but piece by piece, and its stages inside a node are shared memory or a
+device's own sums instead of messages (docs/design.md, section 2). `hierarchical(...)` is thus its
+model; tests hold the model and what runs to the same canonical sums.
 
 How to read a picture: a line is a round. `0+>1[2-3]` says that rank 0 sends chunks 2 to 3 to
 rank 1, which adds them to its own; `0=>1[2-3]` overwrites. On the right is what each rank holds
