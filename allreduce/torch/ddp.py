@@ -63,6 +63,8 @@ class DistributedDataParallel(nn.Module):
         MismatchError: ranks disagree about parameters or arguments.
     """
 
+    _reduces_alone = False  # a measurement's subclass: hooks and buckets on one rank, too
+
     def __init__(
         self,
         module: nn.Module,
@@ -87,7 +89,7 @@ class DistributedDataParallel(nn.Module):
         self._sync = True
         self._reducer: Reducer | None = None
         comm = communicator(process_group)
-        if comm.world_size == 1:
+        if comm.world_size == 1 and not self._reduces_alone:
             return
         _check_devices(module)
         options = f"bucket_bytes={bucket_bytes} {wire_dtype=} op={op} algo={algo} "

@@ -90,6 +90,16 @@ def ours(network: nn.Module) -> nn.Module:
     return DistributedDataParallel(network)
 
 
+def ours_alone(network: nn.Module) -> nn.Module:
+    """Wrapped in ours with its hooks and buckets, which one rank otherwise does without."""
+    from allreduce.torch import DistributedDataParallel
+
+    class Reducing(DistributedDataParallel):
+        _reduces_alone = True
+
+    return Reducing(network)
+
+
 def stock(network: nn.Module) -> nn.Module:
     """Wrapped in torch's, on the default group."""
     return nn.parallel.DistributedDataParallel(
