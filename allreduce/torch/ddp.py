@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from allreduce.errors import UsageError
 from allreduce.torch import communicator
@@ -115,17 +114,15 @@ class DistributedDataParallel(nn.Module):
             return self.module(*args, **kwargs)
         reducer.prepare(self._sync)
         output = self.module(*args, **kwargs)
-        if self._sync:
-            for leaf in tree_leaves(output):
-                if isinstance(leaf, Tensor) and leaf.grad_fn is not None:
-                    leaf.register_hook(reducer.begin)  # type: ignore[no-untyped-call]
+        reducer.mark(output, self._sync)
         return output
 
     @contextlib.contextmanager
     def no_sync(self) -> Iterator[None]:
         """Inside, gradients are added up locally; the first pass outside reduces them all.
 
-        The forward pass decides: it must be inside, too.
+        The forward pass decides, wherever its backward pass is run: it must be inside. A backward
+        pass through several graphs reduces if one of them was made outside.
         """
         before, self._sync = self._sync, False
         try:

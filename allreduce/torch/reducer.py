@@ -25,6 +25,7 @@ from torch import Tensor
 from allreduce.errors import UsageError
 from allreduce.torch import buckets, streams, wire
 from allreduce.torch.bucket_size import AUTO, DEFAULT, BucketBytes, Profile, agree
+from allreduce.torch.outputs import tensors_in
 
 if TYPE_CHECKING:
     from allreduce.communicator import Communicator
@@ -63,8 +64,8 @@ class Reducer:
         self._find_unused = find_unused
         self._members = self._plan(range(count)[::-1])
         self._allocate()
-        self._sync = True  # reduce in the next backward pass
-        self._active = False  # in a backward pass that reduces
+        self._sync = True  # whether a graph reduces that no output has marked
+        self._reducing: bool | None = None  # whether this backward pass does; None: in none
         self._agreed = False  # the order of the buckets is that of a backward pass of rank 0's
         self._next = 0  # the first bucket that is not being reduced yet
         self._ready: list[int] = []  # parameters whose gradients have come, in this backward pass
@@ -89,23 +90,34 @@ class Reducer:
         return len(self._buckets)
 
     def prepare(self, sync: bool) -> None:
-        """Before a forward pass: says whether its backward pass reduces."""
-        if self._active and torch._C._current_graph_task_id() == -1:
+        """Before a forward pass. sync: whether the backward pass of its graph reduces."""
+        if self._reducing is not None and torch._C._current_graph_task_id() == -1:
             self._abandon()  # the last backward pass ended by an exception
         self._sync = sync
         for index, grad in enumerate(self._reduced):  # keep no memory that .grad has given up
             if self._parameters[index].grad is not grad:
                 self._reduced[index] = None
 
-    @torch.no_grad()
-    def begin(self, *_: Any) -> None:
-        """At the begin of a backward pass: from a hook of the module's output, or a first gradient.
+    def mark(self, output: Any, sync: bool) -> None:
+        """After a forward pass: its graph says by itself whether its backward pass reduces.
 
-        The output's hook sees the outermost pass even where checkpointing runs others inside.
+        Hooks of the outputs say so, before any gradient of a parameter comes. They see the
+        outermost pass, even where checkpointing runs others inside.
         """
-        if self._active or not self._sync:
+        hook = _weak(self._begin, sync)
+        for tensor in tensors_in(output):
+            if tensor.grad_fn is not None:
+                tensor.register_hook(hook)  # type: ignore[no-untyped-call]
+
+    @torch.no_grad()
+    def _begin(self, sync: bool, _: Any = None) -> None:
+        """In a backward pass: through a graph that reduces, or not. If any does, the pass does."""
+        if self._reducing is None:
+            self._reducing = False
+            torch.autograd.Variable._execution_engine.queue_callback(self._finish)
+        if not sync or self._reducing:
             return
-        self._active = True
+        self._reducing = True
         if self._profile:
             self._profile.begin()
         self._next = 0
@@ -113,7 +125,6 @@ class Reducer:
         for bucket in self._buckets:
             bucket.missing, bucket.work = len(bucket.members), None
             bucket.streams.clear()
-        torch.autograd.Variable._execution_engine.queue_callback(self._finish)
 
     def _plan(self, order: Sequence[int]) -> list[tuple[int, ...]]:
         return buckets.plan(self._parameters, order, self.bucket_bytes, self._wire_dtype)
@@ -135,9 +146,10 @@ class Reducer:
     @torch.no_grad()
     def _on_gradient(self, index: int, _: Any) -> None:
         self._used[index] = 1
-        if not self._sync:
+        if self._reducing is None:
+            self._begin(self._sync)
+        if not self._reducing:
             return
-        self.begin()
         bucket = self._bucket_of[index]
         if bucket.work is not None:
             raise UsageError(
@@ -212,10 +224,10 @@ class Reducer:
     def _finish(self) -> None:
         """At the end of the backward pass: every .grad is reduced when it returns."""
         try:
-            if self._ready or self._find_unused:
+            if self._reducing and (self._ready or self._find_unused):
                 self._reduce_rest()
         finally:
-            self._active = False
+            self._reducing = None
 
     def _reduce_rest(self) -> None:
         if self._profile:
@@ -242,8 +254,9 @@ class Reducer:
             self._agree_on_buckets()
         if not self._mean:
             self._remember()
-        if unused and not self._find_unused:
-            names = ", ".join(self._names[index] for index in unused if not used[index])
+        never = [self._names[index] for index in unused if not used[index]]
+        if never and not self._find_unused:
+            names = ", ".join(never)
             raise UsageError(
                 f"parameters without a gradient on rank {self._comm.rank}: {names}. If the loss "
                 "does not depend on them, pass find_unused_parameters=True"
@@ -288,20 +301,20 @@ class Reducer:
                 parameter.grad = view.copy_(before)
 
     def _abandon(self) -> None:
-        self._active = False
-        for bucket in self._buckets[: self._next]:
+        reducing, self._reducing = self._reducing, None
+        for bucket in self._buckets[: self._next if reducing else 0]:
             if bucket.work is not None:
                 bucket.work.wait()
 
 
-def _weak(method: Callable[[int, Any], None], index: int) -> Callable[[Any], None]:
-    """A hook that does not keep the reducer alive: parameters may outlive it."""
+def _weak(method: Callable[[Any, Any], None], first: Any) -> Callable[[Any], None]:
+    """A hook that does not keep the reducer alive: parameters and graphs may outlive it."""
     reference = weakref.WeakMethod(method)
 
     def hook(argument: Any) -> None:
         alive = reference()
         if alive is not None:
-            alive(index, argument)
+            alive(first, argument)
 
     return hook
 
