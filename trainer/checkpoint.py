@@ -15,15 +15,17 @@ import re
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any
 
-__all__ = ["CheckpointError", "Checkpoints", "Facts", "read", "read_facts", "write"]
+__all__ = ["CheckpointError", "Checkpoints", "Facts", "check", "read", "read_facts", "write"]
 
-_FOOTER = struct.Struct("<8sII")  # magic, length and CRC-32 of the JSON before it
-_MAGIC = b"hierCkp1"
+_FOOTER = struct.Struct("<7sBII")  # magic, version, length and CRC-32 of the JSON before it
+_MAGIC, _VERSION = b"hierCkp", ord("1")
 _NAME = re.compile(r"epoch_(\d+)_image_(\d+)\.pt")
+_PART = 1 << 20  # bytes that are hashed at a time
+_NEWER = "it was written by a newer release, which can go on from it"
 _RECENT = 2  # the newest, and one before it should that one be damaged
 
 
@@ -56,7 +58,7 @@ class Facts:
 
     @property
     def name(self) -> str:
-        """The file's name; names in order are positions in order."""
+        """The file's name, which tells the position."""
         return f"epoch_{self.epoch:04d}_image_{self.offset:09d}.pt"
 
 
@@ -75,7 +77,8 @@ def write(path: Path, payload: bytes | memoryview, facts: Facts) -> None:
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with draft.open("wb") as file:
-            for part in (data, text, _FOOTER.pack(_MAGIC, len(text), zlib.crc32(text))):
+            footer = _FOOTER.pack(_MAGIC, _VERSION, len(text), zlib.crc32(text))
+            for part in (data, text, footer):
                 file.write(part)
             file.flush()
             os.fsync(file.fileno())
@@ -102,23 +105,38 @@ def read(path: Path) -> tuple[bytes, Facts]:
         facts = _facts(path, file)
         file.seek(0)
         payload = file.read(facts.nbytes)
-    if hashlib.sha256(payload).hexdigest() != facts.sha256:
-        raise CheckpointError(f"{path}: damaged, its SHA-256 is not the one it was written with")
+    _compare(path, hashlib.sha256(payload).hexdigest(), facts)
     return payload, facts
 
 
-class Checkpoints:
-    """The checkpoints of one run directory.
+def check(path: Path) -> None:
+    """As `read`, without holding what the file holds."""
+    with path.open("rb") as file:
+        facts = _facts(path, file)
+        file.seek(0)
+        digest, left = hashlib.sha256(), facts.nbytes
+        while left and (part := file.read(min(_PART, left))):
+            digest.update(part)
+            left -= len(part)
+    _compare(path, digest.hexdigest(), facts)
 
-    `last.pt` and `best.pt` are links to two of them.
+
+class Checkpoints:
+    """The checkpoints of one run directory, which one process at a time changes.
+
+    `last.pt` and `best.pt` are links to two of them. `resumed` is the one that this process went on
+    from, if any.
     """
 
     def __init__(self, run: Path) -> None:
         self.directory = run / "checkpoints"
+        self.resumed: Path | None = None
+        self._whole: dict[Path, bool] = {}  # what is known of the files, every byte considered
 
     def paths(self) -> list[Path]:
-        """Every checkpoint of the run, whole or not, newest first."""
-        return sorted(self.directory.glob("epoch_*_image_*.pt"), reverse=True)
+        """Every checkpoint of the run, whole or not, the one farthest in the run first."""
+        named = (path for path in self.directory.glob("epoch_*") if _NAME.fullmatch(path.name))
+        return sorted(named, key=_position, reverse=True)
 
     def usable(self, refused: list[str]) -> Iterator[tuple[Path, Facts]]:
         """Those that look whole, newest first; a line about each other one goes to `refused`."""
@@ -129,21 +147,56 @@ class Checkpoints:
     ) -> Path:
         """Writes one more, moves the links, and removes those that no longer need to be kept.
 
-        Kept are the newest two, the best, and with `keep` the one at the end of every `keep`-th
-        epoch. OSError if it cannot be written: all others are as before.
+        Kept are this one and the newest whole one before it, the best, the one that this process
+        went on from, and with `keep` the one at the end of every `keep`-th epoch. OSError if it
+        cannot be written: all others are as before.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
         path = self.directory / facts.name
+        self._whole.pop(path, None)
         write(path, payload, facts)
+        self._whole[path] = True
         for link in ("last.pt", *(("best.pt",) if best else ())):
             self._link(link, path)
-        best_path = self.best()
-        for old in self.paths()[_RECENT:]:
-            match = _NAME.fullmatch(old.name)
-            epoch, image = (int(number) for number in match.groups()) if match else (0, 0)
-            if old != best_path and not (keep and epoch and epoch % keep == 0 and image == 0):
-                old.unlink()
+        self._remove_before(path, keep)
         return path
+
+    def went_on_from(self, path: Path) -> None:
+        """This process has read `path`, every byte of it, and has gone on from there."""
+        self.resumed = path
+        self._whole[path] = True
+
+    def _remove_before(self, newest: Path, keep: int) -> None:
+        """Removes files of before `newest`.
+
+        One that is farther is damaged, or of a newer release: the run was resumed from before it.
+        """
+        spared, others = {self.best(), self.resumed}, _RECENT - 1
+        for path in self.paths():
+            epoch, image = position = _position(path)
+            if position >= _position(newest):
+                continue
+            if others and self._is_whole(path):
+                others -= 1
+            elif path not in spared and not (keep and epoch and epoch % keep == 0 and image == 0):
+                with contextlib.suppress(OSError):  # one too many does no harm
+                    path.unlink()
+
+    def _is_whole(self, path: Path) -> bool:
+        if path not in self._whole:
+            try:
+                check(path)
+                self._whole[path] = True
+            except (CheckpointError, OSError):
+                self._whole[path] = False
+        return self._whole[path]
+
+    def remove_drafts(self) -> None:
+        """Removes what killed processes have left half written; nobody else may be writing."""
+        for name in ("epoch_*_image_*.pt", "last.pt", "best.pt", "bad_loss.pt"):
+            for draft in self.directory.glob(f".{name}.*"):
+                with contextlib.suppress(OSError):
+                    draft.unlink()
 
     def best(self) -> Path | None:
         """The one with the lowest test error, if there is one."""
@@ -159,8 +212,9 @@ class Checkpoints:
         if not path.exists() or path == self.best():
             return None
         path.rename(aside)
-        for newest in self.paths()[:1]:
+        for newest, _ in self.usable([]):
             self._link("last.pt", newest)
+            break
         return aside
 
     def _link(self, name: str, target: Path) -> None:
@@ -179,21 +233,45 @@ def _looked_at(path: Path, refused: list[str]) -> Facts | None:
         return None
 
 
+def _position(path: Path) -> tuple[int, int]:
+    match = _NAME.fullmatch(path.name)
+    assert match, path
+    epoch, image = match.groups()
+    return int(epoch), int(image)
+
+
+def _compare(path: Path, sha256: str, facts: Facts) -> None:
+    if sha256 != facts.sha256:
+        raise CheckpointError(f"{path}: damaged, its SHA-256 is not the one it was written with")
+
+
 def _facts(path: Path, file: IO[bytes]) -> Facts:
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - _FOOTER.size))
     footer = file.read()
-    if len(footer) < _FOOTER.size or footer[:8] != _MAGIC:
+    if len(footer) < _FOOTER.size or not footer.startswith(_MAGIC):
         raise CheckpointError(f"{path}: no checkpoint of this trainer, or cut off at {size} bytes")
-    _, length, crc = _FOOTER.unpack(footer)
+    _, version, length, crc = _FOOTER.unpack(footer)
+    if version != _VERSION:
+        raise CheckpointError(f"{path}: of format {chr(version)!a}; {_NEWER}")
     file.seek(max(0, size - _FOOTER.size - length))
     text = file.read(length)
     if zlib.crc32(text) != crc:
         raise CheckpointError(f"{path}: damaged, the checksum of its description is wrong")
-    facts = Facts(**json.loads(text))
+    facts = _understood(path, json.loads(text))
     if facts.nbytes != size - _FOOTER.size - length:
         raise CheckpointError(f"{path}: damaged, {size} bytes long")
     return facts
+
+
+def _understood(path: Path, document: dict[str, Any]) -> Facts:
+    unknown = sorted(document.keys() - {field.name for field in fields(Facts)})
+    if unknown:
+        raise CheckpointError(f"{path}: says {', '.join(unknown)}; {_NEWER}")
+    try:
+        return Facts(**document)
+    except TypeError:  # one that must be there is not
+        raise CheckpointError(f"{path}: does not say all that this release needs") from None
 
 
 def _sync_directory(path: Path) -> None:

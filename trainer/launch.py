@@ -21,6 +21,7 @@ from typing import IO, NoReturn
 from trainer.ending import SAVED, SIGNALS
 from trainer.options import Config, ConfigError
 from trainer.resume import begin
+from trainer.run_lock import own_run_directory
 
 __all__ = ["WORKER", "launch", "run_worker", "thread_count"]
 
@@ -63,11 +64,12 @@ def launch(config: Config, command: Sequence[str] = WORKER) -> int:
     The first worker that fails ends the job, and its error is printed, once. SIGTERM and SIGUSR1
     go on to the workers, which save a checkpoint and end (exit code `ending.SAVED`); a second one,
     Ctrl-C and SIGHUP end all workers at once; should this process be killed, the kernel kills them.
-    ConfigError if the run directory cannot be made, or cannot be gone on from.
+    ConfigError if the run directory cannot be made or gone on from, or belongs to another run.
     """
-    if config.machine == 0:  # where rank 0 is
+    if config.machine == 0:  # where rank 0 is, which will own the directory
         begin(config)
-        _make_run_directory(Path(config.out))
+        with own_run_directory(Path(config.out)):
+            pass
     workers: list[_Worker] = []
     with _hang_up_raises(), _forwarding(workers) as asked:
         try:
@@ -113,15 +115,6 @@ def run_worker(work: Callable[[], int]) -> int:
             os.write(error_file, said[-_TEXT_LIMIT:].encode())
             sys.stdout.flush()
         os._exit(_LOST_PEER if isinstance(error, (ConnectionError, TimeoutError)) else _FAILED)
-
-
-def _make_run_directory(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"--out {path}: cannot be made ({error.strerror}); name a directory that can"
-        ) from None
 
 
 def _job_environ(config: Config, local: int) -> dict[str, str]:

@@ -40,6 +40,7 @@ def restart(job: Job, states: States) -> Restart | None:
             found = resume.load(resume.begin(job.config))
             if found is not None:
                 payload, facts, path, refused = found
+                job.saver.went_on_from(path)
                 answer = {"facts": dataclasses.asdict(facts), "path": str(path)}
                 answer["refused"] = refused
         except (ConfigError, CheckpointError) as error:

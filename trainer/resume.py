@@ -15,6 +15,7 @@ from typing import Any
 from trainer.checkpoint import CheckpointError, Checkpoints, Facts, read, read_facts
 from trainer.checks import ConfigError, flag
 from trainer.options import Config
+from trainer.run_lock import LOCK
 
 __all__ = ["Beginning", "begin", "load"]
 
@@ -49,7 +50,7 @@ def begin(config: Config) -> Beginning:
     run = Path(config.out) if config.out else None
     if run and run.exists() and not run.is_dir():
         raise ConfigError(f"--out {run}: is no directory; name another one")
-    used = run is not None and run.exists() and any(run.iterdir())
+    used = run is not None and run.exists() and any(f.name != LOCK for f in run.iterdir())
     if config.resume not in ("auto", "none", "strict"):
         return _from_path(config, Path(config.resume), run, used)
     refused: list[str] = []
@@ -102,7 +103,7 @@ def _from_path(config: Config, path: Path, run: Path | None, used: bool) -> Begi
 
 def _trained(run: Path) -> bool:
     """Whether a directory holds more than the first seconds of a run that was killed."""
-    ours = {"config.toml", "env.json", "metrics.jsonl", "metrics.csv", "checkpoints"}
+    ours = {"config.toml", "env.json", "metrics.jsonl", "metrics.csv", "checkpoints", LOCK}
     if any(file.name not in ours for file in run.iterdir()):
         return True
     metrics = run / "metrics.jsonl"

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from trainer.checks import data_is_there, machine_holds, weights_are_there
-from trainer.config import parse
+from trainer.config import default_directory, parse
 from trainer.launch import launch, run_worker
 from trainer.launchers import as_torchrun
 from trainer.options import Config, ConfigError
 from trainer.resume import begin
+from trainer.run_lock import own_run_directory
 
 __all__ = ["main"]
 
@@ -29,12 +33,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "RANK" not in os.environ:
             machine_holds(config)
             return launch(config)
-        if os.environ["RANK"] == "0":
-            begin(config)  # refuses before the others are waited for
+        with contextlib.ExitStack() as owned:
+            if os.environ["RANK"] == "0":
+                config = dataclasses.replace(config, out=config.out or default_directory())
+                begin(config)  # refuses before the others are waited for
+                owned.enter_context(own_run_directory(Path(config.out)))
+            return run_worker(lambda: _work(config))
     except ConfigError as error:
         print(f"trainer: {error}", file=sys.stderr)
         return 2
-    return run_worker(lambda: _work(config))
 
 
 def _dry_run(config: Config) -> int:

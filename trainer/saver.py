@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from trainer.checkpoint import Checkpoints, Facts, write
@@ -39,6 +40,10 @@ class Saver:
         self._checkpoints, self.say = checkpoints, say
         self._every: int | Literal["epoch", "never"] = config.save_every
         self._thread: threading.Thread | None = None
+
+    def went_on_from(self, path: Path) -> None:
+        """The run goes on from `path`, which is kept as long as this process runs."""
+        self._checkpoints.went_on_from(path)
 
     def due(self, iteration: int) -> bool:
         """Whether a checkpoint is due after `iteration` iterations, in the middle of an epoch."""

@@ -11,7 +11,6 @@ from allreduce.optim import SGD
 from allreduce.torch import DistributedDataParallel
 from trainer.average import open_average
 from trainer.checkpoint import Checkpoints
-from trainer.config import default_directory
 from trainer.data import open_dataset
 from trainer.data.feed import open_feed
 from trainer.data.sampler import EpochSampler
@@ -70,7 +69,7 @@ def work(config: Config) -> int:
     virtual = VirtualWorkers(model, count=config.workers_virtual, rank=comm.rank)
     precision.speed_up(network, config)
     states = _states(network, optimizer, virtual, average, precision)
-    directory = Path(config.out or default_directory())
+    directory = Path(config.out)  # rank 0's, which alone writes there
     job = Job(
         config=config,
         comm=comm,

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import resource
+import struct
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -75,6 +79,79 @@ def test_last_two_best_and_every_nth_epoch_are_kept(tmp_path: Path) -> None:
     assert [path.name for path in kept.paths()] == names
     assert (kept.directory / "last.pt").resolve().name == names[0]
     assert (kept.directory / "best.pt").resolve().name == names[-1]
+
+
+def test_epoch_10000_comes_after_epoch_9999(tmp_path: Path) -> None:
+    kept = Checkpoints(tmp_path)
+    written = [kept.add(b"x", facts(epoch)) for epoch in (9998, 9999, 10000, 10001)]
+    assert kept.paths() == [written[3], written[2]]
+    assert [path for path, _ in kept.usable([])] == [written[3], written[2]]
+
+
+def damage(path: Path) -> None:
+    """Changes a byte of what was saved: only reading all of it tells."""
+    data = bytearray(path.read_bytes())
+    data[0] ^= 1
+    path.write_bytes(data)
+
+
+def test_damaged_files_count_for_nothing_and_the_one_just_written_stays(tmp_path: Path) -> None:
+    kept = Checkpoints(tmp_path)
+    good = kept.add(b"x", facts(8))
+    for epoch in (9, 10):
+        damage(Checkpoints(tmp_path).add(b"x", facts(epoch)))
+    kept = Checkpoints(tmp_path)  # of a process that goes on from the whole one
+    kept.went_on_from(good)
+    newest = kept.add(b"x", facts(8, 64))
+    assert {good, newest} <= set(kept.paths())
+    more = [kept.add(b"x", facts(11, offset)) for offset in (0, 64, 128)]
+    assert kept.paths() == [more[2], more[1], good]  # damaged ones that were passed are gone
+
+
+def test_one_that_is_damaged_does_not_take_the_place_of_a_whole_one(tmp_path: Path) -> None:
+    written = [Checkpoints(tmp_path).add(b"x", facts(epoch)) for epoch in (1, 2)]
+    damage(written[1])
+    newest = Checkpoints(tmp_path).add(b"x", facts(3))
+    assert Checkpoints(tmp_path).paths() == [newest, written[0]]
+
+
+def of_version_2(path: Path) -> str:
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"hierCkp1", b"hierCkp2"))
+    return "of format '2'"
+
+
+def with_one_more_fact(path: Path) -> str:
+    payload, found = read(path)
+    text = json.dumps({**dataclasses.asdict(found), "colour": "red"}).encode()
+    footer = struct.pack("<8sII", b"hierCkp1", len(text), zlib.crc32(text))
+    path.write_bytes(payload + text + footer)
+    return "says colour"
+
+
+@pytest.mark.parametrize("newer", [of_version_2, with_one_more_fact])
+def test_a_file_of_a_newer_release_is_refused_by_name_and_stays(tmp_path: Path, newer) -> None:
+    kept = Checkpoints(tmp_path)
+    before, path = kept.add(b"x", facts(1)), kept.add(b"x", facts(2))
+    says, refused = newer(path), []
+    assert [path for path, _ in Checkpoints(tmp_path).usable(refused)] == [before]
+    assert refused == [
+        f"{path}: {says}; it was written by a newer release, which can go on from it"
+    ]
+    Checkpoints(tmp_path).add(b"x", facts(1, 8))
+    assert path.exists()
+
+
+def test_an_old_file_that_cannot_be_removed_is_no_failure(tmp_path: Path, monkeypatch) -> None:
+    kept = Checkpoints(tmp_path)
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "not now", str(path))
+
+    for epoch in (1, 2):
+        kept.add(b"x", facts(epoch))
+    monkeypatch.setattr(Path, "unlink", refuse)
+    assert kept.add(b"x", facts(3)) in kept.paths()
 
 
 def test_a_state_of_bad_loss_is_set_aside_and_the_one_before_is_the_last(tmp_path: Path) -> None:
