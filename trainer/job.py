@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from trainer.options import Config
     from trainer.precision import Precision
     from trainer.profiler import Profiler
+    from trainer.replicas import Replicas
     from trainer.saver import Saver
     from trainer.schedule import Schedule
     from trainer.virtual import VirtualWorkers
@@ -73,6 +74,7 @@ class Job:
     optimizer: SGD
     schedule: Schedule
     guard: Guard
+    replicas: Replicas
     saver: Saver
     profiler: Profiler
     epoch: int = 0

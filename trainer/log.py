@@ -181,6 +181,8 @@ def open_log(job: Job, directory: Path, restart: Restart | None) -> Iterator[Log
             f"kn = {config.minibatch}, {job.last_iteration} iterations, {job.schedule}\n"
             f"{job.precision}; allreduce: {config.algo}, {buckets}; run directory: {directory}"
         )
+        if info.note:
+            log.say(f"note: {info.note}")
         if restart:
             log.say(restart.words)
         yield log

@@ -22,7 +22,7 @@ __all__ = ["share_of_loss", "test", "train", "train_epoch"]
 def train(job: Job, log: Log) -> None:
     """Trains and tests from where `job` is to the end of the run, or until all agree to stop.
 
-    BadLoss on every process if it diverged.
+    BadLoss on every process if it diverged, ReplicaError if processes hold different networks.
     """
     job.saver.say = log.say
     try:
@@ -97,6 +97,7 @@ def train_epoch(job: Job, log: Log) -> bool:
         job.images += kn
         window.end_iteration(sound)
         log.tick(job.iteration)
+        job.replicas.check(job.iteration)  # before what may be saved
         pause = job.guard.stopping or job.test_is_due
         saving = job.saver.due(job.iteration) and not pause
         if pause or saving or job.iteration % job.config.log_every == 0:

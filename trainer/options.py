@@ -239,6 +239,11 @@ class Config:
         120.0, _TALK, "seconds until a worker that does not answer is given up", checks.above_zero
     )
 
+    check_replicas: int = _option(
+        0, _TALK, "compare parameters and momentum of all processes every N iterations, by a hash; "
+        "one that differs ends the run (0: never)", checks.at_least(0),
+    )  # fmt: skip
+
     # checkpoints
     resume: str = _option(
         "auto", _KEEP, "auto: go on from the newest whole checkpoint in --out, if there is one; "

@@ -82,7 +82,7 @@ def pack(
     if out.exists():
         raise DataError(f"{out}: is there already; remove it, or name another file")
     header = _header(source, info, side)
-    needed = header.images * (header.image_bytes + 4)
+    needed = header.content_bytes
     free = shutil.disk_usage(out.absolute().parent).free
     if needed > free:
         raise DataError(f"{out}: needs {needed:,} bytes, {free:,} are free there; make room")

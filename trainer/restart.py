@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -45,13 +46,13 @@ def restart(job: Job, states: States) -> Restart | None:
                 answer["refused"] = refused
         except (ConfigError, CheckpointError) as error:
             answer = {"error": str(error)}
-    answer = json.loads(_share(comm, json.dumps(answer).encode()))
+    answer = json.loads(_share(comm, json.dumps(answer).encode(), "what to go on from"))
     if "error" in answer:
         raise ConfigError(answer["error"])
     if not answer:
         return None
     facts = Facts(**answer["facts"])
-    states.restore(_share(comm, payload), facts.workers)
+    states.restore(_share(comm, payload, answer["path"]), facts.workers)
     _take_over(job, facts)
     lines = [f"refused: {line}" for line in answer["refused"]]
     return Restart(facts=facts, words="\n".join([*lines, _words(job, facts, answer["path"])]))
@@ -85,12 +86,23 @@ def _words(job: Job, facts: Facts, path: str) -> str:
     )
 
 
-def _share(comm: Communicator, data: bytes) -> bytes:
-    """What rank 0 gives, on every rank."""
-    size = comm.broadcast(np.array([len(data)], np.int64))
-    buffer = np.empty(int(size[0]), np.uint8)
+def _share(comm: Communicator, data: bytes, what: str) -> bytes:
+    """What rank 0 gives, on every rank, and the same on every rank.
+
+    CheckpointError on every rank, which names those that got something else.
+    """
+    head = np.frombuffer(len(data).to_bytes(8, "little") + sha256(data).digest(), np.uint8).copy()
+    comm.broadcast(head)
+    buffer = np.empty(int.from_bytes(head[:8].tobytes(), "little"), np.uint8)
     if comm.rank == 0:
         buffer[:] = np.frombuffer(data, np.uint8)
     if buffer.size:
         comm.broadcast(buffer)
+    same = sha256(buffer.data).digest() == head[8:].tobytes()
+    wrong = np.flatnonzero(comm.allgather(np.array([same], np.uint8)) == 0).tolist()
+    if wrong:
+        raise CheckpointError(
+            f"{what}: rank {', '.join(map(str, wrong))} received other bytes than rank 0 sent "
+            "(their SHA-256 differs): memory, network card or cable of that machine is faulty"
+        )
     return buffer.tobytes()

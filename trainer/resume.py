@@ -24,6 +24,7 @@ __all__ = ["Beginning", "begin", "load"]
 _FREE = {
     *("out", "resume", "save_every", "keep", "log", "log_every", "profile", "max_iterations"),
     *("workers", "workers_virtual", "nodes", "machines", "machine", "master", "timeout"),
+    "check_replicas",
     *("on_bad_loss", "max_loss", "data_dir", "data_workers", "bn_eval"),
     *("dry_run", "alpha", "gigabits", "weights"),
 }

@@ -26,6 +26,7 @@ from trainer.optimizer import build_optimizer
 from trainer.options import Config
 from trainer.precision import HALF, Precision, make_deterministic
 from trainer.profiler import Profiler
+from trainer.replicas import Replicas
 from trainer.restart import restart
 from trainer.saver import Saver
 from trainer.schedule import Schedule
@@ -83,6 +84,7 @@ def work(config: Config) -> int:
         optimizer=optimizer,
         schedule=Schedule.from_config(config, sampler.iterations),
         guard=Guard(config, comm, virtual.state_dict().values(), dataset.info.num_classes, request),
+        replicas=Replicas(comm, optimizer, config.check_replicas),
         saver=Saver(config, comm, states, Checkpoints(directory)),
         profiler=Profiler(config.profile if comm.rank == 0 else "", directory),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -136,17 +137,112 @@ def test_pack_refuses_in_one_line(tmp_path: Path, capsys, argv: list[str], says:
     assert (tmp_path / "out").read_text() == "precious"
 
 
+def header_of(data: bytes) -> dict:
+    return json.loads(data[16 : 16 + int.from_bytes(data[12:16], "little")])
+
+
 def edit(data: bytes, **changes: object) -> bytes:
-    """The file with other fields in its header."""
-    length = int.from_bytes(data[12:16], "little")
-    text = json.dumps({**json.loads(data[16 : 16 + length]), **changes}).encode()
-    return data[:12] + len(text).to_bytes(4, "little") + text + data[16 + len(text) :]
+    """The file with other fields in its header, and the checksum of that."""
+    text = json.dumps({**header_of(data), **changes}).encode()
+    head = (data[:12] + len(text).to_bytes(4, "little") + text).ljust(4096, b"\0")
+    return head + data[4096:-4] + zlib.crc32(head).to_bytes(4, "little")
+
+
+def of_version_1(data: bytes) -> bytes:
+    """The file as the first release wrote it, which had no checksums."""
+    fields = header_of(data)
+    images = fields["train_images"] + fields["test_images"]
+    size = images * (fields["height"] * fields["width"] * fields["channels"] + 4)
+    del fields["block_images"]
+    text = json.dumps(fields).encode()
+    head = data[:8] + (1).to_bytes(4, "little") + len(text).to_bytes(4, "little") + text
+    return head.ljust(4096, b"\0") + data[4096 : 4096 + size]
+
+
+def flip(path: Path, offset: int) -> None:
+    """Changes one bit of a file; a negative offset is from its end."""
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 8
+    path.write_bytes(data)
+
+
+IMAGE = 32 * 32 * 3  # bytes of a photo here: 21 of them share a checksum
+PHOTO_BLOCKS = [(0, 0), (20, 0), (21, 1), (89, 4), (90, 4), (101, 4)]
+
+
+@pytest.mark.parametrize(("row", "block"), PHOTO_BLOCKS)
+def test_a_flipped_bit_in_a_photo_is_found_at_first_use(photos, tmp_path, row, block) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(photos[1].read_bytes())
+    flip(file, 4096 + row * IMAGE + 77)
+    dataset = open_dataset(packed(file))  # as from a good one: nothing was used yet
+    split = dataset.train_batch if row < 90 else dataset.test_batch
+    more = {"seed": 0, "epoch": 0} if row < 90 else {}
+    says = (
+        rf"image {row}: {file}: block {block} \(images {21 * block} to .*\) is damaged, .* or make"
+    )
+    with pytest.raises(DataError, match=says):
+        split(np.array([row if row < 90 else row - 90]), **more)
+    other = np.array([30 if block != 1 else 0])  # in another block
+    assert torch.equal(
+        dataset.train_batch(other, seed=0, epoch=0)[0],
+        open_dataset(packed(photos[1])).train_batch(other, seed=0, epoch=0)[0],
+    )
+
+
+def test_every_block_has_its_checksum(photos) -> None:
+    header, images, _ = packed_file.open_arrays(str(photos[1]))
+    assert (header.block_images, header.sums) == (21, 5 + 2)
+    assert images.all().shape == (102, 32, 32, 3)
+
+
+@pytest.mark.parametrize("name", ["digits", "fashion"])
+def test_a_flipped_bit_in_a_small_image_is_found(tmp_path: Path, name: str) -> None:
+    folder = write_fashion(tmp_path / "fashion") if name == "fashion" else ""
+    file = tmp_path / "file"
+    pack(Source(name=name, folder=str(folder)), file)
+    flip(file, 4096 + 100)
+    with pytest.raises(DataError, match=rf"^{file}: block 0 \(images 0 to"):
+        open_dataset(packed(file))
+
+
+@pytest.mark.parametrize(
+    ("offset", "says"),
+    [
+        (4000, "its header is damaged; copy it again"),  # in its padding
+        (-4, "its header is damaged"),
+        (-8, "its labels are damaged; copy it again"),
+        (4096 + 1797 * 64 + 5, "its labels are damaged"),
+    ],
+)
+def test_a_flipped_bit_elsewhere_is_found_before_the_run(tmp_path: Path, offset, says) -> None:
+    file = tmp_path / "file"
+    pack(Source(), file)
+    flip(file, offset)
+    with pytest.raises(DataError, match=says):
+        describe(packed(file))
+
+
+def test_a_file_of_the_first_release_is_read_with_a_note(photos, tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    old.write_bytes(of_version_1(photos[1].read_bytes()))
+    info = describe(packed(old))
+    assert info.note.startswith(f"{old} has no checksums, damage to it is not noticed; make it ag")
+    assert describe(packed(photos[1])).note == ""
+    some = np.arange(90)
+    ours, theirs = (open_dataset(packed(path)) for path in (old, photos[1]))
+    for a, b in zip(
+        ours.train_batch(some, seed=1, epoch=2), theirs.train_batch(some, seed=1, epoch=2),
+        strict=True,
+    ):  # fmt: skip
+        assert torch.equal(a, b)
 
 
 REFUSALS = [
     (lambda data: b"", "is no packed file; make it again by python -m trainer.pack"),
     (lambda data: b"JPEG" + data[4:], "is no packed file"),
-    (lambda data: data[:8] + b"\2" + data[9:], "is of version 2, this release reads 1; make it"),
+    (lambda data: data[:8] + b"\3" + data[9:], "is of version 3, this release reads 1 and 2; make"),
+    (lambda data: data[:8] + b"\1" + data[9:], "its header is damaged"),
     (lambda data: data[:-1], r"has \d+ bytes where \d+ belong, it was cut short"),
     (lambda data: data[:2000], "it was cut short"),
     (lambda data: data + b"x", "it was cut short or damaged"),

@@ -33,7 +33,8 @@ class DatasetInfo:
     """What one must know of a data set before any image or torch is loaded.
 
     Sizes are in images; `side` in pixels, as the network sees them; `mean` and `std` are of the
-    training images, one value per channel, with pixels running from 0 to 1.
+    training images, one value per channel, with pixels running from 0 to 1. `note` is what whoever
+    starts a run should know of the data.
     """
 
     train_images: int
@@ -44,6 +45,7 @@ class DatasetInfo:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     summary: str
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

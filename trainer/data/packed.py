@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from trainer.data import Dataset, DatasetInfo, Source, photos
 from trainer.data.decoding import DecodingDataset, Failure, Indices, Pixels, Split
-from trainer.data.packed_file import describe, open_arrays
+from trainer.data.packed_file import PackedImages, describe, open_arrays
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -29,17 +29,17 @@ def load(source: Source) -> Dataset:
     if header.kind == "fashion":
         from trainer.data.fashion import Fashion
 
-        return Fashion(info, images[..., 0], labels)
+        return Fashion(info, images.all()[..., 0], labels)
     from trainer.data.digits import Digits
 
-    return Digits(info, images[..., 0], labels)
+    return Digits(info, images.all()[..., 0], labels)
 
 
 @dataclass(frozen=True, slots=True)
 class _Crop:
     """Rows of the mapped images to crop."""
 
-    images: Pixels
+    images: PackedImages
     rows: Indices
     augment: tuple[Indices, int, int] | None  # indices, seed, epoch
 
@@ -59,7 +59,9 @@ class PackedPhotos(DecodingDataset):
 
     pool: Literal["processes", "threads"] = "threads"
 
-    def __init__(self, info: DatasetInfo, images: Pixels, labels: npt.NDArray[np.int64]) -> None:
+    def __init__(
+        self, info: DatasetInfo, images: PackedImages, labels: npt.NDArray[np.int64]
+    ) -> None:
         self._info, self._images, self._labels = info, images, labels
 
     @property

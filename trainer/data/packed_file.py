@@ -1,9 +1,11 @@
 """The packed format: all images of a data set in one file of uint8, mapped into memory.
 
     "HIERPACK" | version, header's length: uint32 | header: JSON | zeros up to 4096 |
-    images, training ones first: uint8 (n, height, width, channels) | labels: int32 (n,)
+    images, training ones first: uint8 (n, height, width, channels) | labels: int32 (n,) |
+    CRC-32 of each block of images, of the labels, of all before the images: uint32
 
-Numbers are little-endian. The header's fields are those of `Header`.
+Numbers are little-endian. The header's fields are those of `Header`. Version 1 had no checksums; it
+is still read.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import dataclasses
 import json
 import os
 import struct
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -24,12 +27,14 @@ import numpy.typing as npt
 from trainer.data import IMAGENET, DataError, DatasetInfo, Source
 from trainer.data.decoding import Pixels
 
-__all__ = ["Header", "Writer", "describe", "open_arrays", "read_header"]
+__all__ = ["Header", "PackedImages", "Writer", "describe", "open_arrays", "read_header"]
 
-_MAGIC, _VERSION, _ALIGN = b"HIERPACK", 1, 4096
+_MAGIC, _VERSIONS, _ALIGN = b"HIERPACK", (1, 2), 4096
+_BLOCK = 1 << 16  # bytes: small images share a checksum, a photo has its own
 _HEAD = struct.Struct("<8sII")
 _AGAIN = "make it again by python -m trainer.pack"
 Moments = tuple[tuple[float, ...], tuple[float, ...]]
+Sums = npt.NDArray[np.uint32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +43,7 @@ class Header:
 
     `kind` says how its images are augmented: as those of the data set "digits" or "fashion", or as
     photos ("folder"). `moments` are mean and deviation per channel by side, as text; "" for any.
+    So many images (the last time fewer) share a checksum: `block_images`, 0 in version 1.
     """
 
     kind: str
@@ -48,6 +54,7 @@ class Header:
     channels: int
     classes: tuple[str, ...]
     moments: dict[str, Moments]
+    block_images: int = 0
 
     @property
     def images(self) -> int:
@@ -58,6 +65,58 @@ class Header:
     def image_bytes(self) -> int:
         """Bytes of one image."""
         return self.height * self.width * self.channels
+
+    @property
+    def sums(self) -> int:
+        """Checksums in the file."""
+        return -(-self.images // self.block_images) + 2 if self.block_images else 0
+
+    @property
+    def content_bytes(self) -> int:
+        """Bytes of images, labels and checksums."""
+        return self.images * (self.image_bytes + 4) + 4 * self.sums
+
+    @property
+    def block_size(self) -> int:
+        """How many images share a checksum where they are packed now."""
+        return max(1, _BLOCK // self.image_bytes)
+
+
+class PackedImages:
+    """The images of a packed file, mapped and not read: uint8 (n, height, width, channels).
+
+    Each block is checked when one of its images is first asked for. Threads may ask at once.
+    """
+
+    def __init__(self, path: str, pixels: Pixels, block_images: int, sums: Sums) -> None:
+        self._path, self._pixels, self._block_images, self._sums = path, pixels, block_images, sums
+        self._checked = np.zeros(len(sums), bool)
+
+    def __getitem__(self, row: int) -> Pixels:
+        """One image. DataError, which names file and block, if its block is damaged."""
+        if len(self._sums):
+            self._check(row // self._block_images)
+        image: Pixels = self._pixels[row]
+        return image
+
+    def all(self) -> Pixels:
+        """All images. DataError as for one."""
+        for block in range(len(self._sums)):
+            self._check(block)
+        return self._pixels
+
+    def _check(self, block: int) -> None:
+        if self._checked[block]:
+            return
+        first = block * self._block_images
+        pixels = self._pixels[first : first + self._block_images]
+        if zlib.crc32(pixels.data) != self._sums[block]:
+            last = first + len(pixels) - 1
+            raise DataError(
+                f"{self._path}: block {block} (images {first} to {last}) is damaged, its CRC-32 is "
+                f"not the one it was packed with; copy the file again, or {_AGAIN}"
+            )
+        self._checked[block] = True
 
 
 def describe(source: Source) -> DatasetInfo:
@@ -80,6 +139,9 @@ def describe(source: Source) -> DatasetInfo:
         mean=mean,
         std=std,
         summary=f"{header.images} packed images ({header.kind}) in {source.folder}",
+        note=""
+        if header.block_images
+        else f"{source.folder} has no checksums, damage to it is not noticed; {_AGAIN}",
     )
 
 
@@ -99,12 +161,12 @@ def read_header(path: str) -> tuple[Header, int]:
             if len(head) < _HEAD.size or not head.startswith(_MAGIC):
                 raise DataError(f"--data-dir {path}: is no packed file; {_AGAIN}")
             _, version, length = _HEAD.unpack(head)
-            if version != _VERSION:
+            if version not in _VERSIONS:
                 raise DataError(
                     f"--data-dir {path}: is of version {version}, this release reads "
-                    f"{_VERSION}; {_AGAIN}"
+                    f"{' and '.join(map(str, _VERSIONS))}; {_AGAIN}"
                 )
-            header = _parse(stream.read(length))
+            header = _parse(stream.read(length), version)
             first = _aligned(_HEAD.size + length)
             _check_contents(path, stream, header, first)
     except OSError as error:
@@ -116,23 +178,38 @@ def read_header(path: str) -> tuple[Header, int]:
     return header, first
 
 
-def _parse(text: bytes) -> Header:
+def _parse(text: bytes, version: int) -> Header:
     fields = json.loads(text)
     fields["classes"] = tuple(map(str, fields["classes"]))
     moments = {side: (tuple(m), tuple(s)) for side, (m, s) in fields["moments"].items()}
-    return Header(**{**fields, "moments": moments})
+    header = Header(**{**fields, "moments": moments})
+    if (header.block_images > 0) != (version > 1):
+        raise ValueError
+    return header
 
 
 def _check_contents(path: str, stream: IO[bytes], header: Header, first: int) -> None:
     size = os.fstat(stream.fileno()).st_size
-    expected = first + header.images * (header.image_bytes + 4)
+    expected = first + header.content_bytes
     if size != expected:
         raise DataError(
             f"--data-dir {path}: has {size} bytes where {expected} belong, it was cut short or "
             f"damaged; copy it again, or {_AGAIN}"
         )
-    stream.seek(expected - 4 * header.images)
-    labels = np.frombuffer(stream.read(), "<i4")
+    stream.seek(0)
+    head = stream.read(first)
+    stream.seek(first + header.images * header.image_bytes)
+    text = stream.read(4 * header.images)
+    if header.sums:
+        stream.seek(expected - 8)
+        sums = np.frombuffer(stream.read(8), "<u4").tolist()
+        for what, data, crc in zip(("labels", "header"), (text, head), sums, strict=True):
+            if zlib.crc32(data) != crc:
+                raise DataError(
+                    f"--data-dir {path}: its {what} {'are' if what == 'labels' else 'is'} damaged; "
+                    f"copy it again, or {_AGAIN}"
+                )
+    labels = np.frombuffer(text, "<i4")
     if not header.train_images or labels.min() < 0 or labels.max() >= len(header.classes):
         raise DataError(
             f"--data-dir {path}: holds labels up to {labels.max(initial=0)}, but its "
@@ -140,12 +217,16 @@ def _check_contents(path: str, stream: IO[bytes], header: Header, first: int) ->
         )
 
 
-def open_arrays(path: str) -> tuple[Header, Pixels, npt.NDArray[np.int64]]:
-    """Header, images (mapped, not read: uint8 (n, height, width, channels)) and labels."""
+def open_arrays(path: str) -> tuple[Header, PackedImages, npt.NDArray[np.int64]]:
+    """Header, images and labels. DataError as `read_header`."""
     header, first = read_header(path)
     shape = (header.images, header.height, header.width, header.channels)
-    images = np.memmap(path, np.uint8, "r", first, shape)
-    labels = np.fromfile(path, "<i4", offset=first + header.images * header.image_bytes)
+    pixels = np.memmap(path, np.uint8, "r", first, shape)
+    after = first + header.images * header.image_bytes
+    labels = np.fromfile(path, "<i4", header.images, offset=after)
+    blocks = max(0, header.sums - 2)
+    sums = np.fromfile(path, "<u4", blocks, offset=after + labels.nbytes)
+    images = PackedImages(path, pixels, header.block_images, sums)
     return header, images, labels.astype(np.int64)
 
 
@@ -157,7 +238,9 @@ class Writer:
 
     def __init__(self, path: Path, header: Header) -> None:
         self._path, self._part = path, path.with_name(path.name + ".part")
-        self._header = header
+        self._header = header = dataclasses.replace(header, block_images=header.block_size)
+        self._sums: list[int] = []  # of whole blocks
+        self._crc = self._filled = 0  # of the block that is under way, and its images so far
         self._labels: list[npt.NDArray[np.int32]] = []
         self._length = len(_json(header))
         self._stream = self._part.open("wb")
@@ -178,18 +261,34 @@ class Writer:
 
     def write(self, images: Pixels, labels: npt.NDArray[np.integer]) -> None:
         """Appends images (m, height, width, channels) and their labels; training ones first."""
-        self._stream.write(np.ascontiguousarray(images).data)
+        images = np.ascontiguousarray(images)
+        self._stream.write(images.data)
         self._labels.append(labels.astype("<i4"))
+        while len(images):
+            part = images[: self._header.block_images - self._filled]
+            images = images[len(part) :]
+            self._crc, self._filled = zlib.crc32(part.data, self._crc), self._filled + len(part)
+            if self._filled == self._header.block_images:
+                self._end_block()
+
+    def _end_block(self) -> None:
+        self._sums.append(self._crc)
+        self._crc = self._filled = 0
 
     def finish(self, *, train_images: int, test_images: int) -> Header:
-        """Writes labels and header, and gives the file its name."""
+        """Writes labels, checksums and header, and gives the file its name."""
         header = dataclasses.replace(
             self._header, train_images=train_images, test_images=test_images
         )
-        self._stream.write(np.concatenate(self._labels).data)
+        if self._filled:
+            self._end_block()
+        labels = np.concatenate(self._labels).tobytes()
+        head = _HEAD.pack(_MAGIC, _VERSIONS[-1], self._length) + _json(header).ljust(self._length)
+        head = head.ljust(_aligned(len(head)), b"\0")
+        sums = [*self._sums, zlib.crc32(labels), zlib.crc32(head)]
+        self._stream.write(labels + np.array(sums, "<u4").tobytes())
         self._stream.seek(0)
-        self._stream.write(_HEAD.pack(_MAGIC, _VERSION, self._length))
-        self._stream.write(_json(header).ljust(self._length))
+        self._stream.write(head)
         self._stream.flush()
         os.fsync(self._stream.fileno())
         self._stream.close()
