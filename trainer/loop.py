@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trainer.again import command_again
 from trainer.evaluation import evaluate
 from trainer.guard import BadLoss
 from trainer.job import Job
@@ -36,13 +37,21 @@ def train(job: Job, log: Log) -> None:
             else:
                 stop = test(job, log)
         if not job.complete:
-            log.say("stopped by a signal, and saved: the same command goes on from here")
+            log.say(_farewell(job))
     except BadLoss:
         job.saver.set_aside(job.facts)
         raise
     finally:
         job.profiler.close()
         job.saver.close()
+
+
+def _farewell(job: Job) -> str:
+    if job.config.save_every == "never":
+        return "stopped by a signal; nothing was saved, because of --save-every never"
+    command = command_again(job.config.out)
+    where = " on each machine, with its own --machine" * (job.config.machines > 1)
+    return f"stopped by a signal, and saved; this goes on from here{where}:\n  {command}"
 
 
 def test(job: Job, log: Log) -> bool:
