@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
@@ -15,8 +17,12 @@ from trainer.data import DatasetInfo
 from trainer.data.normalize import Normalize
 from trainer.options import Config, ConfigError
 
+if TYPE_CHECKING:
+    from allreduce import Communicator
+
 __all__ = ["HALF", "Precision", "choose_device", "make_deterministic"]
 
+_ID = 16  # bytes
 Autocast = contextlib.AbstractContextManager[Any]
 
 HALF = {"f32": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # by the options' names
@@ -31,11 +37,12 @@ class Precision:
     after they are reduced, when they are the same on all processes: an overflow on any one becomes
     one on all, and all skip the update and lower the scale alike.
 
+    comm: of the job, whose processes agree on who takes which GPU; None for a process alone.
     device: a torch.device. dtype: of the network's input. memory_format: of images and weights.
     """
 
-    def __init__(self, config: Config) -> None:
-        self.device = _device(config)
+    def __init__(self, config: Config, comm: Communicator | None = None) -> None:
+        self.device, self._why_cpu = _device(config, comm)
         on_gpu = self.device.type == "cuda"
         name = config.precision
         self.name = ("bf16" if on_gpu else "f32") if name == "auto" else name
@@ -50,7 +57,7 @@ class Precision:
 
     def __str__(self) -> str:
         order = ", channels last" if self.memory_format is torch.channels_last else ""
-        return f"{self.device.type}, {self.name}{order}"
+        return f"{self.device.type}{self._why_cpu}, {self.name}{order}"
 
     def place(self, network: nn.Module) -> nn.Module:
         """Moves the network to the device, its convolutions in the memory order; gives it back."""
@@ -95,36 +102,60 @@ def make_deterministic(config: Config) -> None:
         torch.backends.cudnn.benchmark = False
 
 
-def _device(config: Config) -> torch.device:
+def _device(config: Config, comm: Communicator | None) -> tuple[torch.device, str]:
+    """This process's device, and for the log why it is not one of the GPUs that are here."""
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     local = int(os.environ.get("LOCAL_WORLD_SIZE") or config.processes // config.machines)
     device = choose_device(
         config.device,
-        gpus=torch.cuda.device_count() if torch.cuda.is_available() else 0,
+        gpus=gpus,
         local_rank=int(os.environ.get("LOCAL_RANK") or 0),
         local_processes=local,
+        apart=_see_gpus_of_their_own(comm, gpus),
     )
     if device.type == "cuda":
         torch.cuda.set_device(device)  # where what names no device is made
         torch.backends.cudnn.benchmark = not config.deterministic  # shapes do not change
-    return device
+        return device, ""
+    if gpus == 0 or config.device == "cpu":
+        return device, ""
+    return device, f" (GPUs that {local} processes see here: {gpus}, and each needs its own)"
 
 
-def choose_device(asked: str, *, gpus: int, local_rank: int, local_processes: int) -> torch.device:
+def choose_device(
+    asked: str, *, gpus: int, local_rank: int, local_processes: int, apart: bool = False
+) -> torch.device:
     """One GPU for each process of this machine, where there are as many and they are wanted.
 
-    ConfigError if --device cuda asks for more than there are.
+    gpus: that this process sees. apart: no two processes see the same first GPU, as where a
+    scheduler binds GPUs to tasks. ConfigError if --device cuda asks for more than there are.
     """
     if asked == "cuda" and gpus == 0:
         raise ConfigError("--device cuda: torch finds no GPU here; leave it out, or give cpu")
-    if asked == "cuda" and gpus < local_processes:
+    index = local_rank if gpus >= max(1, local_processes) else 0 if gpus and apart else None
+    if asked == "cuda" and index is None:
         raise ConfigError(
             f"--device cuda: {local_processes} processes on this machine have {gpus} GPU"
             f"{'s' * (gpus > 1)} between them, and each needs its own; add --workers-virtual, so "
             "that there are fewer processes, or give cpu"
         )
-    if asked == "cpu" or gpus < max(1, local_processes):
+    if asked == "cpu" or index is None:
         return torch.device("cpu")
-    return torch.device("cuda", local_rank)
+    return torch.device("cuda", index)
+
+
+def _see_gpus_of_their_own(comm: Communicator | None, gpus: int) -> bool:
+    """Whether each process of the job sees a GPU first that no other one sees first."""
+    if comm is None:
+        return gpus > 0
+    first = comm.allgather(np.frombuffer(_first_gpu() if gpus else bytes(_ID), np.uint8)[None])
+    return bool(first.any(1).all()) and len(np.unique(first, axis=0)) == comm.world_size
+
+
+def _first_gpu() -> bytes:
+    """What tells the first GPU that this process sees from all others; zeros if torch does not."""
+    uuid = getattr(torch.cuda.get_device_properties(0), "uuid", None)
+    return hashlib.blake2b(str(uuid).encode(), digest_size=_ID).digest() if uuid else bytes(_ID)
 
 
 def _record(network: nn.Module, autocast: Callable[[], Autocast]) -> None:

@@ -47,7 +47,7 @@ def work(config: Config) -> int:
     request.listen()
     make_deterministic(config)
     comm = join_group(config)
-    precision = Precision(config)
+    precision = Precision(config, comm)
     dataset = open_dataset(config.source)
     sampler = EpochSampler(
         size=dataset.info.train_images,

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
+from worlds import run_threads
 
 from allreduce.optim import SGD
 from trainer.model import build_model
@@ -51,6 +55,46 @@ def test_a_gpu_that_is_not_there_is_one_line(options, message: str) -> None:
 def test_each_process_has_a_gpu_of_its_own(asked, gpus, processes, device) -> None:
     chosen = choose_device(asked, gpus=gpus, local_rank=1, local_processes=processes)
     assert chosen == torch.device(device)
+
+
+def test_tasks_that_see_one_gpu_each_take_it(monkeypatch) -> None:
+    """As with `srun --gpus-per-task=1`: 8 processes of a machine, and each finds one GPU."""
+    mine = threading.local()
+    pretend_gpus(monkeypatch, lambda: mine.uuid)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+
+    def body(comm):
+        mine.uuid = f"GPU-{comm.rank}"
+        return str(Precision(Config(workers=8, device="auto"), comm))
+
+    assert run_threads(8, body) == ["cuda, bf16, channels last"] * 8
+
+
+def test_tasks_that_share_one_gpu_say_so_and_use_the_cpu(monkeypatch) -> None:
+    pretend_gpus(monkeypatch, lambda: "GPU-0")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+
+    def body(comm):
+        with pytest.raises(ConfigError, match="2 processes on this machine have 1 GPU between"):
+            Precision(Config(workers=2, device="cuda"), comm)
+        return str(Precision(Config(workers=2), comm))
+
+    words = "cpu (GPUs that 2 processes see here: 1, and each needs its own), f32"
+    assert run_threads(2, body) == [words] * 2
+
+
+def pretend_gpus(monkeypatch, uuid) -> None:
+    """Has torch find one GPU, and allow to choose it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
+    properties = lambda index: SimpleNamespace(uuid=uuid())  # noqa: E731
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
+    scaler = torch.amp.GradScaler
+    monkeypatch.setattr(
+        torch.amp, "GradScaler", lambda device, enabled: scaler("cpu", enabled=enabled)
+    )
 
 
 def test_more_processes_than_gpus_are_refused() -> None:
