@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from allreduce import _C
 from allreduce._arrays import itemsize
-from allreduce.tuning import MEASURED, PREDICTED, Tuning, candidates
+from allreduce.tuning import EXTRAPOLATED, MEASURED, PREDICTED, Tuning, candidates
 
 if TYPE_CHECKING:
     from allreduce.communicator import Communicator
@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 __all__ = ["explain"]
 
 _NAME_WIDTH = 20
+_HOW = {
+    MEASURED: "measured near this size",
+    EXTRAPOLATED: "measured, at other sizes",
+    PREDICTED: "predicted by the model",
+}
 
 
 def explain(comm: Communicator, nbytes: int, dtype: str) -> str:
@@ -66,7 +71,7 @@ def _reasons(comm: Communicator, tuning: Tuning, nbytes: int) -> list[str]:
     if not found:
         return [f"why: {chosen} by default thresholds, these links were not measured"]
     # What was measured comes first: an algorithm that was given up has a prediction only.
-    order = sorted(found, key=lambda name: (found[name][1] != MEASURED, found[name][0]))
+    order = sorted(found, key=lambda name: (found[name][1] == PREDICTED, found[name][0]))
     rows = []
     for name in order:
         same = [other for other, one in stands_for.items() if one == name != other]
@@ -75,15 +80,17 @@ def _reasons(comm: Communicator, tuning: Tuning, nbytes: int) -> list[str]:
         rows.append(_row(name, tuning, comm, nbytes) + note + mark)
     if len(found) == 1:
         return rows
-    how = "measured near this size" if found[order[0]][1] == MEASURED else "predicted by the model"
-    return [f"why: fastest of those {how}, or as fast and preferred", *rows]
+    return [f"why: fastest of those {_HOW[found[order[0]][1]]}, or as fast and preferred", *rows]
 
 
 def _row(name: str, tuning: Tuning, comm: Communicator, nbytes: int) -> str:
     texts = []
     found = tuning.seconds(comm.layout, name, nbytes)
-    if found is not None and found[1] == MEASURED:
-        texts.append(f"{MEASURED} {found[0] * 1e6:.0f} us")
+    if found is not None and found[1] != PREDICTED:
+        texts.append(f"{found[1]} {found[0] * 1e6:.0f} us")
+    if found is not None and found[1] == EXTRAPOLATED:
+        sizes = tuning.measured_sizes(comm.layout, name)
+        texts[-1] += f" (measured from {sizes[0]} to {sizes[1]} B)" if sizes else ""
     predicted = tuning.predict(comm.layout, name, nbytes)
     if predicted is not None:
         texts.append(f"{PREDICTED} {predicted * 1e6:.0f} us")

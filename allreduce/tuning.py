@@ -17,6 +17,7 @@ from allreduce import _C
 from allreduce.cost import Layout, Link, representatives
 
 __all__ = [
+    "EXTRAPOLATED",
     "LOCAL_STAGE_ALONE",
     "MEASURED",
     "PREDICTED",
@@ -39,7 +40,8 @@ _EQUAL = 1.03  # times that differ by no more are equal: measured again, the oth
 _SIZES = tuple(2**k for k in range(6, 33))
 _NO_LIMIT = 2**63 - 1
 LOCAL_STAGE_ALONE = "shared memory"  # in place of an algorithm where no schedule runs
-MEASURED, PREDICTED = "measured", "predicted"
+# How a time is known; extrapolated: from times that were measured at other sizes alone.
+MEASURED, EXTRAPOLATED, PREDICTED = "measured", "extrapolated", "predicted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,18 +94,27 @@ class Tuning:
         return next(fitting, None)
 
     def seconds(self, layout: Layout, algorithm: str, nbytes: int) -> tuple[float, str] | None:
-        """Return the seconds of an allreduce, and whether they are MEASURED or PREDICTED.
+        """Return the seconds of an allreduce, and whether they are MEASURED or not.
 
-        None if neither its times nor its links are known.
+        They are EXTRAPOLATED outside of the sizes that were measured, and PREDICTED by the model
+        where none was. None if neither its times nor its links are known.
         """
         tuned = self.of(layout)
         times = tuned.times.get("allreduce", {}) if tuned else {}
         algorithm = candidates(layout).get(algorithm, algorithm)
         found = interpolate(times, algorithm, nbytes, slopes(layout, times, self.links))
         if found is not None:
-            return found, MEASURED
+            points = times[algorithm]
+            inside = points[0][0] <= nbytes <= points[-1][0]
+            return found, MEASURED if inside else EXTRAPOLATED
         predicted = self.predict(layout, algorithm, nbytes)
         return None if predicted is None else (predicted, PREDICTED)
+
+    def measured_sizes(self, layout: Layout, algorithm: str) -> tuple[int, int] | None:
+        """Return the smallest and the largest size at which an allreduce was measured."""
+        tuned = self.of(layout)
+        points = tuned.times.get("allreduce", {}).get(algorithm) if tuned else None
+        return (points[0][0], points[-1][0]) if points else None
 
     def predict(self, layout: Layout, algorithm: str, nbytes: int) -> float | None:
         """Return the seconds by the model alone; None if the links of this layout are unknown."""

@@ -107,16 +107,16 @@ def summarize(job: Job) -> dict[str, Any]:
         "algo": job.config.algo,
         "buckets": statistics["buckets"],
         "bucket_bytes": statistics["bucket_bytes"],
+        "largest_bucket_bytes": statistics["largest_bucket_bytes"],
         "gradient_bytes": sum(p.nbytes for p in job.model.module.parameters()),
         "plan": _plan(job),
     }
 
 
 def _plan(job: Job) -> str:
-    """What "auto" made of the largest message, and why; nothing for a chosen algorithm."""
-    if job.config.algo != "auto":
+    """What "auto" made of the largest message, and why; nothing where no choice was made."""
+    size = job.model.statistics()["largest_bucket_bytes"]
+    if job.config.algo != "auto" or not size:
         return ""
-    largest = max(p.nbytes for p in job.model.module.parameters())
-    size = job.model.statistics()["bucket_bytes"] or largest
     wire = HALF[job.config.wire_dtype] or torch.float32
     return str(job.comm.explain(size, str(wire).removeprefix("torch.")))

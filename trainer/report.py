@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["PHASES", "PHASE_NAMES", "main", "node_layout", "table"]
+__all__ = ["PHASES", "PHASE_NAMES", "counted", "main", "node_layout", "table"]
 
 # Where an iteration's time goes; "other" is the keeping of metrics.
 PHASES = ("data", "forward", "backward", "exposed", "optimizer", "other")
@@ -53,11 +53,23 @@ def table(summary: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def counted(count: int, what: str) -> str:
+    """ "1 node", "2 nodes"."""
+    return f"{count} {what}{'s' * (count != 1)}"
+
+
+def _amount(nbytes: float) -> str:
+    """Bytes in words of three or four digits."""
+    if nbytes >= _MEGABYTE:
+        return f"{nbytes / _MEGABYTE:,.1f} MB"
+    return f"{nbytes / 1e3:,.1f} kB" if nbytes >= 1e3 else f"{nbytes:.0f} B"
+
+
 def node_layout(sizes: Sequence[int]) -> str:
     """Ranks per node in words: "2 nodes x 2 ranks", or "2 nodes of 3 + 2 ranks"."""
-    nodes = f"{len(sizes)} node{'s' if len(sizes) > 1 else ''}"
+    nodes = counted(len(sizes), "node")
     if len(set(sizes)) == 1:
-        return f"{nodes} x {sizes[0]} rank{'s' if sizes[0] > 1 else ''}"
+        return f"{nodes} x {counted(sizes[0], 'rank')}"
     return f"{nodes} of {' + '.join(map(str, sizes))} ranks"
 
 
@@ -66,19 +78,23 @@ def _traffic_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     for kind, by_rank in sorted(summary["sent_bytes"].items(), reverse=True):
         name = "by " + kind.removesuffix("_bytes").replace("_", " ")
         mean, most = sum(by_rank) / len(by_rank), max(by_rank)
-        each = mean * summary["minibatch"] / max(summary["traffic_images"], 1) / _MEGABYTE
-        text = f"{mean / _MEGABYTE:,.1f} MB, {each:,.1f} MB an iteration"
+        each = mean * summary["minibatch"] / max(summary["traffic_images"], 1)
+        text = f"{_amount(mean)}, {_amount(each)} an iteration"
         if most > 1.01 * mean:
-            text += f" (the busiest rank {most / _MEGABYTE:,.1f} MB)"
+            text += f" (the busiest rank {_amount(most)})"
         rows.append((name, text))
     return rows
 
 
 def _plan_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    size = summary["gradient_bytes"] / _MEGABYTE
-    cap = summary["bucket_bytes"]
-    buckets = f"{size:,.1f} MB of gradients in {summary['buckets']} buckets"
-    buckets += f" of up to {cap:,} B" if cap else ", one per tensor"
+    cap, count = summary["bucket_bytes"], summary["buckets"]
+    buckets = f"{_amount(summary['gradient_bytes'])} of gradients in {counted(count, 'bucket')}"
+    if "largest_bucket_bytes" in summary and count:
+        largest = summary["largest_bucket_bytes"]
+        buckets += f", the largest of {largest:,} B"
+    elif cap:
+        buckets += f" of up to {cap:,} B"
+    buckets += "" if cap else ", one per tensor"
     plan = [part for line in summary["plan"].splitlines() for part in textwrap.wrap(line, 72)]
     return [
         ("algorithm", summary["algo"]),

@@ -100,10 +100,8 @@ def _phases(axes: Any, runs: Sequence[Run]) -> None:
 
 
 def _scaling(axes: Any, runs: Sequence[Run]) -> None:
-    rows = scaling(runs)
-    workers = [k for k, _, _ in rows]
-    rates = [rate for _, rate, _ in rows]
-    if len(rows) == 1:
+    groups = scaling(runs)
+    if not groups:
         axes.set_title("Images per second by epoch")
         for index, run in enumerate(runs):
             epochs = [line["epoch"] for line in run.train]
@@ -112,15 +110,20 @@ def _scaling(axes: Any, runs: Sequence[Run]) -> None:
         axes.set(xlabel="epoch", ylabel="images/s", ylim=(0, None), xlim=(0, None))
         return
     axes.set_title("Images per second, and efficiency")
-    ideal = [rates[0] * k / workers[0] for k in workers]
-    axes.plot(workers, ideal, color=_MUTED, linewidth=1, linestyle="--", label="ideal")
-    axes.plot(workers, rates, color=_RUNS[0], linewidth=2, marker="o", label="measured")
-    for k, rate, efficiency in rows:
-        place = {"textcoords": "offset points", "xytext": (0, 7), "ha": "center"}
-        axes.annotate(f"{efficiency:.0%}", (k, rate), color=_INK, **place)
+    ticks = sorted({k for _, rows in groups for k, _, _ in rows})
+    for index, (name, rows) in enumerate(groups):
+        workers, rates, _ = zip(*rows, strict=True)
+        ideal = [rates[0] * k / workers[0] for k in workers]
+        label = "ideal" if index == 0 else None
+        axes.plot(workers, ideal, color=_MUTED, linewidth=1, linestyle="--", label=label)
+        label = "measured" if len(groups) == 1 else name
+        axes.plot(workers, rates, color=_color(index), linewidth=2, marker="o", label=label)
+        for k, rate, efficiency in rows:
+            place = {"textcoords": "offset points", "xytext": (0, 7), "ha": "center"}
+            axes.annotate(f"{efficiency:.0%}", (k, rate), color=_INK, **place)
     axes.margins(x=0.08, y=0.12)
     axes.set_xscale("log", base=2)
-    axes.set_xticks(workers, [str(k) for k in workers])
+    axes.set_xticks(ticks, [str(k) for k in ticks])
     axes.minorticks_off()
     axes.set(xlabel="workers", ylabel="images/s")
     axes.set_ylim(bottom=0)

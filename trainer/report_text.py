@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 
 from trainer.report import PHASE_NAMES, PHASES
-from trainer.report_runs import Run, by_seed, final_error, scaling
+from trainer.report_runs import Run, by_seed, final_error, has_median, scaling
 
 __all__ = ["compared", "epochs"]
 
@@ -51,9 +51,8 @@ def compared(runs: Sequence[Run]) -> str:
                 f"{name}: final error {mean:.2%} +- {deviation:.2%} (mean and standard deviation "
                 f"of {len(errors)} seeds)"
             )
-    rows = scaling(runs)
-    if len(rows) > 1:
-        lines.append("workers  images/s  efficiency")
+    for name, rows in scaling(runs):
+        lines += [name, "workers  images/s  efficiency"]
         lines += [f"{k:>7}  {rate:>8,.0f}  {efficiency:>10.1%}" for k, rate, efficiency in rows]
     return "\n".join(lines)
 
@@ -62,5 +61,6 @@ def _final(run: Run) -> list[str]:
     error = final_error(run)
     if error is None:
         return []
-    count = min(5, len(run.test))
-    return [f"  final error {error:.2%} (median of the last {count} tests)"]
+    if has_median(run):
+        return [f"  final error {error:.2%} (median of the last 5 epochs)"]
+    return [f"  last test {error:.2%} (a median of 5 epochs is told of runs of 20 and more)"]

@@ -136,7 +136,8 @@ class DistributedDataParallel(nn.Module):
         `exposed_seconds`: this process's waiting for reductions after backprop, which on a GPU is
         next to nothing, since the stream waits; `bytes_reduced`: of gradients, as they travel;
         `passes`: backward passes that reduced; `buckets`: how many there are; `bucket_bytes`: of
-        the largest that there may be.
+        the largest that there may be; `largest_bucket_bytes`: of the largest that there is, as it
+        travels.
         """
         reducer = self._reducer
         return {
@@ -145,6 +146,7 @@ class DistributedDataParallel(nn.Module):
             "passes": reducer.passes if reducer else 0,
             "buckets": reducer.num_buckets if reducer else 0,
             "bucket_bytes": reducer.bucket_bytes if reducer else 0,
+            "largest_bucket_bytes": reducer.largest_bucket_bytes if reducer else 0,
         }
 
 

@@ -89,6 +89,11 @@ class Reducer:
         """Buckets in use."""
         return len(self._buckets)
 
+    @property
+    def largest_bucket_bytes(self) -> int:
+        """Bytes of the largest bucket, as it travels."""
+        return max(bucket.flat.nbytes for bucket in self._buckets)
+
     def prepare(self, sync: bool) -> None:
         """Before a forward pass. sync: whether the backward pass of its graph reduces."""
         if self._reducing is not None and torch._C._current_graph_task_id() == -1:

@@ -11,7 +11,7 @@ import pytest
 from trainer.config_file import to_toml
 from trainer.options import Config
 from trainer.report import PHASES, main
-from trainer.report_runs import NoRun, by_seed, final_error, read_run, scaling
+from trainer.report_runs import NoRun, by_seed, final_error, has_median, read_run, scaling
 
 
 def make_run(folder: Path, errors: list[float], rate: float = 100.0, **options) -> Path:
@@ -29,9 +29,23 @@ def make_run(folder: Path, errors: list[float], rate: float = 100.0, **options) 
     return folder
 
 
-def test_the_final_error_is_the_median_of_the_last_five_epochs(tmp_path: Path) -> None:
-    run = read_run(make_run(tmp_path / "a", [0.9, 0.8, 0.5, 0.1, 0.4, 0.3, 0.2]))
+def test_the_final_error_is_the_median_of_the_last_five_epochs(tmp_path: Path, capsys) -> None:
+    folder = make_run(tmp_path / "a", [0.9] * 18 + [0.5, 0.1, 0.4, 0.3, 0.2])
+    run = read_run(folder)
+    assert has_median(run)
     assert final_error(run) == 0.3
+    assert main([str(folder)]) == 0
+    assert "final error 30.00% (median of the last 5 epochs)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("epochs", [1, 5, 19])
+def test_the_headline_of_a_short_run_is_its_last_error(tmp_path: Path, capsys, epochs: int) -> None:
+    folder = make_run(tmp_path / "a", [0.9] * (epochs - 1) + [0.034])
+    assert final_error(read_run(folder)) == 0.034
+    assert main([str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert "last test 3.40%" in out
+    assert "90.00%" not in out
 
 
 def test_seeds_are_grouped_and_named_by_what_sets_them_apart(tmp_path: Path) -> None:
@@ -45,8 +59,47 @@ def test_seeds_are_grouped_and_named_by_what_sets_them_apart(tmp_path: Path) -> 
 
 def test_efficiency_is_against_the_fewest_workers(tmp_path: Path) -> None:
     rates = {2: 100.0, 4: 180.0, 8: 300.0}
-    runs = [read_run(make_run(tmp_path / str(k), [0.5], r, workers=k)) for k, r in rates.items()]
-    assert scaling(runs) == [(2, 100.0, 1.0), (4, 180.0, 0.9), (8, 300.0, 0.75)]
+    runs = [
+        read_run(make_run(tmp_path / str(k), [0.5], r, workers=k, nodes=k // 2, seed=k))
+        for k, r in rates.items()
+    ]
+    assert scaling(runs) == [("all runs", [(2, 100.0, 1.0), (4, 180.0, 0.9), (8, 300.0, 0.75)])]
+
+
+def test_only_runs_that_differ_in_workers_alone_scale(tmp_path: Path, capsys) -> None:
+    def runs(*kinds: tuple[str, int, float]) -> list[Path]:
+        return [
+            make_run(tmp_path / f"{model}-{k}-{rate}", [0.5], rate, model=model, workers=k)
+            for model, k, rate in kinds
+        ]
+
+    two = runs(("resnet8", 4, 400.0), ("resnet8", 2, 250.0), ("resnet18", 2, 76.0))
+    assert scaling([read_run(path) for path in two]) == [
+        ("model resnet8", [(2, 250.0, 1.0), (4, 400.0, 0.8)])
+    ]
+    assert main([str(path) for path in two]) == 0
+    assert "model resnet8\nworkers" in capsys.readouterr().out
+    unlike = runs(("resnet8", 8, 400.0), ("resnet18", 4, 250.0))
+    assert scaling([read_run(path) for path in unlike]) == []
+    assert main([str(path) for path in unlike]) == 0
+    assert "efficiency" not in capsys.readouterr().out
+
+
+def test_a_run_of_before_an_option_counts_with_its_default(tmp_path: Path) -> None:
+    folders = [make_run(tmp_path / str(k), [0.5], 100.0 * k, workers=k) for k in (1, 2)]
+    config = folders[0] / "config.toml"
+    lines = [line for line in config.read_text().splitlines() if "label_smoothing" not in line]
+    config.write_text("\n".join(lines))
+    assert len(scaling([read_run(folder) for folder in folders])) == 1
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
+def test_a_bad_summary_is_as_good_as_none(tmp_path: Path, capsys, content: str) -> None:
+    run = make_run(tmp_path / "a", [0.5, 0.4])
+    (run / "summary.json").write_text(content)
+    assert read_run(run).summary is None
+    assert main([str(run)]) == 0
+    assert "not complete, epoch 2" in capsys.readouterr().out
 
 
 def test_a_line_that_a_killed_run_cut_off_is_left_out(tmp_path: Path) -> None:
@@ -63,7 +116,7 @@ def test_several_runs_are_compared_and_drawn(tmp_path: Path, capsys, suffix: str
     picture = tmp_path / f"runs{suffix}"
     assert main([*runs, "--plot", str(picture)]) == 0
     out = capsys.readouterr().out
-    assert "final error 37.50%" in out
+    assert "last test 25.00%" in out
     assert "efficiency" in out
     begin = {".png": b"\x89PNG", ".svg": b"<?xml"}[suffix]
     assert picture.read_bytes().startswith(begin)

@@ -101,6 +101,13 @@ def test_table_shows_result_time_traffic_and_plan() -> None:
         assert part in text
 
 
+def test_table_shows_the_largest_bucket_that_ran() -> None:
+    small = {"gradient_bytes": 79_816, "buckets": 1, "largest_bucket_bytes": 79_872}
+    text = table({**SUMMARY, **small, "sent_bytes": {"network_bytes": [2500.0] * 4}})
+    assert "79.8 kB of gradients in 1 bucket, the largest of 79,872 B" in text
+    assert "by network              2.5 kB, 312 B an iteration" in text
+
+
 def test_table_shows_what_auto_chose() -> None:
     text = table({**SUMMARY, "algo": "auto", "plan": "ring, for " + 20 * "reasons "})
     assert text.index("algorithm") < text.index("ring, for reasons") < text.index("layout")

@@ -4,6 +4,7 @@ import pytest
 
 from allreduce.cost import NETWORK, Layout, Link, predict, representatives
 from allreduce.tuning import (
+    EXTRAPOLATED,
     MEASURED,
     PREDICTED,
     Choice,
@@ -77,6 +78,20 @@ def test_measured_choices_count_and_other_layouts_follow_the_model() -> None:
     assert tuning.seconds(eight, "ring", KIB) == (pytest.approx(expected), PREDICTED)
     rows = tuning.choices(eight)["allreduce"]
     assert (rows[0].algorithm, rows[-1].up_to) == ("recursive_doubling", None)
+
+
+def test_a_time_is_measured_inside_of_the_sizes_that_were_and_else_extrapolated() -> None:
+    tuned = Tuned(nodes=(1, 1, 1, 1), local="rs_ag", times={"allreduce": SMALL_FIRST})
+    tuning = Tuning(links={NETWORK: LINK}, layouts=(tuned,))
+    for nbytes, label in (
+        (KIB - 1, EXTRAPOLATED), (KIB, MEASURED), (5 * KIB, MEASURED), (64 * KIB, MEASURED),
+        (64 * KIB + 1, EXTRAPOLATED), (100 << 20, EXTRAPOLATED),
+    ):  # fmt: skip
+        found = tuning.seconds(FOUR, "ring", nbytes)
+        assert found is not None
+        assert found[1] == label, nbytes
+    assert tuning.measured_sizes(FOUR, "ring") == (KIB, 64 * KIB)
+    assert tuning.measured_sizes(FOUR, "bcube") is None
 
 
 def test_the_model_chooses_what_it_predicts_to_be_fastest() -> None:

@@ -1,5 +1,6 @@
 """Tuning files: what is written is read, and what is wrong is said in one sentence."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -152,6 +153,17 @@ def test_a_file_decides_algorithms_and_options(tmp_path: Path, monkeypatch) -> N
         for each in (words, part):
             assert f"file {file} (for a test)" in each
         assert "binomial             measured 200 us" in words
+
+
+def test_what_was_not_measured_is_not_called_so(tmp_path: Path) -> None:
+    def body(comm: Communicator) -> str:
+        return comm.explain(100 << 20)
+
+    words = run_threads(3, body, nodes=2, tuning=written(tmp_path))[0]
+    assert "extrapolated" in words
+    assert "why: fastest of those measured, at other sizes, or as fast and preferred" in words
+    assert " measured 2" not in words
+    assert re.search(r"extrapolated \d+ us \(measured from \d+ to \d+ B\), predicted", words)
 
 
 def test_arguments_win_over_a_file(tmp_path: Path) -> None:

@@ -77,6 +77,8 @@ def check_number_of_buckets() -> None:
         assert sum(sizes) <= statistics["bytes_reduced"] <= sum(sizes) + 64 * len(sizes)
         assert statistics["passes"] == 1
         assert statistics["exposed_seconds"] > 0
+        largest = max(sizes) if bucket_bytes == 0 else sum(sizes)
+        assert largest <= statistics["largest_bucket_bytes"] <= largest + 64 * len(sizes)
 
 
 def check_gradients_are_views_of_few_buckets() -> None:
