@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from math import prod
+from typing import Any, NoReturn
 
 import numpy as np
 
-from allreduce._device_arrays import DeviceArray, device_array, is_torch, on_device
+from allreduce._device_arrays import DeviceArray, device_array, is_torch, on_device, plain_torch
 from allreduce.errors import UsageError
 
 DTYPES = {
@@ -33,6 +35,7 @@ class Memory:
     dtype: str
     owner: Any  # keeps the memory alive
     device: DeviceArray | None = None  # None: in host memory
+    shape: tuple[int, ...] | None = None  # None: not to be compared
 
     @property
     def nbytes(self) -> int:
@@ -40,10 +43,11 @@ class Memory:
         return self.count * itemsize(self.dtype)
 
 
-def itemsize(dtype: str) -> int:
-    """Bytes of one element of a dtype of `DTYPES`; UsageError for another."""
+def itemsize(dtype: str, where: str = "") -> int:
+    """Bytes of one element of a dtype of `DTYPES`; UsageError for another, which begins `where`."""
     if dtype not in DTYPES:
-        raise UsageError(f"dtype {dtype}: not supported; use one of {', '.join(DTYPES)}")
+        known = ", ".join(DTYPES)
+        raise UsageError(f"{where}dtype {dtype}: not supported; use one of {known}")
     return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
 
 
@@ -69,35 +73,50 @@ class _Exposed:
         return self._array.__dlpack_device__()
 
 
-def memory_of(array: Any, argument: str, rank: int, *, writable: bool = True) -> Memory:
+def memory_of(
+    array: Any, argument: str, rank: int, *, writable: bool = True, in_place: bool | None = None
+) -> Memory:
     """Return the memory of an array in host or GPU memory.
 
     array: a NumPy array, a torch tensor, or an object with `__array_interface__`,
         `__cuda_array_interface__` or DLPack.
     writable: the core will write to it.
+    in_place: it must be the caller's own memory, no copy that the array makes of itself; as
+        `writable` where None.
 
     Raises:
-        UsageError: the array is not contiguous, read-only, or of another dtype.
+        UsageError: the array is not contiguous, read-only, of another dtype, or shows a copy.
     """
     where = f"{argument} on rank {rank}"
     if isinstance(array, np.ndarray):
         return _of_numpy(array, where, writable)
     if on_device(array):
         found = device_array(array, where, writable=writable)
-        itemsize(found.dtype)
-        return Memory(found.address, found.count, found.dtype, array, found)
+        itemsize(found.dtype, f"{where}: ")
+        return Memory(found.address, found.count, found.dtype, array, found, found.shape)
     if is_torch(array):
         return _of_torch(array, where)
+    in_place = writable if in_place is None else in_place
+    if in_place and isinstance(array, np.generic):
+        kind = type(array).__name__
+        _refuse(
+            where,
+            f"a scalar (numpy.{kind}) cannot change in place; pass np.array(x), and use what the "
+            "call returns, or the result of allgather",
+        )
     if hasattr(array, "__array_interface__"):
-        return _of_numpy(np.asarray(array), where, writable)
+        return _of_numpy(_shared(lambda: np.asarray(array), where, in_place), where, writable)
     if hasattr(array, "__dlpack__"):
         try:
-            return _of_numpy(np.asarray(_Exposed(array)), where, writable)
+            view = _shared(lambda: np.asarray(_Exposed(array)), where, in_place)
         except (BufferError, TypeError, RuntimeError) as error:
+            if isinstance(error, UsageError):
+                raise
             raise UsageError(f"{where}: {error}; pass a writable array in host memory") from error
+        return _of_numpy(view, where, writable)
     raise UsageError(
         f"{where}: a {type(array).__name__} is no array; pass a NumPy array, a torch tensor, or an "
-        "object with __array_interface__ or __dlpack__"
+        f"object with __array_interface__ or __dlpack__{_remedy(array)}"
     )
 
 
@@ -119,31 +138,47 @@ def copy_of(array: Any, argument: str, rank: int) -> Any:
     return owner.copy()
 
 
+def _shared(view: Callable[[], Any], where: str, in_place: bool) -> Any:
+    """Return an object as NumPy sees it; refuse one that makes a copy for who looks."""
+    first = view()
+    # While one copy lives, another cannot lie at its address.
+    if in_place and first.size > 0 and first.ctypes.data != view().ctypes.data:
+        _refuse(
+            where,
+            "shows a copy of its memory, which no result would leave; pass np.array(x), and use "
+            "what the call returns",
+        )
+    return first
+
+
 def _of_numpy(array: np.ndarray[Any, Any], where: str, writable: bool) -> Memory:
     name = array.dtype.name
-    itemsize(name) if array.dtype.isnative else _refuse(where, "has foreign byte order")
+    if not array.dtype.isnative:
+        _refuse(where, "has foreign byte order")
+    itemsize(name, f"{where}: ")
     if not array.flags.aligned:
         _refuse(where, "is not aligned to its element size; pass a copy")
     if not array.flags.c_contiguous:
         _refuse(where, "is not contiguous; pass np.ascontiguousarray(x)")
     if writable and not array.flags.writeable:
         _refuse(where, "is read-only; pass a copy")
-    return Memory(array.ctypes.data, array.size, name, array)
+    return Memory(array.ctypes.data, array.size, name, array, shape=array.shape)
 
 
 def _of_torch(tensor: Any, where: str) -> Memory:
-    name = str(tensor.dtype).removeprefix("torch.")
-    itemsize(name)
-    if tensor.layout is not _strided() or not tensor.is_contiguous():
-        _refuse(where, "is not contiguous; pass x.contiguous()")
-    return Memory(tensor.data_ptr(), tensor.numel(), name, tensor)
+    address, shape, name = plain_torch(tensor, where)
+    itemsize(name, f"{where}: ")
+    return Memory(address, prod(shape), name, tensor, shape=shape)
 
 
-def _strided() -> Any:
-    import torch  # the caller has a tensor: it is there
+def _remedy(array: Any) -> str:
+    """What to write where an object has a buffer, which NumPy can share."""
+    try:
+        memoryview(array)
+    except TypeError:
+        return ""
+    return "; np.asarray(x) shares the memory of this one"
 
-    return torch.strided
 
-
-def _refuse(where: str, problem: str) -> None:
+def _refuse(where: str, problem: str) -> NoReturn:
     raise UsageError(f"{where}: {problem}")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -29,11 +30,16 @@ class DeviceArray:
     """
 
     address: int
-    count: int
+    shape: tuple[int, ...]
     dtype: str
     device: int | None
     stream: int
     owner: Any
+
+    @property
+    def count(self) -> int:
+        """Elements of the array."""
+        return prod(self.shape)
 
 
 def on_device(array: Any) -> bool:
@@ -66,24 +72,53 @@ def runs_on_cpu() -> bool:
 
 
 def is_torch(array: Any) -> bool:
-    """Return whether it is a torch tensor, without importing torch."""
-    return type(array).__module__.partition(".")[0] == "torch" and hasattr(array, "data_ptr")
+    """Return whether it is a torch tensor, of a subclass too, without importing torch."""
+    tensor = getattr(sys.modules.get("torch"), "Tensor", None)  # absent while torch is imported
+    return tensor is not None and isinstance(array, tensor)
+
+
+def plain_torch(tensor: Any, where: str) -> tuple[int, tuple[int, ...], str]:
+    """Return address, shape and dtype of a tensor whose elements lie in memory as they are.
+
+    Raises:
+        UsageError: they do not: it is sparse, nested, wrapped, a negative view, or not contiguous.
+    """
+    import torch  # the caller has a tensor: it is there
+
+    try:
+        if tensor.is_nested:
+            _refuse(where, "is nested; pass its tensors one by one")
+        if tensor.layout is not torch.strided:
+            _refuse(where, f"has the layout {tensor.layout}; pass x.to_dense()")
+        if tensor.is_neg():  # in memory lie the negated elements
+            _refuse(where, "is a negative view of other memory; pass x.resolve_neg()")
+        if not tensor.is_contiguous():
+            _refuse(where, "is not contiguous; pass x.contiguous()")
+        name = str(tensor.dtype).removeprefix("torch.")
+        address, shape = tensor.data_ptr(), tuple(tensor.shape)
+    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+        if isinstance(error, UsageError):
+            raise
+        _refuse(where, f"this {type(tensor).__name__} has no memory of its own: {error}")
+    if address == 0 and prod(shape) > 0:
+        _refuse(where, f"this {type(tensor).__name__} has no memory; pass a tensor that has data")
+    return address, shape, name
 
 
 def _of_torch(tensor: Any, where: str) -> DeviceArray:
     import torch  # the caller has a tensor: it is there
 
     kind = tensor.device.type
+    if kind == "meta":
+        _refuse(where, "is on the device meta, so it has no data; pass a tensor that has")
     if kind == "cuda":
         stream = torch.cuda.current_stream(tensor.device).cuda_stream
     elif kind == "privateuseone" and runs_on_cpu():
         stream = torch.accelerator.current_stream(tensor.device).stream_id  # the runtime's handle
     else:
         _refuse(where, f"is on {tensor.device}; pass x.cpu(), or a CUDA tensor")
-    if tensor.layout is not torch.strided or not tensor.is_contiguous():
-        _refuse(where, "is not contiguous; pass x.contiguous()")
-    name = str(tensor.dtype).removeprefix("torch.")
-    return DeviceArray(tensor.data_ptr(), tensor.numel(), name, tensor.device.index, stream, tensor)
+    address, shape, name = plain_torch(tensor, where)
+    return DeviceArray(address, shape, name, tensor.device.index, stream, tensor)
 
 
 def _of_interface(array: Any, interface: dict[str, Any], where: str, writable: bool) -> DeviceArray:
@@ -104,9 +139,7 @@ def _of_interface(array: Any, interface: dict[str, Any], where: str, writable: b
     _check_contiguous(shape, interface.get("strides"), dtype.itemsize, where)
     if writable and read_only:
         _refuse(where, "is read-only; pass a copy")
-    return DeviceArray(
-        int(address), prod(shape), dtype.name, None, int(stream or LEGACY_STREAM), array
-    )
+    return DeviceArray(int(address), shape, dtype.name, None, int(stream or LEGACY_STREAM), array)
 
 
 def _of_dlpack(array: Any, where: str, writable: bool) -> DeviceArray:
@@ -128,8 +161,8 @@ def _of_dlpack(array: Any, where: str, writable: bool) -> DeviceArray:
     _check_contiguous(found["shape"], in_bytes, size, where)
     if writable and found["read_only"]:
         _refuse(where, "is read-only; pass a copy")
-    count = prod(found["shape"])
-    return DeviceArray(found["address"], count, name, index, LEGACY_STREAM, (array, capsule))
+    shape, owner = tuple(found["shape"]), (array, capsule)
+    return DeviceArray(found["address"], shape, name, index, LEGACY_STREAM, owner)
 
 
 def _check_contiguous(
@@ -144,5 +177,5 @@ def _check_contiguous(
         expected *= length
 
 
-def _refuse(where: str, problem: str) -> Any:
+def _refuse(where: str, problem: str) -> NoReturn:
     raise UsageError(f"{where}: {problem}")

@@ -33,7 +33,7 @@ def tune_host_path(comm: Communicator, runtime: _C.DeviceRuntime, device: int) -
         runtime.copy(buffer, zeros.ctypes.data, zeros.nbytes, stream)
         runtime.synchronize(device, stream)
         for nbytes in _SIZES:
-            array = DeviceArray(buffer, nbytes // 4, "float32", device, stream, None)
+            array = DeviceArray(buffer, (nbytes // 4,), "float32", device, stream, None)
             memory = Memory(buffer, nbytes // 4, "float32", None, array)
 
             def call(most: int, memory: Memory = memory) -> None:

@@ -206,8 +206,9 @@ class Communicator(PartCollectives, PointToPoint):
         timeout: float | None = None,
     ) -> Array:
         """Reduce `x` over all ranks into that of `root`; elsewhere it keeps its value."""
-        # The ranks on the way to the root hold partial results.
-        memory = memory_of(x if self.rank == root else copy_of(x, "x", self.rank), "x", self.rank)
+        memory = memory_of(x, "x", self.rank, writable=self.rank == root, in_place=True)
+        if self.rank != root:  # the ranks on the way to the root hold partial results
+            memory = memory_of(copy_of(x, "x", self.rank), "x", self.rank)
         call = self._call(
             _C.Collective.reduce, memory, op=op, root=root, algo=algo, timeout=timeout
         )
