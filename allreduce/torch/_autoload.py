@@ -32,10 +32,17 @@ def register() -> None:
 
 
 def _devices() -> list[str]:
-    """The kinds of tensors that the backend takes."""
+    """The kinds of tensors that the backend takes.
+
+    torch takes a registered device for one that it can use: ShardedTensor moves its shards there.
+    """
+    import torch
+
     if os.environ.get("ALLREDUCE_DEVICE_RUNTIME", "cuda").startswith("cpu"):
         return ["cpu", "privateuseone"]  # for tests: a device that the CPU runtime drives
-    return ["cpu", "cuda"]
+    # Of the build: whether there is a GPU is a question that would initialise CUDA.
+    built: bool = torch.backends.cuda.is_built()  # type: ignore[no-untyped-call]
+    return ["cpu", "cuda"] if built else ["cpu"]
 
 
 def _create(options: Any, _process_group_options: object) -> Any:
