@@ -42,6 +42,7 @@ class Wiring:
     local_ranks: list[int]  # the ranks of this node, ascending; the first is its leader
     group_id: int  # 32 bits, random, the same on all ranks
     generation: int
+    checksum: bool = True  # what passes between nodes is checked
     control: dict[int, int] = field(default_factory=dict)  # peer -> stream socket
     # peer on another node -> TCP socket per lane
     data: dict[int, list[int]] = field(default_factory=dict)
@@ -79,6 +80,7 @@ def connect(
     *,
     nodes: NodesOption = None,
     lanes: int = 2,
+    checksum: bool | None = None,
     arena_bytes: Callable[[int], int],
     timeout: float,
     generation: int = 0,
@@ -94,6 +96,7 @@ def connect(
             rank 0 either.
         nodes: as `nodes_option` takes it.
         lanes: TCP data connections to each peer on another node.
+        checksum: of what passes between nodes; `ALLREDUCE_CHECKSUM`, then yes, where None.
         arena_bytes: bytes of shared memory of a node, given its number of ranks (at least 2).
         timeout: seconds for everything.
         generation: part of every key and handshake; a group that is built again takes a higher one.
@@ -110,16 +113,14 @@ def connect(
         SystemCallError: no descriptors or memory left.
     """
     environ = os.environ if environ is None else environ
-    if world_size < 1 or not 0 <= rank < world_size:
-        raise UsageError(f"rank={rank}, world_size={world_size}: rank must be in 0..world_size-1")
-    if not 1 <= lanes <= MAX_LANES:
-        raise UsageError(f"lanes={lanes}: must be in 1..{MAX_LANES}")
+    _check_numbers(rank, world_size, lanes)
     request = Request(
         store=store,
         rank=rank,
         world_size=world_size,
         option=nodes_option(nodes, environ),
         lanes=lanes,
+        checksum=_checksum_option(checksum, environ),
         arena_bytes=arena_bytes,
         deadline=time.monotonic() + timeout,
         generation=generation,
@@ -134,6 +135,24 @@ def connect(
     return wiring
 
 
+def _check_numbers(rank: int, world_size: int, lanes: int) -> None:
+    if world_size < 1 or not 0 <= rank < world_size:
+        raise UsageError(f"rank={rank}, world_size={world_size}: rank must be in 0..world_size-1")
+    if not 1 <= lanes <= MAX_LANES:
+        raise UsageError(f"lanes={lanes}: must be in 1..{MAX_LANES}")
+
+
+def _checksum_option(given: bool | None, environ: Mapping[str, str]) -> bool:
+    if given is not None:
+        if not isinstance(given, bool):
+            raise UsageError(f"checksum={given!r}: must be True, False or None")
+        return given
+    text = environ.get("ALLREDUCE_CHECKSUM", "1").strip()
+    if text not in ("0", "1"):
+        raise UsageError(f"ALLREDUCE_CHECKSUM={text!r}: must be 0 or 1")
+    return text == "1"
+
+
 def _alone(request: Request) -> Wiring:
     layout([my_identity()], request.option)  # it may make no sense for one rank
     if request.tuning.failure:
@@ -145,6 +164,7 @@ def _alone(request: Request) -> Wiring:
         local_ranks=[0],
         group_id=secrets.randbits(32),
         generation=request.generation,
+        checksum=request.checksum,
         connections="rank 0 of 1: no connections",
     )
 
@@ -183,6 +203,7 @@ def _hand_over(request: Request, startup: Startup, sockets: dict[Link, socket.so
         local_ranks=startup.local_ranks,
         group_id=startup.cards[0].group_id,
         generation=request.generation,
+        checksum=request.checksum,
         control=control,
         data=data,
         arena_fd=startup.arena.fd,

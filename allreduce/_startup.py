@@ -20,6 +20,7 @@ import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from allreduce import _C
 from allreduce._address import Address, choose_address, resolve, set_congestion_control
 from allreduce._cards import Board, Card
 from allreduce._fds import MAX_FDS, Arena
@@ -44,6 +45,7 @@ class Request:
     world_size: int
     option: int | list[str] | None
     lanes: int
+    checksum: bool
     arena_bytes: Callable[[int], int]
     deadline: float
     generation: int
@@ -238,6 +240,7 @@ def _card(request: Request, unix: socket.socket) -> Card:
     return Card(
         world_size=request.world_size,
         lanes=request.lanes,
+        checksum=request.checksum,
         nodes=request.option,
         authenticated=authenticated,
         boot=identity.boot,
@@ -245,6 +248,7 @@ def _card(request: Request, unix: socket.socket) -> Card:
         network=identity.network,
         pid=os.getpid(),
         unix_name=unix.getsockname()[1:].decode(),
+        sources=_C.source_hash,
         tuning=request.tuning.digest,
         failure=request.tuning.failure,
         group_id=secrets.randbits(32) if first else 0,

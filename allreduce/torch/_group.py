@@ -38,7 +38,6 @@ def connect(
         rank,
         world_size,
         timeout=timeout.total_seconds(),
-        generation=_generation(store, rank),
         # A subgroup must not ask the environment: ALLREDUCE_NODES describes the whole job.
         nodes=[str(whole.node_of_rank[r]) for r in global_ranks] if whole else None,
         tuning=whole.tuning if whole else None,
@@ -86,11 +85,6 @@ def stream_handle(stream_id: int, device_index: int, device_type: int) -> int:
         stream_id=stream_id, device_index=device_index, device_type=device_type
     )
     return int(stream.cuda_stream)
-
-
-def _generation(store: Any, rank: int) -> int:
-    """Counts how often this rank has made this group, so that no key of an earlier one is read."""
-    return (int(store.add(f"hier/made_by/{rank}", 1)) - 1) % (1 << 16)
 
 
 def _default_communicator() -> Communicator | None:

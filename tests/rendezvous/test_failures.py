@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from rendezvous.ranks import (
     try_connect,
 )
 
+from allreduce import _startup
 from allreduce._mesh import Wiring
 from allreduce._store import FileStore, MemoryStore
 
@@ -60,6 +62,11 @@ def test_several_missing_ranks_are_all_named() -> None:
 
 ARGUMENTS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "lanes": ({"lanes": 2}, {"lanes": 3}, "lanes is 2 on rank 0 but 3 on rank 2"),
+    "checksum": (
+        {},
+        {"environ": {"ALLREDUCE_CHECKSUM": "0"}},
+        "checksum is True on rank 0 but False on rank 2",
+    ),
     "nodes": ({"nodes": 1}, {"nodes": 3}, "nodes is 1 on rank 0 but 3 on rank 2"),
     "variable": (
         {},
@@ -95,6 +102,20 @@ def test_ranks_that_disagree_all_hear_it_at_once(usual, odd, says: str) -> None:
     all_raise(results, ValueError, "seal" if sealed else says)
 
 
+def test_two_builds_do_not_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = MemoryStore()
+    make = _startup._card
+
+    def card(request, unix):
+        made = make(request, unix)
+        return replace(made, sources="0123abcd") if request.rank == 2 else made
+
+    monkeypatch.setattr(_startup, "_card", card)
+    results = in_threads(3, lambda rank: connect_rank(store, rank, 3))
+    all_raise(results, ValueError, "rank 2 runs another build than rank 0")
+    assert "0123abcd" in str(results[0])
+
+
 def test_world_sizes_that_disagree_are_named() -> None:
     store = MemoryStore()
     results = in_threads(3, lambda rank: connect_rank(store, rank, 4 if rank == 1 else 3))
@@ -119,10 +140,12 @@ def test_impossible_nodes_are_refused_on_every_rank() -> None:
 
 def test_two_processes_with_one_rank_are_noticed() -> None:
     store = MemoryStore()
-    with pytest.raises(TimeoutError):
-        connect_rank(store, 1, 2, timeout=0.05)
-    with pytest.raises(ValueError, match="another process has the same rank"):
-        connect_rank(store, 1, 2)
+    results = in_threads(3, lambda i: connect_rank(store, min(i, 1), 2, timeout=3.0))
+    errors = [result for result in results if isinstance(result, Exception)]
+    close_wirings(results)
+    assert len(errors) == 1
+    assert isinstance(errors[0], ValueError)
+    assert "another process has the same rank 1" in str(errors[0])
 
 
 @pytest.mark.parametrize(
@@ -193,8 +216,6 @@ def test_ranks_that_expect_another_arena_are_told() -> None:
 
 
 def test_a_rank_that_gives_up_fails_the_others_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    from allreduce import _startup
-
     class GivesUp(_startup.Wirer):
         def run(self) -> None:
             if self._rank == 2:
@@ -213,12 +234,62 @@ def test_a_rank_that_gives_up_fails_the_others_by_name(monkeypatch: pytest.Monke
 
 def test_keys_of_an_earlier_generation_are_never_read(tmp_path: Path) -> None:
     store = FileStore(tmp_path)
-    for rank in (0, 1, 2):  # a run that stopped before rank 3 came
-        with pytest.raises(TimeoutError):
-            connect_rank(store, rank, 4, timeout=0.02)
+    results = in_threads(3, lambda rank: connect_rank(store, rank, 4, timeout=SHORT))
+    all_raise(results, TimeoutError, "rank 3 never came")  # a run that stopped before it came
     assert len(list(tmp_path.iterdir())) > 3
     with connected(4, FileStore(tmp_path), generation=1) as mesh:
         assert mesh[0].generation == 1
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("late", [0, 1])
+def test_a_rank_that_missed_an_attempt_hears_nothing_of_it(world_size: int, late: int) -> None:
+    store = MemoryStore()
+    there = [rank for rank in range(world_size) if rank != late]
+    results = in_threads(
+        len(there), lambda i: connect_rank(store, there[i], world_size, timeout=SHORT)
+    )
+    all_raise(results, TimeoutError, f"rank {late} never came")
+
+    def again(rank: int) -> Wiring:
+        time.sleep(0.2 * (rank != late))  # it is the first this time
+        return connect_rank(store, rank, world_size)
+
+    results = in_threads(world_size, again)
+    assert all(isinstance(result, Wiring) for result in results), results
+    close_wirings(results)
+
+
+@pytest.mark.parametrize("killed", [0, 1, 2])
+def test_an_attempt_that_was_killed_half_way_leaves_nothing_to_stumble_over(
+    tmp_path: Path, killed: int
+) -> None:
+    program = (
+        "import sys, allreduce._store as s, allreduce._mesh as m\n"
+        "m.connect(s.FileStore(sys.argv[1]), int(sys.argv[2]), 3, arena_bytes=lambda n: 65536 * n,"
+        " timeout=60, environ={})"
+    )
+    # Rank 0 has read the card of one rank, and waits for the other; both are killed then.
+    others = [rank for rank in (0, 1, 2) if rank != killed]
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    popens = [subprocess.Popen([*command, str(rank)]) for rank in others]
+    cards = 2 if killed else 0
+    while len(list(tmp_path.glob("key-*card*"))) < cards:
+        time.sleep(0.01)
+    for popen in popens:
+        popen.kill()
+        popen.wait()
+    with connected(3, FileStore(tmp_path)) as mesh:
+        assert len(mesh) == 3
+
+
+def test_another_process_cannot_be_rank_0_unnoticed() -> None:
+    store = MemoryStore()
+    results = in_threads(3, lambda i: connect_rank(store, max(0, i - 1), 2, timeout=2.0))
+    errors = [result for result in results if isinstance(result, Exception)]
+    close_wirings(results)
+    assert errors
+    assert all(isinstance(error, ValueError | TimeoutError) for error in errors), errors
 
 
 def test_a_lost_store_is_a_connection_error() -> None:
