@@ -110,12 +110,19 @@ void Group::check_usable() const {
 std::shared_ptr<SharedMapping> Group::add_symmetric(int fd, size_t bytes) {
   auto mapping = SharedMapping::open(fd, bytes * static_cast<size_t>(topology_.local_size));
   const std::lock_guard lock(mutex_);
-  symmetric_.push_back({mapping, bytes});
+  // Ranks free theirs at different times: numbers, not places in this list, tell which is meant.
+  std::erase_if(symmetric_, [](const Symmetric& known) { return known.mapping.expired(); });
+  symmetric_.push_back({mapping, bytes, ++num_symmetric_});
   return mapping;
 }
 
 std::byte* Group::symmetric_part(const SharedMapping& mapping, size_t bytes) const {
   return mapping.data() + bytes * static_cast<size_t>(topology_.local_rank);
+}
+
+size_t Group::known_symmetric() const {
+  const std::lock_guard lock(mutex_);
+  return symmetric_.size();
 }
 
 Traffic Group::traffic() const {

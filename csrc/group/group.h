@@ -125,6 +125,7 @@ class Group {
   // starts at i * bytes. A call whose data lies there copies nothing. Returns this rank's part.
   std::shared_ptr<SharedMapping> add_symmetric(int fd, size_t bytes);
   std::byte* symmetric_part(const SharedMapping& mapping, size_t bytes) const;
+  size_t known_symmetric() const;  // how many of them a call is looked for in
 
   // The devices of this node's ranks work together from now on. Every rank calls it at the same
   // place among its collectives; calls on other devices go on through the host.
@@ -180,7 +181,8 @@ class Group {
   };
   struct Symmetric {
     std::weak_ptr<SharedMapping> mapping;
-    size_t bytes;  // per local rank
+    size_t bytes;     // per local rank
+    uint64_t number;  // of the allocation: the same on all ranks of the node
   };
 
   // group.cc: life
@@ -312,7 +314,8 @@ class Group {
   std::string error_text_;
   std::vector<Choice> choices_;
   std::array<std::optional<Known>, 64> known_;  // by a hash of the call
-  std::vector<Symmetric> symmetric_;
+  std::vector<Symmetric> symmetric_;            // those that are in use, and the last ones freed
+  uint64_t num_symmetric_ = 0;                  // that were ever made
   std::map<std::tuple<Collective, std::string, int, int>, Schedule> schedules_;
   std::map<std::tuple<std::string, std::vector<size_t>, int>, std::shared_ptr<const Program>>
       programs_;

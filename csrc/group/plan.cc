@@ -246,17 +246,17 @@ std::vector<std::byte*> Group::symmetric_places(const Call& call, uint32_t& plac
   const auto* data = static_cast<const std::byte*>(call.data);
   const size_t bytes = call.count * size_of(call.dtype);
   const std::lock_guard lock(mutex_);
-  for (size_t i = 0; i < symmetric_.size(); ++i) {
-    const auto mapping = symmetric_[i].mapping.lock();
+  for (const Symmetric& known : symmetric_) {
+    const auto mapping = known.mapping.lock();
     if (!mapping) continue;
-    const std::byte* part = symmetric_part(*mapping, symmetric_[i].bytes);
-    if (data < part || data + bytes > part + symmetric_[i].bytes) continue;
+    const std::byte* part = symmetric_part(*mapping, known.bytes);
+    if (data < part || data + bytes > part + known.bytes) continue;
     const auto offset = static_cast<size_t>(data - part);
     // All ranks of a node must mean the same place, or they would sum different buffers.
-    place_hash = mix(mix(place_hash, i + 1), offset);
+    place_hash = mix(mix(place_hash, known.number), offset);
     std::vector<std::byte*> places;
     for (int r = 0; r < topology_.local_size; ++r) {
-      places.push_back(mapping->data() + symmetric_[i].bytes * r + offset);
+      places.push_back(mapping->data() + known.bytes * r + offset);
     }
     return places;
   }

@@ -246,6 +246,7 @@ void register_group(py::module_& m) {
              const auto address = reinterpret_cast<uintptr_t>(self.symmetric_part(*mapping, bytes));
              return std::pair(mapping, address);
            })
+      .def_property_readonly("known_symmetric", &Group::known_symmetric)
       .def("set_device_stage", &Group::set_device_stage)
       .def("raise_on_failure", &Group::raise_on_failure, py::arg("memory"), py::arg("offset"))
       .def_property_readonly("host_path_bytes", &Group::host_path_bytes)

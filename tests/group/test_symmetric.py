@@ -65,6 +65,30 @@ def test_it_may_come_and_go():
     run_threads(2, body)
 
 
+def test_what_was_freed_is_looked_for_in_no_call():
+    def body(comm):
+        kept = comm.symmetric_empty(100)
+        for _ in range(200):
+            comm.symmetric_empty(100)
+        assert comm._group.known_symmetric <= 3
+        kept[:] = 1
+        assert (comm.allreduce(kept) == 2).all()
+
+    run_threads(2, body)
+
+
+def test_ranks_that_free_at_different_times_mean_one_place():
+    def body(comm):
+        arrays = [comm.symmetric_empty(100) for _ in range(6)]
+        del arrays[comm.rank : comm.rank + 2]
+        last = comm.symmetric_empty(100)
+        for x in (arrays[-1], last):
+            x[:] = 1
+            assert (comm.allreduce(x) == 2).all()
+
+    run_threads(2, body)
+
+
 @pytest.mark.parametrize("layout", ["1x2", "2x2", "3+1+2"])
 @pytest.mark.parametrize("least", [0, 1])
 def test_shapes_that_differ_never_give_wrong_numbers(layout, least):
