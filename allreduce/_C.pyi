@@ -237,6 +237,7 @@ class Group:
         rails: int,
         segment_bytes: int,
         ranks_on_host: int,
+        checksum: bool,
         control: dict[int, int],
         data: dict[int, list[int]],
         arena: int,

@@ -56,6 +56,7 @@ def make_group(wiring: Wiring, options: dict[str, Any]) -> _C.Group:
             rails=1 if options["local"] == "reduce_bcast" else options["rails"],
             segment_bytes=options["segment_bytes"],
             ranks_on_host=wiring.ranks_on_host,
+            checksum=wiring.checksum,
             control=wiring.control,
             data=wiring.data,
             arena=wiring.arena_fd,

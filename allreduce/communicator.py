@@ -49,8 +49,9 @@ class Communicator(PartCollectives, PointToPoint):
     raises at the next call, and leaves NaN in what it had not yet reduced.
 
     Errors of every collective: `UsageError` (an argument cannot work), `MismatchError` (ranks
-    disagree), `PeerError` (a rank died or left), `Timeout`, `AbortedError` (the group has failed
-    before). After any but the first the group is poisoned, on all ranks.
+    disagree), `IntegrityError` (data were damaged on the way), `PeerError` (a rank died or left),
+    `Timeout`, `AbortedError` (the group has failed before). After any but the first the group is
+    poisoned, on all ranks.
     """
 
     def __init__(self, wiring: Wiring, store: Store, options: dict[str, Any]) -> None:
@@ -102,6 +103,7 @@ class Communicator(PartCollectives, PointToPoint):
         rails: int | None = None,
         lanes: int | None = None,
         segment_bytes: int | None = None,
+        checksum: bool | None = None,
         measure: bool = True,
         tuning: TuningOption = None,
     ) -> Communicator:
@@ -118,6 +120,8 @@ class Communicator(PartCollectives, PointToPoint):
             lanes: independent connections to each peer; as many collectives may be in flight.
             segment_bytes: most bytes that one step of a schedule carries. Where these three are
                 None: what the tuning file says, else 0, 2 and 256 KiB.
+            checksum: what passes between nodes carries a CRC32C, and damage is an `IntegrityError`.
+                `ALLREDUCE_CHECKSUM` (0 or 1) where None, else yes.
             tuning: a file that `python -m allreduce.tune` has written; `ALLREDUCE_TUNING` where
                 None. Or the `tuning` of a larger group of the same machines.
             measure: without a tuning measure now, in under a second, so that `algo="auto"` chooses
@@ -135,18 +139,15 @@ class Communicator(PartCollectives, PointToPoint):
             world_size,
             nodes=nodes,
             lanes=lanes,
+            checksum=checksum,
             arena_bytes=lambda local_size: _C.arena_bytes(local_size, lanes),
             timeout=timeout,
             generation=generation,
             tuning=asked,
         )
         options = {
-            "timeout": timeout,
-            "local": local,
-            "rails": rails,
-            "lanes": lanes,
-            "segment_bytes": segment_bytes,
-            "measure": measure,
+            **{"timeout": timeout, "local": local, "rails": rails, "lanes": lanes},
+            **{"segment_bytes": segment_bytes, "checksum": wiring.checksum, "measure": measure},
         }
         return cls(wiring, store, _tuned(wiring, options, asked))
 

@@ -9,6 +9,7 @@ __all__ = [
     "AbortedError",
     "CudaError",
     "Error",
+    "IntegrityError",
     "MismatchError",
     "PeerError",
     "SystemCallError",
@@ -39,6 +40,10 @@ class Timeout(TimeoutError, Error):
 
 class MismatchError(Error):
     """Ranks called different collectives, or one with different arguments."""
+
+
+class IntegrityError(MismatchError):
+    """What a rank sent arrived as something else: a checksum differs."""
 
 
 class SystemCallError(OSError, Error):

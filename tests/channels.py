@@ -46,10 +46,11 @@ KINDS: dict[str, Callable[[], tuple]] = {
     "shm": testing.shm_pair,
     "shm-tiny": lambda: testing.shm_pair(capacity=64),
     "socket": testing.socket_pair,
+    "socket-unchecked": lambda: testing.socket_pair(checked=False),
     "tcp": tcp_pair,
     "tcp-narrow": narrow_tcp_pair,
 }
-STREAMS = ("socket", "tcp", "tcp-narrow")  # over a socket, with an end
+STREAMS = ("socket", "socket-unchecked", "tcp", "tcp-narrow")  # over a socket, with an end
 
 
 def mesh(kind: str, world_size: int) -> list[dict]:

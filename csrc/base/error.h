@@ -9,7 +9,16 @@
 namespace hier {
 
 // Kinds travel in abort frames, so that every rank raises the same type. Append only.
-enum class ErrorKind : unsigned char { usage = 1, peer, timeout, mismatch, system, cuda, aborted };
+enum class ErrorKind : unsigned char {
+  usage = 1,
+  peer,
+  timeout,
+  mismatch,
+  system,
+  cuda,
+  aborted,
+  integrity
+};
 
 class Error : public std::runtime_error {
  public:
@@ -40,6 +49,11 @@ struct Timeout : Error {
 // RuntimeError.
 struct MismatchError : Error {
   explicit MismatchError(const std::string& what) : Error(ErrorKind::mismatch, what) {}
+};
+
+// What a peer sent arrived as something else. Python: IntegrityError, a MismatchError.
+struct IntegrityError : Error {
+  explicit IntegrityError(const std::string& what) : Error(ErrorKind::integrity, what) {}
 };
 
 // The operating system refused. Python: OSError.

@@ -81,10 +81,11 @@ Engine::Ticket Engine::submit(Job job) {
 
 Engine::Cursor Engine::open(Task* task, const Queue& queue) const {
   const Job& job = task->job;
-  Cursor cursor{.task = task, .queue = &queue, .header = {}};
+  Cursor cursor{.task = task, .queue = &queue};
   cursor.opened = !job.opens;
+  cursor.checked = channels_[queue.peer]->checked();
   cursor.padding_left = -(elements_of(*job.program, queue) * job.element_bytes) & 7;
-  if (job.opens && queue.send) cursor.header = header_of(job, queue);
+  if (job.opens && queue.send) cursor.opening.header = header_of(job, queue);
   return cursor;
 }
 
@@ -159,11 +160,15 @@ void Engine::spill_head(Fifo& fifo, Cursor& cursor) {
     fifo.spill.insert(fifo.spill.end(), rest.begin(), rest.end());
   };
   if (!cursor.opened) {
-    append(std::as_bytes(std::span(&cursor.header, 1)).subspan(cursor.header_done));
+    append(cursor.opening.to_send(cursor.checked).subspan(cursor.header_done));
     cursor.opened = true;
   }
-  const size_t bytes = step.count * job.element_bytes;
-  append({source_of(job, step) + cursor.done, bytes - cursor.done});
+  const size_t bytes = step.count * job.element_bytes, done = std::min(cursor.done, bytes);
+  append({source_of(job, step) + done, bytes - done});
+  if (cursor.checked) {
+    cursor.sum.cover(source_of(job, step), bytes);
+    append(cursor.sum.trailer().bytes().subspan(cursor.done - done));
+  }
   finish_step(cursor, id);
 }
 
@@ -196,6 +201,8 @@ bool Engine::turn(Fifo& fifo) {
   } catch (const ChannelBroken& broken) {
     throw PeerError(fifo.peer, where(fifo) + ": " + broken.what() + "; rank " +
                                    std::to_string(fifo.peer) + " has probably died");
+  } catch (const Damaged&) {
+    throw IntegrityError(damage(fifo));
   }
   return moved;
 }
@@ -223,93 +230,119 @@ void Engine::finish_step(Cursor& cursor, uint32_t id) {
   }
   ++cursor.next;
   cursor.done = 0;
+  cursor.sum = {};
 }
 
-// Header, payload of the head step and padding leave in one call, so that a small message costs one
-// system call and one packet.
+// Header, payload of the head step, trailer and padding leave in one call, so that a small message
+// costs one system call and one packet.
 bool Engine::send_some(Channel& channel, Cursor& cursor, size_t& budget) {
   const Job& job = cursor.task->job;
-  std::array<Bytes, 3> parts;
-  size_t header_left = 0, payload_left = 0;
+  std::array<Bytes, 4> parts;
   if (!cursor.opened) {
-    header_left = sizeof(RunHeader) - cursor.header_done;
-    parts[0] = std::as_bytes(std::span(&cursor.header, 1)).subspan(cursor.header_done);
+    parts[0] = cursor.opening.to_send(cursor.checked).subspan(cursor.header_done);
   }
   uint32_t id = 0;
   size_t step_left = 0;
+  Trailer trailer;
   const bool has_step = cursor.next < cursor.queue->count;
   if (has_step) {
     id = job.program->order[cursor.queue->first + cursor.next];
+    // The header waits for its payload: one packet, not two.
+    if (cursor.task->waits[id] > 0) return false;
     const Step& step = job.program->steps[id];
-    if (cursor.task->waits[id] == 0) {
-      step_left = step.count * job.element_bytes - cursor.done;
-      payload_left = std::min(step_left, budget);
-      parts[1] = {source_of(job, step) + cursor.done, payload_left};
-    } else {
-      return false;  // the header waits for its payload: one packet, not two
+    const std::byte* source = source_of(job, step);
+    const size_t bytes = step.count * job.element_bytes, done = std::min(cursor.done, bytes);
+    parts[1] = {source + done, std::min(bytes - done, budget)};
+    step_left = bytes - done;
+    if (cursor.checked) {
+      cursor.sum.cover(source, done + parts[1].size());
+      const size_t of_trailer = cursor.done - done;
+      step_left += sizeof(Trailer) - of_trailer;
+      trailer = cursor.sum.trailer();
+      if (done + parts[1].size() == bytes) parts[2] = trailer.bytes().subspan(of_trailer);
     }
   }
-  const bool last =
-      !has_step || (cursor.next + 1 == cursor.queue->count && payload_left == step_left);
-  if (last) parts[2] = Bytes(kZeros).first(cursor.padding_left);
+  const size_t of_step = parts[1].size() + parts[2].size();
+  const bool last = !has_step || (cursor.next + 1 == cursor.queue->count && of_step == step_left);
+  if (last) parts[3] = Bytes(kZeros).first(cursor.padding_left);
   size_t sent = channel.try_write(parts);
   if (sent == 0) return false;
   budget -= std::min(budget, sent);
 
-  const size_t of_header = std::min(sent, header_left);
-  cursor.header_done += of_header, sent -= of_header;
-  if (of_header == header_left) cursor.opened = true;
-  const size_t of_payload = std::min(sent, payload_left);
-  cursor.done += of_payload, sent -= of_payload;
-  if (has_step && of_payload == step_left) finish_step(cursor, id);
+  const size_t header_sent = std::min(sent, parts[0].size());
+  cursor.header_done += header_sent, sent -= header_sent;
+  if (header_sent == parts[0].size()) cursor.opened = true;
+  const size_t step_sent = std::min(sent, of_step);
+  cursor.done += step_sent, sent -= step_sent;
+  if (has_step && step_sent == step_left) finish_step(cursor, id);
   cursor.padding_left -= sent;
   return true;
 }
 
 bool Engine::receive_header(Channel& channel, Cursor& cursor) {
-  const auto whole = std::as_writable_bytes(std::span(&cursor.header, 1));
+  const auto whole = cursor.opening.room(cursor.checked);
   const size_t n = channel.try_read(whole.subspan(cursor.header_done));
   cursor.header_done += n;
-  if (cursor.header_done == sizeof(RunHeader)) {
+  if (cursor.header_done == whole.size()) {
+    if (cursor.checked) cursor.opening.check();
     cursor.opened = true;
     const RunHeader expected = header_of(cursor.task->job, *cursor.queue);
-    if (auto wrong = disagreement(expected, cursor.header)) {
+    if (auto wrong = disagreement(expected, cursor.opening.header, cursor.queue->peer)) {
       throw MismatchError(*wrong);
     }
   }
   return n > 0;
 }
 
+bool Engine::receive_padding(Channel& channel, Cursor& cursor) {
+  std::array<std::byte, 8> padding;
+  const size_t n = channel.try_read(std::span(padding).first(cursor.padding_left));
+  if (cursor.checked && !std::equal(padding.begin(), padding.begin() + n, kZeros.begin())) {
+    throw Damaged{};
+  }
+  cursor.padding_left -= n;
+  return n > 0;
+}
+
+// Bytes of the head step's elements, or of the trailer behind them.
 size_t Engine::receive_payload(Channel& channel, Cursor& cursor, const Step& step, size_t most) {
   const Job& job = cursor.task->job;
+  const size_t bytes = step.count * job.element_bytes;
+  const auto trailer = cursor.checked ? cursor.trailer.room() : std::span<std::byte>();
+  if (cursor.done >= bytes) return channel.try_read(trailer.subspan(cursor.done - bytes));
+  most = std::min(bytes - cursor.done, most);
   std::byte* at = job.data + step.offset * job.element_bytes + cursor.done;
-  if (step.kind == StepKind::recv_copy) return channel.try_read({at, most});
+  if (step.kind == StepKind::recv_copy) {
+    const bool last = cursor.done + most == bytes;
+    const size_t n = channel.try_read_both({at, most}, last ? trailer : std::span<std::byte>());
+    if (cursor.checked) cursor.sum.add({at, std::min(n, most)});
+    return n;
+  }
   const Bytes ready = channel.peek(job.element_bytes);
   const size_t count = std::min(ready.size(), most) / job.element_bytes;
   if (count == 0) return 0;
+  const size_t taken = count * job.element_bytes;
+  if (cursor.checked) cursor.sum.add(ready.first(taken));
   job.reduce(at, ready.data(), count);
-  channel.consume(count * job.element_bytes);
-  return count * job.element_bytes;
+  channel.consume(taken);
+  return taken;
 }
 
 bool Engine::receive_some(Channel& channel, Cursor& cursor, size_t& budget) {
   if (!cursor.opened) return receive_header(channel, cursor);
-  if (cursor.next == cursor.queue->count) {
-    std::array<std::byte, 8> padding;
-    const size_t n = channel.try_read(std::span(padding).first(cursor.padding_left));
-    cursor.padding_left -= n;
-    return n > 0;
-  }
+  if (cursor.next == cursor.queue->count) return receive_padding(channel, cursor);
   const Job& job = cursor.task->job;
   const uint32_t id = job.program->order[cursor.queue->first + cursor.next];
   if (cursor.task->waits[id] > 0) return false;
   const Step& step = job.program->steps[id];
-  const size_t left = step.count * job.element_bytes - cursor.done;
-  const size_t n =
-      receive_payload(channel, cursor, step, std::min(left, std::max(budget, size_t{8})));
+  const size_t all = step.count * job.element_bytes + (cursor.checked ? sizeof(Trailer) : 0);
+  const size_t n = receive_payload(channel, cursor, step, std::max(budget, size_t{8}));
   cursor.done += n;
   budget -= std::min(budget, n);
-  if (n == left) finish_step(cursor, id);
+  if (cursor.done == all) {
+    if (cursor.checked) cursor.sum.check(cursor.trailer);
+    finish_step(cursor, id);
+  }
   return n > 0;
 }
 
@@ -337,33 +370,6 @@ bool Engine::stuck_on(int rank) const {
   // A message of the peer may be here already and wait for a step of another queue.
   const auto stuck = [&](const Fifo& fifo) { return !fifo.empty() && can_move(fifo); };
   return stuck(fifos_[2 * rank]) || stuck(fifos_[2 * rank + 1]);
-}
-
-std::string Engine::where(const Fifo& fifo) const {
-  if (fifo.cursors.empty()) return "send to rank " + std::to_string(fifo.peer);
-  const Cursor& cursor = fifo.cursors.front();
-  const Job& job = cursor.task->job;
-  const std::string verb = fifo.send ? "send to rank " : "receive from rank ";
-  std::string text = verb + std::to_string(fifo.peer);
-  if (cursor.next < cursor.queue->count) {
-    const Step& step = head(*cursor.queue, *job.program, cursor.next);
-    text += " of " + std::to_string(step.count * job.element_bytes) + " B (round " +
-            std::to_string(step.round) + ", chunk " + std::to_string(step.chunk) + ", " +
-            std::to_string(cursor.done) + " B done)";
-  }
-  if (job.header) text += " in " + describe(*job.header);
-  return text;
-}
-
-std::string Engine::describe_wait() const {
-  // Receives say more than sends, which usually wait for a receive of somebody else.
-  for (const bool send : {false, true}) {
-    for (uint32_t index : active_) {
-      const Fifo& fifo = fifos_[index];
-      if (fifo.send == send && can_move(fifo)) return where(fifo);
-    }
-  }
-  return "nothing on the engine";
 }
 
 }  // namespace hier

@@ -17,6 +17,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/checksum.h"
 #include "engine/header.h"
 #include "program/program.h"
 #include "reduce/reduce.h"
@@ -45,7 +46,7 @@ class Engine {
   bool finished(Ticket ticket) const;
 
   // One turn: each queue moves at most one quantum. True if anything moved.
-  // Throws PeerError naming rank and step, or MismatchError.
+  // Throws PeerError or IntegrityError, naming rank and step, or MismatchError.
   bool progress();
 
   bool idle() const { return active_.empty(); }
@@ -65,12 +66,15 @@ class Engine {
   struct Cursor {
     Task* task;
     const Queue* queue;
-    uint32_t next = 0;        // index of the head step within the queue
-    size_t done = 0;          // bytes of the head step
-    size_t header_done = 0;   // bytes of the run header
-    size_t padding_left = 0;  // bytes after the last step: jobs start at multiples of 8
-    bool opened = false;      // the header has passed
-    RunHeader header;         // as it is sent, or received
+    uint32_t next = 0;                // index of the head step within the queue
+    size_t done = 0;                  // bytes of the head step, and then of its trailer
+    size_t header_done = 0;           // bytes of the opening
+    size_t padding_left = 0;          // bytes after the last step: jobs start at multiples of 8
+    bool opened = false;              // the opening has passed
+    bool checked = false;             // units have trailers
+    Checksum sum = {};                // of the head step
+    Trailer trailer = {};             // of the head step, as it is received
+    Opening<RunHeader> opening = {};  // as it is sent, or received
   };
   struct Fifo {
     int peer = 0;
@@ -91,12 +95,14 @@ class Engine {
   bool send_some(Channel& channel, Cursor& cursor, size_t& budget);
   bool receive_some(Channel& channel, Cursor& cursor, size_t& budget);
   bool receive_header(Channel& channel, Cursor& cursor);
+  bool receive_padding(Channel& channel, Cursor& cursor);
   size_t receive_payload(Channel& channel, Cursor& cursor, const Step& step, size_t most);
   void finish_step(Cursor& cursor, uint32_t id);
   bool complete(const Cursor& cursor) const;
   bool can_move(const Fifo& fifo) const;
   void retire(Fifo& fifo);
   std::string where(const Fifo& fifo) const;
+  std::string damage(const Fifo& fifo) const;
 
   std::vector<Channel*> channels_;
   std::vector<Fifo> fifos_;                   // 2 * rank + (1 if sending)

@@ -33,11 +33,30 @@ std::string describe(const RunHeader& h) {
   return text + ") #" + std::to_string(h.run);
 }
 
-std::optional<std::string> disagreement(const RunHeader& mine, const RunHeader& theirs) {
+namespace {
+
+// Whether collective, operation and dtype exist.
+bool can_be_described(const RunHeader& h) {
+  try {
+    return !describe(h).empty();
+  } catch (const std::exception&) {
+    return false;
+  }
+}
+
+}  // namespace
+
+std::optional<std::string> disagreement(const RunHeader& mine, const RunHeader& theirs, int from) {
   if (theirs.magic != RunHeader::kMagic || theirs.version != RunHeader::kVersion ||
-      theirs.group_id != mine.group_id || theirs.generation != mine.generation) {
+      theirs.group_id != mine.group_id || theirs.generation != mine.generation ||
+      !can_be_described(theirs)) {
     return "the stream from a peer does not continue with a run header of this group: another "
            "version of hier-allreduce, or corrupted data";
+  }
+  if (theirs.source != from) {
+    return "rank " + std::to_string(mine.source) + " received, as of rank " + std::to_string(from) +
+           ", the run header of rank " + std::to_string(theirs.source) + " (" + describe(theirs) +
+           "): connections are crossed, or data corrupted";
   }
   RunHeader same = theirs;
   same.source = mine.source;

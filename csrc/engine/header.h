@@ -41,7 +41,8 @@ static_assert(sizeof(RunHeader) == 64);
 // "allreduce(f32[1000], sum, halving_doubling) #41"
 std::string describe(const RunHeader& header);
 
-// What is wrong if two ranks of a group meet with these headers, in words; nothing if they agree.
-std::optional<std::string> disagreement(const RunHeader& mine, const RunHeader& theirs);
+// What is wrong if a rank of a group meets `theirs`, which came from rank `from`, in words; nothing
+// if they agree.
+std::optional<std::string> disagreement(const RunHeader& mine, const RunHeader& theirs, int from);
 
 }  // namespace hier

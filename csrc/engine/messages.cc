@@ -16,7 +16,10 @@ using Type = MessageHeader::Type;
 
 constexpr int kCallsPerTurn = 16;      // to one channel and direction
 constexpr unsigned kListenEvery = 16;  // turns between two looks at peers that nobody waits for
-constexpr int kMostNamed = 8;          // messages in an error's text
+
+size_t trailer_bytes(bool checked, size_t payload) {
+  return checked && payload > 0 ? sizeof(Trailer) : 0;
+}
 
 bool has_payload(Type type) { return type == Type::eager || type == Type::data; }
 
@@ -28,18 +31,7 @@ bool matches(const Transfer& receive, int source, int tag) {
          (receive.tag == kAnyTag || receive.tag == tag);
 }
 
-std::string amount(DType dtype, size_t bytes) {
-  return std::string(name_of(dtype)) + "[" + std::to_string(bytes / size_of(dtype)) + "]";
-}
-
 }  // namespace
-
-std::string describe(const Transfer& t) {
-  const std::string peer = t.peer == kAnySource ? "any rank" : "rank " + std::to_string(t.peer);
-  const std::string tag = t.tag == kAnyTag ? "any tag" : "tag " + std::to_string(t.tag);
-  return std::string(t.send ? "send(" : "recv(") + amount(t.dtype, t.bytes) +
-         (t.send ? ") to " : ") from ") + peer + ", " + tag;
-}
 
 Messages::Messages(int rank, uint32_t group_id, uint16_t generation, std::vector<Channel*> channels)
     : rank_(rank), group_id_(group_id), generation_(generation), peers_(channels.size()) {
@@ -53,6 +45,10 @@ MessageHeader Messages::header_of(Type type, const Peer& peer) const {
   header.group_id = group_id_;
   header.consumed = peer.consumed;
   return header;
+}
+
+void Messages::push(Peer& peer, const MessageHeader& header, std::shared_ptr<Transfer> transfer) {
+  peer.outgoing.push_back({{header, {}}, std::move(transfer)});
 }
 
 void Messages::post(const std::deque<std::shared_ptr<Transfer>>& transfers) {
@@ -78,11 +74,11 @@ void Messages::post_send(const std::shared_ptr<Transfer>& transfer) {
   header.bytes = transfer->bytes;
   if (eager) {
     peer.eager_sent += weight(transfer->bytes);
-    peer.outgoing.push_back({header, transfer});
+    push(peer, header, transfer);
   } else {
     header.id = next_id_++;
     peer.announced.emplace(header.id, transfer);
-    peer.outgoing.push_back({header, nullptr});
+    push(peer, header);
   }
 }
 
@@ -119,7 +115,7 @@ void Messages::take_early(std::list<Early>::iterator early,
 void Messages::grant(Peer& peer, uint64_t id) {
   MessageHeader header = header_of(Type::grant, peer);
   header.id = id;
-  peer.outgoing.push_back({header, nullptr});
+  push(peer, header);
 }
 
 // The receive becomes one from `source`, whose message must be what it expects.
@@ -192,6 +188,8 @@ bool Messages::advance(int rank, Peer& peer) {
   } catch (const ChannelBroken& why) {
     peer.ended = true;
     if (waits_for(rank)) broken(rank, why.what());
+  } catch (const Damaged&) {
+    damaged(rank, peer);
   }
   try {
     if (peer.ended && !peer.outgoing.empty()) throw ChannelBroken("closed by the peer before");
@@ -203,49 +201,74 @@ bool Messages::advance(int rank, Peer& peer) {
   return moved;
 }
 
-// Header and payload leave in one call, so that a small message costs one system call.
+// Header, payload and trailer leave in one call, so that a small message costs one system call.
 bool Messages::send_some(Peer& peer) {
   if (peer.outgoing.empty()) return false;
   Outgoing& out = peer.outgoing.front();
-  constexpr size_t kHead = sizeof(MessageHeader);
-  const size_t payload = out.transfer ? out.transfer->bytes : 0;
-  const size_t done = out.sent - std::min(out.sent, kHead);
-  std::array<Bytes, 2> parts;
-  if (out.sent < kHead) parts[0] = std::as_bytes(std::span(&out.header, 1)).subspan(out.sent);
-  if (done < payload)
-    parts[1] = {out.transfer->data + done, std::min(payload - done, peer.channel->quantum())};
+  const bool checked = peer.channel->checked();
+  const size_t head = out.opening.bytes(checked), payload = out.transfer ? out.transfer->bytes : 0;
+  const size_t end = head + payload + trailer_bytes(checked, payload);
+  std::array<Bytes, 3> parts;
+  if (out.sent < head) parts[0] = out.opening.to_send(checked).subspan(out.sent);
+  const size_t done = std::min(out.sent - std::min(out.sent, head), payload);
+  const size_t next = std::min(payload - done, peer.channel->quantum());
+  if (next > 0) parts[1] = {out.transfer->data + done, next};
+  Trailer trailer;
+  if (end > head + payload) {
+    out.sum.cover(out.transfer->data, done + next);
+    trailer = out.sum.trailer();
+    if (done + next == payload)
+      parts[2] = trailer.bytes().last(end - std::max(out.sent, head + payload));
+  }
   const size_t sent = peer.channel->try_write(parts);
   out.sent += sent;
-  if (out.sent < kHead + payload) return sent > 0;
+  if (out.sent < end) return sent > 0;
   const auto transfer = std::move(out.transfer);
   peer.outgoing.pop_front();
   if (transfer) finish(transfer);
   return true;
 }
 
+bool Messages::receive_header(int rank, Peer& peer) {
+  const bool checked = peer.channel->checked();
+  const auto whole = peer.opening.room(checked);
+  const size_t n = peer.channel->try_read(whole.subspan(peer.header_done));
+  peer.header_done += n;
+  if (peer.header_done < whole.size()) return n > 0;
+  if (checked) peer.opening.check();
+  const MessageHeader& header = peer.opening.header;
+  opened(rank, peer);
+  if (!has_payload(header.type) || header.bytes == 0) arrived(rank, peer);
+  return true;
+}
+
 bool Messages::receive_some(int rank, Peer& peer) {
   if (peer.ended) return false;
-  if (peer.header_done < sizeof(MessageHeader)) {
-    const auto whole = std::as_writable_bytes(std::span(&peer.header, 1));
-    const size_t n = peer.channel->try_read(whole.subspan(peer.header_done));
-    peer.header_done += n;
-    if (peer.header_done < sizeof(MessageHeader)) return n > 0;
-    opened(rank, peer);
-    if (!has_payload(peer.header.type) || peer.header.bytes == 0) arrived(rank, peer);
-    return true;
-  }
+  const bool checked = peer.channel->checked();
+  if (peer.header_done < peer.opening.bytes(checked)) return receive_header(rank, peer);
+  const size_t bytes = peer.opening.header.bytes;
   std::byte* to = peer.receiver ? peer.receiver->data : peer.early->payload.data();
-  const size_t left = peer.header.bytes - peer.payload_done;
-  const size_t n =
-      peer.channel->try_read({to + peer.payload_done, std::min(left, peer.channel->quantum())});
+  const auto trailer = peer.trailer.room().first(trailer_bytes(checked, bytes));
+  size_t n = 0;
+  if (peer.payload_done >= bytes) {
+    n = peer.channel->try_read(trailer.subspan(peer.payload_done - bytes));
+  } else {
+    const size_t left = bytes - peer.payload_done, most = std::min(left, peer.channel->quantum());
+    const std::span<std::byte> dst(to + peer.payload_done, most);
+    n = peer.channel->try_read_both(dst, most == left ? trailer : std::span<std::byte>());
+    if (checked) peer.sum.add(dst.first(std::min(n, most)));
+  }
   peer.payload_done += n;
-  if (n == left) arrived(rank, peer);
+  if (peer.payload_done == bytes + trailer.size()) {
+    if (checked) peer.sum.check(peer.trailer);
+    arrived(rank, peer);
+  }
   return n > 0;
 }
 
 // A header has come: finds where the payload goes.
 void Messages::opened(int rank, Peer& peer) {
-  const MessageHeader& header = peer.header;
+  const MessageHeader& header = peer.opening.header;
   if (header.magic != MessageHeader::kMagic || header.group_id != group_id_ ||
       header.generation != generation_) {
     corrupt(rank, "what comes is no message of this group");
@@ -297,10 +320,11 @@ void Messages::set_aside(Peer& peer, Early& early) {
 
 // A message is there, with its payload if it has one.
 void Messages::arrived(int rank, Peer& peer) {
-  const MessageHeader header = peer.header;
+  const MessageHeader header = peer.opening.header;
   const auto receiver = std::exchange(peer.receiver, nullptr);
   Early* const early = std::exchange(peer.early, nullptr);
   peer.header_done = peer.payload_done = 0;
+  peer.sum = {};
   if (header.type == Type::grant) {
     const auto announced = peer.announced.find(header.id);
     if (announced == peer.announced.end()) corrupt(rank, "a grant for no message");
@@ -309,7 +333,7 @@ void Messages::arrived(int rank, Peer& peer) {
     data.tag = announced->second->tag;
     data.bytes = announced->second->bytes;
     data.id = header.id;
-    peer.outgoing.push_back({data, std::move(announced->second)});
+    push(peer, data, std::move(announced->second));
     peer.announced.erase(announced);
   } else if (receiver && header.type == Type::announce) {
     peer.granted.emplace(header.id, receiver);
@@ -350,30 +374,6 @@ const Transfer* Messages::waits_for(int rank) const {
     if (receive->peer == rank) return receive.get();
   }
   return nullptr;
-}
-
-std::string Messages::others_from(const Transfer& transfer) const {
-  std::string text;
-  int named = 0;
-  for (const Early& early : early_) {
-    if (transfer.peer != kAnySource && transfer.peer != early.source) continue;
-    if (++named > kMostNamed) return text + ", ...";
-    text += (text.empty() ? "" : ", ") + std::string("tag ") + std::to_string(early.header.tag) +
-            " from rank " + std::to_string(early.source);
-  }
-  return text;
-}
-
-void Messages::broken(int rank, const char* why) const {
-  const Transfer* transfer = waits_for(rank);
-  throw PeerError(
-      rank, (transfer ? describe(*transfer) : "message to rank " + std::to_string(rank)) + ": " +
-                why + "; rank " + std::to_string(rank) + " has probably died");
-}
-
-void Messages::corrupt(int rank, const char* what) const {
-  throw MismatchError("the messages of rank " + std::to_string(rank) + " make no sense (" + what +
-                      "): another version of hier-allreduce, or corrupted data");
 }
 
 }  // namespace hier

@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "base/clock.h"
+#include "engine/checksum.h"
 #include "reduce/reduce.h"
 #include "transport/channel.h"
 
@@ -40,6 +41,7 @@ struct Transfer {
   std::function<void(std::exception_ptr)> ended;
   std::list<std::shared_ptr<Transfer>>::iterator place;  // among the unfinished, set by post()
 };
+std::string amount(DType dtype, size_t bytes);   // "f32[10]"
 std::string describe(const Transfer& transfer);  // "recv(f32[10]) from rank 2, tag 0"
 
 // What opens each message on the wire.
@@ -68,7 +70,8 @@ class Messages {
   Messages(int rank, uint32_t group_id, uint16_t generation, std::vector<Channel*> channels);
 
   void post(const std::deque<std::shared_ptr<Transfer>>& transfers);
-  // Moves what can move; true if anything did. Throws PeerError or MismatchError. To be called, if
+  // Moves what can move; true if anything did. Throws PeerError, IntegrityError or
+  // MismatchError. To be called, if
   // less often, while nothing is posted, too: what peers send is set aside, so that they can go on.
   bool progress();
   // Looks at every ring, and at sockets too if poll says that something has come.
@@ -87,9 +90,10 @@ class Messages {
 
  private:
   struct Outgoing {
-    MessageHeader header;
+    Opening<MessageHeader> opening;
     std::shared_ptr<Transfer> transfer;  // of eager and data messages: whose payload follows
-    size_t sent = 0;                     // bytes of header and payload
+    size_t sent = 0;                     // bytes of opening, payload and trailer
+    Checksum sum = {};                   // of the payload
   };
   // A message that came before its receive.
   struct Early {
@@ -111,9 +115,11 @@ class Messages {
     uint64_t consumed = 0;                     // bytes of the peer's eager messages taken here
     uint64_t set_aside = 0;                    // bytes of the peer's early messages
     // The message that is coming in:
-    MessageHeader header;
-    size_t header_done = 0;
-    size_t payload_done = 0;
+    Opening<MessageHeader> opening;
+    size_t header_done = 0;              // bytes of the opening
+    size_t payload_done = 0;             // and of the trailer
+    Checksum sum = {};                   // of the payload
+    Trailer trailer = {};                // as it is received
     std::shared_ptr<Transfer> receiver;  // where its payload goes, or else:
     Early* early = nullptr;
   };
@@ -124,6 +130,8 @@ class Messages {
   bool advance(int rank, Peer& peer);
   bool send_some(Peer& peer);
   bool receive_some(int rank, Peer& peer);
+  bool receive_header(int rank, Peer& peer);
+  void push(Peer& peer, const MessageHeader& header, std::shared_ptr<Transfer> transfer = nullptr);
   void opened(int rank, Peer& peer);
   void arrived(int rank, Peer& peer);
   void set_aside(Peer& peer, Early& early);
@@ -134,6 +142,7 @@ class Messages {
   bool wanted(int rank, const Peer& peer) const;
   [[noreturn]] void broken(int rank, const char* why) const;
   [[noreturn]] void corrupt(int rank, const char* what) const;
+  [[noreturn]] void damaged(int rank, const Peer& peer) const;
 
   const int rank_;
   const uint32_t group_id_;

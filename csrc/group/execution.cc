@@ -101,7 +101,7 @@ void Execution::compare_headers() const {
     if (local_->digest_of(rank, run_of_lane_) == digest_) continue;
     RunHeader theirs;
     std::memcpy(&theirs, local_->header_of(rank, run_of_lane_), sizeof theirs);
-    if (auto wrong = disagreement(*header_, theirs)) throw MismatchError(*wrong);
+    if (auto wrong = disagreement(*header_, theirs, theirs.source)) throw MismatchError(*wrong);
   }
 }
 

@@ -73,7 +73,7 @@ Group::Channels Group::open_channels(int index, Wiring& wiring) {
   }
   for (size_t rank = 0; rank < channels.size(); ++rank) {
     Fd& socket = wiring.data[index][rank];
-    if (socket) channels[rank] = std::make_unique<TcpChannel>(std::move(socket));
+    if (socket) channels[rank] = std::make_unique<TcpChannel>(std::move(socket), config_.checksum);
   }
   return channels;
 }

@@ -43,6 +43,7 @@ struct GroupConfig {
   size_t segment_bytes = 256 << 10;
   size_t one_shot_bytes = 8 << 10;
   size_t one_rail_bytes = 16 << 10;  // up to here one rank of a node talks to the others
+  bool checksum = true;              // what passes between nodes is checked; on all ranks alike
   int ranks_on_host = 1;             // that compete for the cores of this machine
   double status_after = 1;           // seconds of waiting after which a rank tells where it is
 };

@@ -39,6 +39,8 @@ std::exception_ptr error_from(int sender, const ControlFrame& frame) {
       return std::make_exception_ptr(Timeout(text));
     case ErrorKind::mismatch:
       return std::make_exception_ptr(MismatchError(text));
+    case ErrorKind::integrity:
+      return std::make_exception_ptr(IntegrityError(text));
     default:
       return std::make_exception_ptr(AbortedError(text));
   }
@@ -89,7 +91,7 @@ void Group::handle(int rank, const ControlFrame& frame) {
   statuses_[rank] = theirs;
   const auto compare = [&](const RunHeader& mine) {
     if (mine.run != theirs.run) return;
-    if (auto wrong = disagreement(mine, theirs)) throw MismatchError(*wrong);
+    if (auto wrong = disagreement(mine, theirs, rank)) throw MismatchError(*wrong);
   };
   for (const Lane& lane : lanes_) {
     for (const auto& run : lane.runs) compare(run->header);
@@ -110,7 +112,7 @@ void Group::tell_status(Run& run) {
   control_.broadcast(status);
   for (const auto& [rank, theirs] : statuses_) {
     if (theirs.run != run.header.run) continue;
-    if (auto wrong = disagreement(run.header, theirs)) throw MismatchError(*wrong);
+    if (auto wrong = disagreement(run.header, theirs, rank)) throw MismatchError(*wrong);
   }
 }
 

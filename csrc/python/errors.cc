@@ -1,4 +1,6 @@
 // Raises the core's errors as the classes of allreduce.errors.
+#include <string_view>
+
 #include "base/error.h"
 #include "group/work.h"
 #include "python/register.h"
@@ -8,6 +10,13 @@ namespace py = pybind11;
 namespace hier {
 
 namespace {
+
+// A text of a peer or of the system may be no UTF-8: that must not hide the error.
+py::object text_of(const std::exception& error) {
+  const std::string_view text = error.what();
+  return py::reinterpret_steal<py::object>(
+      PyUnicode_DecodeUTF8(text.data(), static_cast<py::ssize_t>(text.size()), "replace"));
+}
 
 template <class... Args>
 void raise(const char* name, Args&&... args) {
@@ -21,19 +30,21 @@ void translate(std::exception_ptr pointer) {
   try {
     std::rethrow_exception(pointer);
   } catch (const UsageError& e) {
-    raise("UsageError", e.what());
+    raise("UsageError", text_of(e));
   } catch (const PeerError& e) {
-    raise("PeerError", e.what(), e.rank);
+    raise("PeerError", text_of(e), e.rank);
   } catch (const Timeout& e) {
-    raise("Timeout", e.what());
+    raise("Timeout", text_of(e));
   } catch (const MismatchError& e) {
-    raise("MismatchError", e.what());
+    raise("MismatchError", text_of(e));
+  } catch (const IntegrityError& e) {
+    raise("IntegrityError", text_of(e));
   } catch (const SystemError& e) {
-    raise("SystemCallError", e.error_number, e.what());
+    raise("SystemCallError", e.error_number, text_of(e));
   } catch (const CudaError& e) {
-    raise("CudaError", e.what());
+    raise("CudaError", text_of(e));
   } catch (const AbortedError& e) {
-    raise("AbortedError", e.what());
+    raise("AbortedError", text_of(e));
   }
 }
 

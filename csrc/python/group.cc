@@ -193,8 +193,8 @@ void define_init(GroupClass& group) {
   group.def(
       py::init([](int rank, std::vector<int> node_of_rank, uint32_t group_id, uint16_t generation,
                   int lanes, double timeout, bool hierarchical, int rails, size_t segment_bytes,
-                  int ranks_on_host, const Descriptors& control, const LaneDescriptors& data,
-                  int arena, const std::vector<int>& doorbells) {
+                  int ranks_on_host, bool checksum, const Descriptors& control,
+                  const LaneDescriptors& data, int arena, const std::vector<int>& doorbells) {
         GroupConfig config;
         config.rank = rank;
         config.node_of_rank = std::move(node_of_rank);
@@ -206,13 +206,14 @@ void define_init(GroupClass& group) {
         config.rails = rails;
         config.segment_bytes = segment_bytes;
         config.ranks_on_host = ranks_on_host;
+        config.checksum = checksum;
         Wiring wiring = take(config, control, data, arena, doorbells);
         return std::make_shared<Group>(std::move(config), std::move(wiring));
       }),
       py::kw_only(), py::arg("rank"), py::arg("node_of_rank"), py::arg("group_id"),
       py::arg("generation"), py::arg("lanes"), py::arg("timeout"), py::arg("hierarchical"),
-      py::arg("rails"), py::arg("segment_bytes"), py::arg("ranks_on_host"), py::arg("control"),
-      py::arg("data"), py::arg("arena"), py::arg("doorbells"));
+      py::arg("rails"), py::arg("segment_bytes"), py::arg("ranks_on_host"), py::arg("checksum"),
+      py::arg("control"), py::arg("data"), py::arg("arena"), py::arg("doorbells"));
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <sys/socket.h>
 
 #include "base/clock.h"
+#include "base/crc32c.h"
 #include "base/error.h"
 #include "engine/engine.h"
 #include "python/register.h"
@@ -25,15 +26,18 @@ ChannelPair inproc_pair(double delay, size_t max_transfer, size_t cut_after, siz
   return InprocChannel::pair({delay, max_transfer, cut_after, capacity});
 }
 
-ChannelPair socket_pair() {
+ChannelPair socket_pair(bool checked) {
   int fds[2];
   check_errno(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, fds),
               "socketpair");
-  return {std::make_unique<TcpChannel>(Fd(fds[0])), std::make_unique<TcpChannel>(Fd(fds[1]))};
+  return {std::make_unique<TcpChannel>(Fd(fds[0]), checked),
+          std::make_unique<TcpChannel>(Fd(fds[1]), checked)};
 }
 
-ChannelPair tcp_pair(int first, int second) {  // takes connected, nonblocking sockets
-  return {std::make_unique<TcpChannel>(Fd(first)), std::make_unique<TcpChannel>(Fd(second))};
+// Takes connected, nonblocking sockets.
+ChannelPair tcp_pair(int first, int second, bool checked) {
+  return {std::make_unique<TcpChannel>(Fd(first), checked),
+          std::make_unique<TcpChannel>(Fd(second), checked)};
 }
 
 // A channel over a ring that it owns together with its twin.
@@ -129,11 +133,24 @@ void register_transport(py::module_& m) {
   auto testing = m.def_submodule("testing", "Channels and the engine without a group.");
   py::register_exception<ChannelBroken>(testing, "ChannelBroken");
   register_channel(testing);
+  testing.def(
+      "crc32c",
+      [](const py::bytes& data, uint32_t crc) {
+        const std::string_view view(data);
+        py::dict found;
+        for (const Crc32c& kind : available_crc32c()) {
+          const auto* at = reinterpret_cast<const std::byte*>(view.data());
+          found[kind.name] = ~kind.update(~crc, at, view.size());
+        }
+        return found;
+      },
+      py::arg("data"), py::arg("crc") = 0);
   testing.def("inproc_pair", &inproc_pair, py::arg("delay") = 0.0,
               py::arg("max_transfer") = SIZE_MAX, py::arg("cut_after") = SIZE_MAX,
               py::arg("capacity") = size_t{1} << 20);
-  testing.def("socket_pair", &socket_pair);
-  testing.def("tcp_pair", &tcp_pair);
+  testing.def("socket_pair", &socket_pair, py::arg("checked") = true);
+  testing.def("tcp_pair", &tcp_pair, py::arg("first"), py::arg("second"),
+              py::arg("checked") = true);
   testing.def("shm_pair", &shm_pair, py::arg("capacity") = size_t{64} << 10);
   py::class_<RunHeader>(testing, "RunHeader")
       .def(py::init([](Collective collective, const std::string& dtype, const std::string& op,
@@ -150,8 +167,17 @@ void register_transport(py::module_& m) {
            }),
            py::arg("collective"), py::arg("dtype"), py::arg("op"), py::arg("count"),
            py::arg("rank"), py::arg("algorithm") = "", py::arg("run") = 0)
-      .def("disagreement", [](const RunHeader& mine,
-                              const RunHeader& theirs) { return disagreement(mine, theirs); })
+      .def(
+          "disagreement",
+          [](const RunHeader& mine, const RunHeader& theirs, std::optional<int> from) {
+            return disagreement(mine, theirs, from.value_or(theirs.source));
+          },
+          py::arg("theirs"), py::arg("from_rank") = std::nullopt)
+      .def("flip",
+           [](RunHeader& header, size_t bit) {
+             const auto bytes = std::as_writable_bytes(std::span(&header, 1));
+             bytes[bit / 8] ^= static_cast<std::byte>(1 << bit % 8);
+           })
       .def("__str__", [](const RunHeader& header) { return describe(header); });
   testing.def("run_program", &run_program, py::arg("channels"), py::arg("program"),
               py::arg("address"), py::arg("dtype"), py::arg("op") = "sum",

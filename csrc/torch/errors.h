@@ -4,6 +4,8 @@
 
 #include <pybind11/pybind11.h>
 
+#include <string_view>
+
 #include "base/error.h"
 
 namespace hier {
@@ -24,12 +26,21 @@ inline const char* class_of(ErrorKind kind) {
       return "CudaError";
     case ErrorKind::aborted:
       return "AbortedError";
+    case ErrorKind::integrity:
+      return "IntegrityError";
   }
   return "Error";
 }
 
 inline pybind11::object python_class(ErrorKind kind) {
   return pybind11::module_::import("allreduce.errors").attr(class_of(kind));
+}
+
+// A text of a peer or of the system may be no UTF-8: that must not hide the error.
+inline pybind11::object text_of(const Error& error) {
+  const std::string_view text = error.what();
+  return pybind11::reinterpret_steal<pybind11::object>(
+      PyUnicode_DecodeUTF8(text.data(), static_cast<pybind11::ssize_t>(text.size()), "replace"));
 }
 
 inline void translate_error(std::exception_ptr pointer) {
@@ -41,11 +52,11 @@ inline void translate_error(std::exception_ptr pointer) {
   try {
     std::rethrow_exception(pointer);
   } catch (const PeerError& e) {
-    raise(e, e.what(), e.rank);
+    raise(e, text_of(e), e.rank);
   } catch (const SystemError& e) {
-    raise(e, e.error_number, e.what());
+    raise(e, e.error_number, text_of(e));
   } catch (const Error& e) {
-    raise(e, e.what());
+    raise(e, text_of(e));
   }
 }
 

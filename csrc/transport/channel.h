@@ -24,6 +24,11 @@ class Channel {
   virtual size_t try_write(std::span<const Bytes> parts) = 0;
   // Fills a prefix of dst; returns its length, 0 when nothing has arrived.
   virtual size_t try_read(std::span<std::byte> dst) = 0;
+  // Fills a prefix of dst, and `then` once dst is full.
+  virtual size_t try_read_both(std::span<std::byte> dst, std::span<std::byte> then) {
+    const size_t n = try_read(dst);
+    return n < dst.size() ? n : n + try_read(then);
+  }
   // Received bytes in place, fewer than `wanted` (at most 64) only if no more have arrived. Valid
   // until the next call. They start at a multiple of 8 in memory whenever a multiple of 8 was
   // consumed before.
@@ -33,6 +38,8 @@ class Channel {
   // What to poll while blocked on this channel; -1 if the node's doorbell tells.
   virtual int fd() const = 0;
   virtual bool over_network() const = 0;
+  // Each header, step and message is followed by its checksum; at both ends or at none.
+  virtual bool checked() const { return false; }
   // Most bytes to move before other queues have their turn: a greedy one starves them (1.18x the
   // time at 4 MiB), but a call must be worth its cost.
   virtual size_t quantum() const { return 64 << 10; }

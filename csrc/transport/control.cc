@@ -5,11 +5,29 @@
 
 #include <algorithm>
 #include <cstring>
+#include <span>
+
+#include "base/crc32c.h"
 
 namespace hier {
 
-void ControlFrame::set_text(const std::string& message) {
-  text_bytes = static_cast<uint16_t>(std::min(message.size(), text.size()));
+namespace {
+
+// The most bytes of `text`, up to `most`, that end at a whole character of UTF-8.
+size_t whole_characters(std::string_view text, size_t most) {
+  if (text.size() <= most) return text.size();
+  constexpr size_t kLongest = 4;  // bytes of a character
+  for (size_t end = most; end + kLongest > most; --end) {
+    const auto next = static_cast<unsigned char>(text[end]);
+    if ((next & 0xc0) != 0x80) return end;  // a character starts here
+  }
+  return most;  // this is no UTF-8
+}
+
+}  // namespace
+
+void ControlFrame::set_text(std::string_view message) {
+  text_bytes = static_cast<uint16_t>(whole_characters(message, text.size()));
   std::memcpy(text.data(), message.data(), text_bytes);
 }
 
@@ -17,11 +35,18 @@ std::string ControlFrame::message() const {
   return {text.data(), std::min<size_t>(text_bytes, text.size())};
 }
 
+uint32_t ControlFrame::sum() const {
+  ControlFrame frame = *this;
+  frame.checksum = 0;
+  return crc32c(0, std::as_bytes(std::span(&frame, 1)));
+}
+
 ControlLinks::ControlLinks(std::vector<Fd> sockets) : links_(sockets.size()) {
   for (size_t i = 0; i < sockets.size(); ++i) links_[i].socket = std::move(sockets[i]);
 }
 
-void ControlLinks::broadcast(const ControlFrame& frame) noexcept {
+void ControlLinks::broadcast(ControlFrame frame) noexcept {
+  frame.checksum = frame.sum();
   const std::lock_guard lock(send_mutex_);
   for (Link& link : links_) {
     if (!link.socket || !link.writable) continue;
@@ -55,7 +80,7 @@ void ControlLinks::receive_from(int rank, Link& link,
     link.filled = 0;
     ControlFrame frame;
     std::memcpy(&frame, link.buffer.data(), sizeof frame);
-    if (frame.magic != ControlFrame::kMagic) {
+    if (frame.magic != ControlFrame::kMagic || frame.checksum != frame.sum()) {
       link.presence = Presence::died;  // garbage: trust nothing more from this link
       anybody_gone_ = true;
       return;

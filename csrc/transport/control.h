@@ -9,6 +9,7 @@
 #include <functional>
 #include <mutex>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/error.h"
@@ -23,15 +24,16 @@ struct ControlFrame {
 
   uint32_t magic = kMagic;
   Type type{};
-  ErrorKind kind{};         // abort: the type of the error
-  uint16_t text_bytes = 0;  // abort: its message
-  int32_t culprit = -1;     // abort: the rank of a PeerError
-  uint32_t reserved = 0;
+  ErrorKind kind{};                    // abort: the type of the error
+  uint16_t text_bytes = 0;             // abort: its message
+  int32_t culprit = -1;                // abort: the rank of a PeerError
+  uint32_t checksum = 0;               // CRC32C of the frame, this field as 0
   std::array<std::byte, 64> header{};  // status: the run that the sender waits in
   std::array<char, 944> text{};
 
-  void set_text(const std::string& message);
+  void set_text(std::string_view message);  // cut where it is too long, after a whole character
   std::string message() const;
+  uint32_t sum() const;  // what `checksum` must be
 };
 static_assert(sizeof(ControlFrame) == 1024);
 
@@ -44,7 +46,7 @@ class ControlLinks {
 
   // Best effort and without blocking: a peer that does not read misses it. From any thread; all
   // else belongs to the thread that drives the group.
-  void broadcast(const ControlFrame& frame) noexcept;
+  void broadcast(ControlFrame frame) noexcept;
   // Hands every complete frame that has arrived to `handle`, and notes who is gone.
   void receive(const std::function<void(int rank, const ControlFrame&)>& handle);
   Presence presence(int rank) const { return links_[rank].presence; }

@@ -56,8 +56,13 @@ bool TcpChannel::writable() const {
   return ::poll(&socket, 1, 0) > 0;
 }
 
-size_t TcpChannel::receive(std::byte* dst, size_t n) {
-  const ssize_t got = ::recv(socket_.get(), dst, n, MSG_DONTWAIT);
+size_t TcpChannel::receive(std::span<std::byte> dst, std::span<std::byte> then) {
+  iovec vectors[] = {{dst.data(), dst.size()}, {then.data(), then.size()}};
+  msghdr message{};
+  message.msg_iov = vectors;
+  message.msg_iovlen = 2;
+  const ssize_t got = then.empty() ? ::recv(socket_.get(), dst.data(), dst.size(), MSG_DONTWAIT)
+                                   : ::recvmsg(socket_.get(), &message, MSG_DONTWAIT);
   if (got > 0) return static_cast<size_t>(got);
   if (got == 0) throw ChannelBroken("connection closed by the peer");
   if (!would_block(errno)) broken("recv", errno);
@@ -72,7 +77,7 @@ void TcpChannel::fill() {
     std::memmove(buffer_.data() + keep, buffer_.data() + lo_, hi_ - lo_);
     hi_ = keep + hi_ - lo_, lo_ = keep;
   }
-  hi_ += receive(buffer_.data() + hi_, buffer_.size() - hi_);
+  hi_ += receive(std::span(buffer_).subspan(hi_));
 }
 
 Bytes TcpChannel::peek(size_t wanted) {
@@ -84,7 +89,7 @@ size_t TcpChannel::try_read(std::span<std::byte> dst) {
   if (dst.empty()) return 0;
   if (lo_ == hi_) {
     if (dst.size() >= kSmallRead) {
-      const size_t n = receive(dst.data(), dst.size());
+      const size_t n = receive(dst);
       consumed_ += n;
       return n;
     }
@@ -93,6 +98,13 @@ size_t TcpChannel::try_read(std::span<std::byte> dst) {
   const size_t n = std::min(dst.size(), hi_ - lo_);
   std::memcpy(dst.data(), buffer_.data() + lo_, n);
   consume(n);
+  return n;
+}
+
+size_t TcpChannel::try_read_both(std::span<std::byte> dst, std::span<std::byte> then) {
+  if (lo_ < hi_ || dst.size() < kSmallRead) return Channel::try_read_both(dst, then);
+  const size_t n = receive(dst, then);
+  consumed_ += n;
   return n;
 }
 

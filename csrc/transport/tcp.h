@@ -11,14 +11,17 @@ namespace hier {
 class TcpChannel final : public Channel {
  public:
   // Takes a connected, nonblocking stream socket.
-  explicit TcpChannel(Fd socket) : socket_(std::move(socket)), buffer_(kBufferBytes) {}
+  explicit TcpChannel(Fd socket, bool checked = false)
+      : socket_(std::move(socket)), checked_(checked), buffer_(kBufferBytes) {}
 
   size_t try_write(std::span<const Bytes> parts) override;
   size_t try_read(std::span<std::byte> dst) override;
+  size_t try_read_both(std::span<std::byte> dst, std::span<std::byte> then) override;
   Bytes peek(size_t wanted) override;
   void consume(size_t n) override { lo_ += n, consumed_ += n; }
   int fd() const override { return socket_.get(); }
   bool over_network() const override { return true; }
+  bool checked() const override { return checked_; }
   size_t quantum() const override { return kQuantum; }
 
  private:
@@ -26,11 +29,12 @@ class TcpChannel final : public Channel {
   static constexpr size_t kBufferBytes = 256 << 10;  // stays in the L2 cache while it is reduced
   static constexpr size_t kSmallRead = 4 << 10;      // below this, read ahead: header and payload
                                                      // of a small message cost one system call
-  size_t receive(std::byte* dst, size_t n);
+  size_t receive(std::span<std::byte> dst, std::span<std::byte> then = {});
   void fill();
   bool writable() const;
 
   Fd socket_;
+  const bool checked_;
   bool full_ = false;              // it did not take all of the last write
   std::vector<std::byte> buffer_;  // received and not consumed: [lo_, hi_)
   size_t lo_ = 0, hi_ = 0;

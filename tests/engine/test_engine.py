@@ -1,5 +1,6 @@
 """The engine runs any program on any channels, and the bits are the oracle's."""
 
+import contextlib
 import itertools
 import random
 import threading
@@ -253,6 +254,25 @@ def test_headers_that_differ_are_a_mismatch_in_words(kind, change, words):
     for error in mismatches:
         for word in ("rank 0 called", "rank 1 called", *words):
             assert word in str(error)
+
+
+@pytest.mark.parametrize("kind", ["inproc", "shm-tiny", "tcp"])
+def test_a_crossed_connection_is_a_mismatch(kind):
+    channels = mesh(kind, 3)
+    channels[0][1], channels[0][2] = channels[0][2], channels[0][1]
+    buffers = [np.ones(99, np.float32) for _ in range(3)]
+    errors = run(by_name("ring", 3), channels, buffers, 64, headers=headers(3), timeout=3.0)
+    assert isinstance(errors[0], MismatchError), errors
+    assert "rank 0 received, as of rank 1, the run header of rank 2" in str(errors[0])
+
+
+@pytest.mark.parametrize("bit", range(8 * 64))
+def test_every_bit_of_a_header_is_compared(bit):
+    mine, theirs = headers(2)
+    assert mine.disagreement(theirs, from_rank=1) is None
+    theirs.flip(bit)
+    with contextlib.suppress(UnicodeDecodeError):  # told, with a name that is no text any more
+        assert mine.disagreement(theirs, from_rank=1)
 
 
 def test_a_header_that_is_none_is_a_mismatch():

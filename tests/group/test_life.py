@@ -129,6 +129,23 @@ def test_an_exception_in_one_rank_ends_the_others_with_its_text(layout, inside):
             assert "rank 1 raised KeyError: 'the data set is gone'" in str(error)
 
 
+@pytest.mark.parametrize("layout", ["1x2", "2x1"])
+@pytest.mark.parametrize("character", ["\u00e9", "\u20ac", "\U0001f600"])
+@pytest.mark.parametrize("before", range(4))
+def test_a_long_text_is_cut_after_a_whole_character(layout, character, before):
+    def body(comm):
+        if comm.rank == 1:
+            with comm:
+                raise KeyError("x" * before + character * 1000)
+        for _ in range(3):
+            with pytest.raises(AbortedError, match=character * 10):
+                comm.barrier()
+
+    errors = run_threads(size(layout), body, nodes=nodes(layout), errors=True)
+    assert errors[0] is None
+    assert isinstance(errors[1], KeyError)
+
+
 @pytest.mark.parametrize("local", ["rs_ag", "none"])
 @pytest.mark.parametrize("layout", ["1x4", "2x2", "4x2"])
 def test_who_waits_for_a_late_rank_does_not_spin(layout, local):

@@ -1,6 +1,7 @@
 """What the kernel counts on the sockets equals the closed forms: bytes, and messages in a row.
 
-Bytes: received payload of TCP, with the 64-byte header that opens each channel. Rounds: segments of
+Bytes: received payload of TCP, with the 64-byte header that opens each channel, without checksums
+where nothing is said of them. Rounds: segments of
 TCP that carry data, for buffers so small that a message is one. Each round waits for the one
 before, so that no two messages share a segment. Nothing of ours counts here.
 """
@@ -16,9 +17,11 @@ import pytest
 from schedule_cases import ALLREDUCES, floor_lg, received
 from worlds import run_threads
 
+from allreduce import _C
 from allreduce.schedules import by_name
 
 HEADER = 64
+TRAILER = 8
 # Of struct tcp_info (linux/tcp.h): u64 tcpi_bytes_received; u32 tcpi_data_segs_out.
 BYTES_RECEIVED, SEGMENTS_OUT = ("@Q", 128), ("@I", 156)
 
@@ -34,7 +37,7 @@ def count(comm, what):
     return total
 
 
-def counted(what, nodes, algo, nbytes):
+def counted(what, nodes, algo, nbytes, checksum=False):
     """What each rank counts during one allreduce; nodes: of each rank."""
     world_size = len(nodes)
     together = threading.Barrier(world_size)  # not one of ours, which would send
@@ -51,7 +54,7 @@ def counted(what, nodes, algo, nbytes):
         assert (x == world_size).all()
         return after - before
 
-    return run_threads(world_size, body, nodes=nodes)
+    return run_threads(world_size, body, nodes=nodes, checksum=checksum)
 
 
 def about_a_mebibyte(parts):
@@ -103,6 +106,20 @@ def test_a_rank_of_a_hierarchy_receives_the_closed_form_of_its_shard(num_nodes, 
     assert counted(BYTES_RECEIVED, nodes, "halving_doubling", n) == [expected] * len(nodes)
 
 
+@pytest.mark.parametrize("algo", ["ring", "halving_doubling", "recursive_doubling"])
+@pytest.mark.parametrize("p", [2, 4])
+def test_checksums_are_8_bytes_for_each_header_and_step(p, algo):
+    n = about_a_mebibyte(p)
+    schedule = by_name(algo, p)
+    bounds = _C.even_bounds(n // 4, schedule.num_chunks)
+    plain, checked = (counted(BYTES_RECEIVED, range(p), algo, n, checksum=c) for c in (False, True))
+    for rank in range(p):
+        queues = _C.lower(schedule, rank, bounds, (256 << 10) // 4).queues
+        units = sum(len(steps) + 1 for _, send, steps in queues if not send)
+        assert checked[rank] - plain[rank] == TRAILER * units
+
+
+@pytest.mark.parametrize("checksum", [False, True])
 @pytest.mark.parametrize("p", [2, 4, 8])
 @pytest.mark.parametrize(
     ("algo", "rounds"),
@@ -113,8 +130,8 @@ def test_a_rank_of_a_hierarchy_receives_the_closed_form_of_its_shard(num_nodes, 
     ],
     ids=["ring", "halving_doubling", "recursive_doubling"],
 )
-def test_each_round_is_one_segment_of_a_rank(algo, rounds, p):
-    assert counted(SEGMENTS_OUT, range(p), algo, 64 * p) == [rounds(p)] * p
+def test_each_round_is_one_segment_of_a_rank(algo, rounds, p, checksum):
+    assert counted(SEGMENTS_OUT, range(p), algo, 64 * p, checksum) == [rounds(p)] * p
 
 
 def test_one_rank_a_node_sends_the_2_lg_nodes_segments_of_a_small_buffer():
