@@ -1,18 +1,18 @@
-"""Whether all ranks have made the same thing."""
+"""Whether all ranks have made the same thing, and what one does that cannot go on."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
-from allreduce.errors import MismatchError
+from allreduce.errors import Error, MismatchError, UsageError
 
 if TYPE_CHECKING:
     from allreduce.communicator import Communicator
 
-__all__ = ["check_agreement"]
+__all__ = ["check_agreement", "refuse"]
 
 
 def check_agreement(comm: Communicator, what: str, lines: Sequence[str]) -> None:
@@ -39,3 +39,16 @@ def check_agreement(comm: Communicator, what: str, lines: Sequence[str]) -> None
         ("", ""),
     )
     raise MismatchError(f"{what} differs: rank {comm.rank} has {here!r} where rank 0 has {there!r}")
+
+
+def refuse(comm: Communicator, why: str) -> NoReturn:
+    """Raises UsageError, and lets no other rank wait for this one.
+
+    Where every rank refuses by the same words the group stays usable; else all others get a
+    MismatchError.
+    """
+    try:
+        comm.allreduce(np.zeros(1, np.int8), "max", name=why)
+    except Error as error:
+        raise UsageError(why) from error
+    raise UsageError(why)

@@ -13,38 +13,48 @@ from allreduce.errors import UsageError
 
 if TYPE_CHECKING:
     from allreduce._work import Work
-from allreduce.communicator import Communicator
+    from allreduce.communicator import Communicator
+    from allreduce.torch.hooks import HookWork
 
 __all__ = [
     "Bucket",
     "aligned",
     "allocate",
     "check_dtype",
+    "lies_in",
     "memory",
     "plan",
     "travels_as",
     "view_like",
+    "why_not_reduced",
 ]
 
 _ALIGN = 64  # bytes: each gradient begins on a cache line of its own
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_DTYPES = (
+    torch.float32,
+    torch.bfloat16,
+    torch.float16,
+    torch.float64,
+    torch.complex64,  # reduced as pairs of floats
+    torch.complex128,
+)
 
 
 @dataclass(slots=True)
 class Bucket:
     """Gradients that are reduced together: one range of symmetric or device memory, of one dtype.
 
-    packed: it has another dtype than its gradients, which stay outside and are packed all at once.
+    packed: its gradients stay outside, and are packed all at once, maybe into another dtype.
     streams: on a device, those which fill it in this backward pass.
     """
 
     name: str  # checked to be the same on all ranks
     members: tuple[int, ...]  # indices of parameters
-    flat: Tensor  # the whole bucket, one-dimensional
+    flat: Tensor  # the whole bucket, one-dimensional and real
     packed: bool
     streams: set[torch.Stream] = field(default_factory=set, repr=False)
     missing: int = 0  # gradients of this backward pass that are still to come
-    work: Work | None = field(default=None, repr=False)
+    work: Work | HookWork | None = field(default=None, repr=False)
 
 
 def travels_as(parameter: Tensor, wire_dtype: torch.dtype | None) -> torch.dtype:
@@ -84,8 +94,11 @@ def allocate(
     parameters: Sequence[Tensor],
     buckets: Sequence[tuple[int, ...]],
     wire_dtype: torch.dtype | None = None,
+    as_views: bool = True,
 ) -> tuple[list[Bucket], list[Tensor]]:
     """Returns the buckets and, for each parameter, its gradient's place: a view like the parameter.
+
+    as_views: gradients are these places, unless they travel in another dtype.
 
     One piece of memory for each dtype, symmetric if the parameters are on the CPU; all ranks must
     call it with the same arguments.
@@ -103,7 +116,7 @@ def allocate(
             if travels == dtype:  # packed gradients have no gaps
                 end = aligned(end, travels)
         ends[dtype] = aligned(end, travels)
-        spans.append((dtype, begin, ends[dtype], travels != dtype))
+        spans.append((dtype, begin, ends[dtype], travels != dtype or not as_views))
     memories = {
         dtype: memory(
             comm,
@@ -114,7 +127,12 @@ def allocate(
         for dtype, count in ends.items()
     }
     made = [
-        Bucket(f"gradients {number} of {len(buckets)}", members, memories[dtype][begin:end], packed)
+        Bucket(
+            f"gradients {number} of {len(buckets)}",
+            members,
+            _real(memories[dtype][begin:end]),
+            packed,
+        )
         for number, (members, (dtype, begin, end, packed)) in enumerate(
             zip(buckets, spans, strict=True), 1
         )
@@ -133,6 +151,19 @@ def check_dtype(name: str, parameter: Tensor) -> None:
         )
 
 
+def why_not_reduced(grad: Tensor | None) -> str:
+    """What a gradient has that no bucket can take; "" if there is nothing."""
+    if grad is not None and grad.requires_grad:
+        return (
+            "got a gradient by backward(create_graph=True), and no graph leads through the "
+            "reduction; take gradients of gradients by torch.autograd.grad(..., "
+            "create_graph=True), which reduces nothing, then call backward()"
+        )
+    if grad is not None and grad.layout != torch.strided:
+        return "has a sparse gradient; use a dense one (sparse=False in nn.Embedding)"
+    return ""
+
+
 def aligned(count: int, dtype: torch.dtype) -> int:
     """The next number of elements that ends a cache line."""
     align = _ALIGN // dtype.itemsize
@@ -143,8 +174,26 @@ def memory(comm: Communicator, count: int, dtype: torch.dtype, device: torch.dev
     """Flat zeros: in symmetric memory, for which every rank calls it alike, or on a device."""
     if device.type != "cpu":
         return torch.zeros(count, dtype=dtype, device=device)
+    real = dtype.to_real()
+    if real != dtype:
+        return memory(comm, 2 * count, real, device).view(dtype)
     array = comm.symmetric_empty(count, str(dtype).removeprefix("torch."))
     return torch.from_numpy(array).view(dtype)  # NumPy has bfloat16 as uint16
+
+
+def lies_in(tensor: Tensor | None, place: Tensor) -> bool:
+    """Whether a tensor is its place. Its object does not say: `.data` of it may be replaced."""
+    return (
+        tensor is not None
+        and tensor.layout == torch.strided
+        and tensor.data_ptr() == place.data_ptr()
+        and tensor.stride() == place.stride()
+    )
+
+
+def _real(flat: Tensor) -> Tensor:
+    """The same memory, complex numbers as two."""
+    return torch.view_as_real(flat).flatten() if flat.is_complex() else flat
 
 
 def view_like(parameter: Tensor, whole: Tensor, begin: int) -> Tensor:

@@ -8,16 +8,16 @@ rank has its part of the sum, the step is made.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, NoReturn, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT as Params
 
 from allreduce.errors import UsageError
 from allreduce.optim import SGD
-from allreduce.torch import buckets, communicator
-from allreduce.torch.agreement import check_agreement
+from allreduce.torch import buckets, communicator, owners
+from allreduce.torch.agreement import check_agreement, refuse
 from allreduce.torch.fused_step import FusedStep, map_memory
 from allreduce.torch.sharded_step import ShardedStep
 from allreduce.torch.streams import DEVICES
@@ -44,6 +44,10 @@ class ShardedSGD(SGD):
     `step()` gradients are of no use: they hold parts of sums. A parameter without a gradient, on
     some ranks or on all, counts as one whose gradient is zero: unlike with `SGD`, weight decay and
     momentum still move it. On a GPU everything is enqueued, and the host waits for nothing.
+
+    Storage that something puts in a parameter's place (`.data =`, `vector_to_parameters`) is taken
+    in by the next step. `step` raises UsageError for a parameter of another dtype or device, or for
+    one that its module no longer has (`load_state_dict(assign=True)`): make a new optimizer then.
 
     Arguments (`lr`, `momentum`, `nesterov`, `weight_decay` may differ between parameter groups, and
     from step to step, alike on all ranks):
@@ -85,6 +89,8 @@ class ShardedSGD(SGD):
         self._algo = algo
         lines = [f"{op=} {algo=} {fused=}", *(_described(group) for group in self.param_groups)]
         check_agreement(comm, "ShardedSGD", [*lines, *map(_shape, self._all)])
+        names = [f"parameter {index}" for index in range(len(self._all))]
+        owners.claim(self, names, self._all, replaces=(ShardedSGD,))
         self._fixed = True
         self._move(fused)
 
@@ -113,9 +119,13 @@ class ShardedSGD(SGD):
         else:
             self._steps = ShardedStep(comm, like, ends, self._algo)
         self._flat, self._gradients = self._steps.flat, self._steps.gradients
+        self._homes = self._all  # where parameters belong, with their strides
         self._views = self._places(self._gradients)
-        for parameter, place in zip(self._all, self._places(self._flat), strict=True):
-            parameter.data = place.copy_(parameter)
+        self._homes = self._places(self._flat)
+        for parameter, home in zip(self._all, self._homes, strict=True):
+            parameter.data = home.copy_(parameter)
+        self._addresses = [parameter.data_ptr() for parameter in self._all]
+        self._holders = owners.holders(self._all)
         comm.broadcast(self._flat)
         self._take_in_gradients()
 
@@ -125,21 +135,43 @@ class ShardedSGD(SGD):
         return isinstance(self._steps, FusedStep)
 
     def _places(self, flat: Tensor) -> list[Tensor]:
-        pairs = zip(self._all, self._begins, strict=True)
-        return [buckets.view_like(parameter, flat, begin) for parameter, begin in pairs]
+        pairs = zip(self._homes, self._begins, strict=True)
+        return [buckets.view_like(home, flat, begin) for home, begin in pairs]
 
     @torch.no_grad()
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Fills all gradients by zeros, in one go; they stay views, so `set_to_none` is ignored."""
         self._gradients.zero_()
         for parameter, view in zip(self._all, self._views, strict=True):
-            parameter.grad = view
+            if not buckets.lies_in(parameter.grad, view):
+                parameter.grad = view.detach()
+
+    def _take_in_parameters(self) -> None:
+        """Brings those back to flat memory whose storage was replaced."""
+        for module, name, parameter in self._holders:
+            now = getattr(module(), "_parameters", {}).get(name)
+            if now is not parameter and isinstance(now, nn.Parameter):
+                self._refuse(parameter, f"was replaced in its module, as {name!r}")
+        if [parameter.data_ptr() for parameter in self._all] == self._addresses:
+            return
+        for parameter, home in zip(self._all, self._homes, strict=True):
+            if parameter.data_ptr() == home.data_ptr():
+                continue
+            if owners.owner_of(parameter) is not self:
+                self._refuse(parameter, "is another optimizer's now")
+            if (_shape(parameter), parameter.device) != (_shape(home), home.device):
+                self._refuse(parameter, f"is {_shape(parameter)} on {parameter.device} now")
+            parameter.data = home.copy_(parameter)
+
+    def _refuse(self, parameter: Tensor, what: str) -> NoReturn:
+        index = next(i for i, one in enumerate(self._all) if one is parameter)
+        refuse(self._comm, f"parameter {index} {what}: make a new ShardedSGD for what is there now")
 
     def _take_in_gradients(self) -> None:
         """Brings those to flat memory that came from elsewhere."""
         for index, (parameter, view) in enumerate(zip(self._all, self._views, strict=True)):
             grad = parameter.grad
-            if grad is view:
+            if buckets.lies_in(grad, view):
                 continue
             if grad is None:
                 view.zero_()
@@ -150,7 +182,7 @@ class ShardedSGD(SGD):
                 )
             else:
                 view.copy_(grad)
-            parameter.grad = view
+            parameter.grad = view.detach()
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -166,6 +198,7 @@ class ShardedSGD(SGD):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._take_in_parameters()
         self._take_in_gradients()
         groups = "; ".join(_described(group) for group in self.param_groups)
         self._steps.step(self.param_groups, self._scale, f"ShardedSGD: {groups}")

@@ -66,7 +66,7 @@ def unpack(flat: Tensor, places: Sequence[Tensor], gradients: Sequence[Tensor | 
 
 
 def _kernels(flat: Tensor) -> ModuleType | None:
-    return cuda.kernels() if flat.device.type == "cuda" else None
+    return cuda.kernels() if flat.device.type == "cuda" and flat.dtype in _DTYPES else None
 
 
 def _lie_alike(tensors: Sequence[Tensor], places: Sequence[Tensor]) -> bool:

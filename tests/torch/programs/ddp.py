@@ -165,9 +165,9 @@ def check_unused_parameters_as_torch_does() -> None:
 
 
 def check_an_unused_parameter_is_named_and_no_rank_hangs() -> None:
-    model = OurDDP(network(Branches).requires_grad_(True))
-    model.module.never.requires_grad_(False)
-    model = OurDDP(model.module)
+    module = network(Branches)
+    module.never.requires_grad_(False)
+    model = OurDDP(module)
 
     def unbalanced() -> None:
         model(torch.ones(2, 4), RANK == 0).sum().backward()

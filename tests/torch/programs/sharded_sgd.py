@@ -1,9 +1,11 @@
 """ShardedSGD: against DistributedDataParallel with SGD, and one process."""
 
 import torch
+import torch.distributed as dist
 from harness import RANK, WORLD_SIZE, main, raises
 from models import alike, near, network, step
 from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.optim.lr_scheduler import StepLR
 
 import allreduce
@@ -240,6 +242,67 @@ def check_arguments_that_cannot_work() -> None:
     table.zero_grad()
     table(torch.tensor([1])).sum().backward()
     assert "sparse" in raises(allreduce.UsageError, optimizer.step)
+
+
+def check_storage_that_is_replaced_is_trained_on() -> None:
+    def identity(module: nn.Module) -> None:
+        module.conv.to(memory_format=torch.contiguous_format)
+        vector_to_parameters(parameters_to_vector(module.parameters()), module.parameters())
+
+    def swap(module: nn.Module) -> None:
+        for p in module.parameters():
+            p.data = p.data.clone()
+
+    for replace in (identity, swap):
+        module, optimizer = sharded(torch.float32)
+        for seed in range(STEPS):
+            if seed in (0, 2):
+                replace(module)
+            for group in optimizer.param_groups:
+                group["lr"] *= 0.5 if seed in (2, 4) else 1.0  # as the reference's schedule
+            optimizer.zero_grad()
+            step(module, seed)
+            optimizer.step()
+        assert near(list(module.parameters()), reference(torch.float32), 1e-5)
+        assert len({p.untyped_storage().data_ptr() for p in module.parameters()}) == 1
+
+
+def check_parameters_that_are_no_longer_the_module_s() -> None:
+    def assign(module: nn.Module) -> None:
+        state = {name: p.detach().clone() for name, p in module.state_dict().items()}
+        module.load_state_dict(state, assign=True)
+
+    for change, words in (
+        (assign, "was replaced in its module, as 'weight'"),
+        (lambda module: module.double(), "is float64[2, 3] on cpu now"),
+        (lambda module: ShardedSGD(module.parameters(), 1.0), "another optimizer's"),
+    ):
+        module = nn.Linear(3, 2)
+        optimizer = ShardedSGD(module.parameters(), lr=1.0)
+        changed = change(module)
+        found = raises(allreduce.UsageError, optimizer.step)
+        assert words in found, found
+        assert "make a new ShardedSGD" in found
+        del changed
+    module, before = nn.Linear(3, 2), None
+    optimizer = ShardedSGD(module.parameters(), lr=1.0)
+    del module.bias  # what is gone is no mistake
+    before = module.weight.detach().clone()
+    module.weight.grad = torch.ones(2, 3)
+    optimizer.step()
+    assert not torch.equal(module.weight, before)
+
+
+def check_a_parameter_replaced_on_one_rank_is_an_error_on_all() -> None:
+    if WORLD_SIZE == 1:
+        return
+    module = nn.Linear(3, 2)
+    optimizer = ShardedSGD(module.parameters(), lr=1.0, process_group=dist.new_group())
+    if RANK == 1:
+        module.double()
+        raises(allreduce.UsageError, optimizer.step)
+    else:
+        raises(allreduce.Error, optimizer.step)
 
 
 def check_ranks_that_differ_are_told() -> None:
