@@ -32,7 +32,7 @@ class LARS(SGD):
 
     Arguments:
         trust: the trust coefficient, above 0; may differ between parameter groups.
-        others as for `SGD`.
+        others as for `SGD`, with its defaults: momentum 0.9, Nesterov, no weight decay.
 
     ValueError for a value outside these, RuntimeError for a sparse gradient.
     """
@@ -43,7 +43,7 @@ class LARS(SGD):
         lr: float,
         momentum: float = 0.9,
         nesterov: bool = True,
-        weight_decay: float = 1e-4,
+        weight_decay: float = 0.0,
         trust: float = 0.001,
         gradient_scale: float = 1.0,
     ) -> None:

@@ -41,8 +41,10 @@ class SGD(Optimizer):
     Arguments (all but `params` may differ between parameter groups, and `lr` from step to step):
         params: parameters or groups, as for any torch optimizer; floating point, dense gradients.
         lr: eta, at least 0; above 0 in the absorbed form with correction, which divides by it.
-        momentum: m, in [0, 1). weight_decay: lambda, added to g as lambda w; at least 0.
-        nesterov: False gives plain momentum.
+        momentum: m, in [0, 1). nesterov: False gives plain momentum. Their defaults are the
+            paper's, 0.9 with Nesterov's update; torch's SGD has neither unless it is asked.
+        weight_decay: lambda, added to g as lambda w; at least 0. Default: 0, as torch's. The paper
+            has 0.0001, not for normalisation: see `split_weight_decay`.
         gradient_scale: multiplies gradients before all else, 1 / kn for summed losses, say.
 
     ValueError for a value outside these, RuntimeError for a sparse gradient.
@@ -54,7 +56,7 @@ class SGD(Optimizer):
         lr: float,
         momentum: float = 0.9,
         nesterov: bool = True,
-        weight_decay: float = 1e-4,
+        weight_decay: float = 0.0,
         form: Literal["reference", "absorbed"] = "reference",
         momentum_correction: bool = True,
         gradient_scale: float = 1.0,

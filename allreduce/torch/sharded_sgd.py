@@ -50,7 +50,7 @@ class ShardedSGD(SGD):
     one that its module no longer has (`load_state_dict(assign=True)`): make a new optimizer then.
 
     Arguments (`lr`, `momentum`, `nesterov`, `weight_decay` may differ between parameter groups, and
-    from step to step, alike on all ranks):
+    from step to step, alike on all ranks; defaults as `SGD`'s):
         params: parameters or groups, all float32 or all float64, on the CPU or one GPU. At the
             begin they become those of rank 0. None can be added later.
         process_group: of backend "hier"; None for the default group.
@@ -71,7 +71,7 @@ class ShardedSGD(SGD):
         lr: float,
         momentum: float = 0.9,
         nesterov: bool = True,
-        weight_decay: float = 1e-4,
+        weight_decay: float = 0.0,
         *,
         process_group: dist.ProcessGroup | None = None,
         op: str = "mean",

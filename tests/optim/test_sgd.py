@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from allreduce.optim import SGD, constant_warmup, gradual_warmup, split_weight_decay
+from allreduce.optim import LARS, SGD, constant_warmup, gradual_warmup, split_weight_decay
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -173,6 +173,18 @@ def test_scaling_the_loss_is_not_scaling_the_rate() -> None:
     torch.testing.assert_close(final(4, 0.01, 0), final(1, 0.04, 0), rtol=1e-12, atol=1e-12)
     difference = (final(4, 0.01, DECAY) - final(1, 0.04, DECAY)).abs().max()
     assert difference > 1e-2
+
+
+@pytest.mark.parametrize("kind", [SGD, LARS])
+def test_nothing_decays_unasked(kind: type[SGD]) -> None:
+    w = nn.Parameter(torch.ones(3, 2))
+    w.grad = torch.zeros(3, 2)
+    optimizer = kind([w], lr=1.0)
+    optimizer.step()
+    assert torch.equal(w, torch.ones(3, 2))
+    assert (
+        optimizer.param_groups[0]["weight_decay"] == torch.optim.SGD([w]).defaults["weight_decay"]
+    )
 
 
 def test_split_weight_decay_spares_normalisation_only() -> None:

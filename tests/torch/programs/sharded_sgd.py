@@ -219,6 +219,14 @@ def check_few_values_for_many_ranks() -> None:
     assert module[2].item() == -2
 
 
+def check_nothing_decays_unasked() -> None:
+    w = nn.Parameter(torch.ones(3))
+    optimizer = ShardedSGD([w], lr=1.0)
+    optimizer.zero_grad()
+    optimizer.step()
+    assert torch.equal(w, torch.ones(3))
+
+
 def check_arguments_that_cannot_work() -> None:
     p = nn.Parameter(torch.zeros(3))
     half = nn.Parameter(torch.zeros(3, dtype=torch.bfloat16))
