@@ -1,0 +1,12 @@
+"""torch arguments and methods on our wrapper: see programs/ddp_arguments.py."""
+
+import pytest
+
+PROGRAM = "ddp_arguments.py"
+LAYOUTS = [(2, 1), (4, 2)]
+
+pytestmark = pytest.mark.timeout(110)
+
+
+def test_ddp_arguments(check, outcomes, assert_passed) -> None:
+    assert_passed(check, outcomes)
