@@ -238,6 +238,8 @@ class Group:
         segment_bytes: int,
         ranks_on_host: int,
         checksum: bool,
+        dead_after: float,
+        hosts: Sequence[str],
         control: dict[int, int],
         data: dict[int, list[int]],
         arena: int,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import ipaddress
+import math
 import os
 import socket
 import struct
@@ -21,6 +22,8 @@ _IFREQ = struct.Struct("16s24x")
 _ANY_HOST = "198.51.100.1"  # a documentation address: asking for the route to it sends nothing
 _CONGESTION_DIR = Path("/proc/sys/net/ipv4")
 _CONGESTION_NAME_MAX = 16
+_DEAD_AFTER = 4.0  # seconds: with what it takes to tell all ranks, less than 5
+_DEAD_AFTER_MIN, _DEAD_AFTER_MAX = 2, 86400
 
 
 def resolve(host: str, port: int) -> Address:
@@ -152,12 +155,41 @@ def congestion_control(sock: socket.socket) -> str:
     return name.split(b"\0")[0].decode()
 
 
-def set_keepalive(sock: socket.socket) -> None:
-    """Let the kernel notice a dead host after 7 idle seconds; five lost probes are no accident."""
+def dead_after_option(seconds: float | None, environ: Mapping[str, str]) -> float:
+    """Return after how many seconds without an answer a host is dead: the argument, else
+    `ALLREDUCE_DEAD_AFTER`, else 4.
+
+    Raises:
+        ValueError: no number from 2 to 86400. The kernel counts in whole seconds.
+    """
+    text = environ.get("ALLREDUCE_DEAD_AFTER", "").strip()
+    source = f"dead_after={seconds}"
+    if seconds is None:
+        seconds, source = _DEAD_AFTER, f"ALLREDUCE_DEAD_AFTER={text}"
+        if text:
+            try:
+                seconds = float(text)
+            except ValueError:
+                seconds = -1.0
+    if not _DEAD_AFTER_MIN <= seconds <= _DEAD_AFTER_MAX:
+        raise UsageError(
+            f"{source}: must be a number of seconds from {_DEAD_AFTER_MIN} to {_DEAD_AFTER_MAX}"
+        )
+    return float(seconds)
+
+
+def set_keepalive(sock: socket.socket, dead_after: float) -> None:
+    """Let the kernel end a connection whose other host has not answered for `dead_after` seconds.
+
+    It probes only while nothing is under way. The core looks at all else, see
+    csrc/transport/silence.h.
+    """
+    pause = max(1, int(dead_after / 4))
+    probes = max(1, math.ceil((dead_after - pause) / pause))
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 2)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 5)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, pause)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, pause)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, probes)
 
 
 def _kernel_list(which: str) -> str:

@@ -7,9 +7,11 @@ import contextlib
 import errno
 import fcntl
 import os
+import resource
 import select
 import socket
 import struct
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +28,19 @@ _CGROUP_LIMITS = (
     "/sys/fs/cgroup/memory/memory.limit_in_bytes",
 )
 MAX_FDS = 253  # the kernel's limit for one message
+
+
+def raise_descriptor_limit(wanted: int) -> int:
+    """Return how many descriptors this process may have, raised to the hard limit if `wanted` is
+    more than it may have so far.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted and soft != hard:
+        # What the hard limit allows, the kernel may refuse for reasons of its own.
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
 
 
 def create_shared_memory(size: int, name: str = "allreduce") -> int:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from allreduce._address import congestion_control
+from allreduce._address import congestion_control, dead_after_option
 from allreduce._door import close_all
 from allreduce._fds import close_fds, share_fd
 from allreduce._handshake import Kind, Link, job_secret
@@ -54,6 +54,8 @@ class Wiring:
     congestion: str = ""  # congestion control of the data sockets; empty without any
     connections: str = ""  # one line for the log
     ranks_on_host: int = 1  # ranks of the group on this real host, whatever nodes are simulated
+    dead_after: float = 4.0  # seconds without an answer after which a host is dead
+    hosts: list[str] = field(default_factory=list)  # name of each rank's host, for messages
 
     def close(self) -> None:
         """Close every descriptor; only for a wiring whose descriptors nobody else owns yet."""
@@ -85,6 +87,7 @@ def connect(
     timeout: float,
     generation: int = 0,
     congestion: str | None = None,
+    dead_after: float | None = None,
     route_to: str | None = None,
     environ: Mapping[str, str] | None = None,
     tuning: Asked = NOTHING,
@@ -102,6 +105,7 @@ def connect(
         generation: part of every key and handshake; a group that is built again takes a higher one.
         congestion: TCP congestion control; `ALLREDUCE_TCP_CONGESTION`, then the kernel's (cubic on
             loopback) where None.
+        dead_after: as `dead_after_option` takes it.
         route_to: a host that all peers reach, to choose this rank's address by; None: the store's.
         environ: replaces os.environ.
         tuning: the file that was asked for; ranks must have the same, and be able to read it.
@@ -125,6 +129,7 @@ def connect(
         deadline=time.monotonic() + timeout,
         generation=generation,
         congestion=congestion or environ.get("ALLREDUCE_TCP_CONGESTION") or None,
+        dead_after=dead_after_option(dead_after, environ),
         route_to=route_to,
         secret=job_secret(environ),
         environ=environ,
@@ -166,6 +171,7 @@ def _alone(request: Request) -> Wiring:
         generation=request.generation,
         checksum=request.checksum,
         connections="rank 0 of 1: no connections",
+        dead_after=request.dead_after,
     )
 
 
@@ -213,6 +219,8 @@ def _hand_over(request: Request, startup: Startup, sockets: dict[Link, socket.so
         congestion=congestion,
         connections=_describe(rank, node_of_rank, startup.local_ranks, data, congestion),
         ranks_on_host=startup.ranks_on_host,
+        dead_after=request.dead_after,
+        hosts=[card.identity.host for card in startup.cards],
     )
 
 

@@ -14,7 +14,6 @@ import errno
 import json
 import logging
 import os
-import resource
 import secrets
 import socket
 from collections.abc import Callable, Mapping
@@ -23,7 +22,7 @@ from dataclasses import dataclass
 from allreduce import _C
 from allreduce._address import Address, choose_address, resolve, set_congestion_control
 from allreduce._cards import Board, Card
-from allreduce._fds import MAX_FDS, Arena
+from allreduce._fds import MAX_FDS, Arena, raise_descriptor_limit
 from allreduce._handshake import Session
 from allreduce._nodes import layout, my_identity
 from allreduce._store import Store, store_host
@@ -50,6 +49,7 @@ class Request:
     deadline: float
     generation: int
     congestion: str | None
+    dead_after: float
     route_to: str | None
     secret: bytes | None
     environ: Mapping[str, str]
@@ -135,6 +135,7 @@ class Startup:
             arena=self.arena,
             congestion=request.congestion,
             loopback=self._one_host(),
+            dead_after=request.dead_after,
             deadline=request.deadline,
         )
         self._stack.callback(wirer.close)
@@ -149,9 +150,9 @@ class Startup:
         rank, lanes = self._request.rank, self._request.lanes
         needed = len(links_of(rank, self.node_of_rank, lanes)) + len(self.local_ranks)
         needed += _SPARE_DESCRIPTORS
-        limit, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         open_now = len(os.listdir("/proc/self/fd"))
-        if limit != resource.RLIM_INFINITY and open_now + needed > limit:
+        limit = raise_descriptor_limit(open_now + needed)
+        if limit < open_now + needed:
             raise SystemCallError(
                 errno.EMFILE,
                 f"rank {rank} needs {needed} descriptors for {len(self.cards)} ranks, {open_now} "

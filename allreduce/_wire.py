@@ -97,6 +97,7 @@ class Wirer:
         arena: Arena,
         congestion: str | None,
         loopback: bool,
+        dead_after: float,
         deadline: float,
     ) -> None:
         self._rank = rank
@@ -105,6 +106,7 @@ class Wirer:
         self._session = session
         self._endpoints = endpoints
         self._congestion, self._loopback = congestion, loopback
+        self._dead_after = dead_after
         self._deadline = deadline
         self._arena = arena
         self.sockets: dict[Link, socket.socket] = {}
@@ -269,8 +271,7 @@ class Wirer:
     def _greet(self, link: Link, sock: socket.socket) -> None:
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if link.kind is Kind.CONTROL:
-                set_keepalive(sock)
+            set_keepalive(sock, self._dead_after)
         if link.kind is Kind.FDS and link.dst == self._rank:
             self._arena.send(sock)
 

@@ -57,6 +57,8 @@ def make_group(wiring: Wiring, options: dict[str, Any]) -> _C.Group:
             segment_bytes=options["segment_bytes"],
             ranks_on_host=wiring.ranks_on_host,
             checksum=wiring.checksum,
+            dead_after=wiring.dead_after,
+            hosts=wiring.hosts,
             control=wiring.control,
             data=wiring.data,
             arena=wiring.arena_fd,

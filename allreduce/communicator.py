@@ -104,6 +104,7 @@ class Communicator(PartCollectives, PointToPoint):
         lanes: int | None = None,
         segment_bytes: int | None = None,
         checksum: bool | None = None,
+        dead_after: float | None = None,
         measure: bool = True,
         tuning: TuningOption = None,
     ) -> Communicator:
@@ -122,6 +123,8 @@ class Communicator(PartCollectives, PointToPoint):
                 None: what the tuning file says, else 0, 2 and 256 KiB.
             checksum: what passes between nodes carries a CRC32C, and damage is an `IntegrityError`.
                 `ALLREDUCE_CHECKSUM` (0 or 1) where None, else yes.
+            dead_after: seconds without an answer after which a host, and the group, is dead
+                (a busy rank's kernel answers for it); `ALLREDUCE_DEAD_AFTER`, then 4, where None.
             tuning: a file that `python -m allreduce.tune` has written; `ALLREDUCE_TUNING` where
                 None. Or the `tuning` of a larger group of the same machines.
             measure: without a tuning measure now, in under a second, so that `algo="auto"` chooses
@@ -143,12 +146,12 @@ class Communicator(PartCollectives, PointToPoint):
             arena_bytes=lambda local_size: _C.arena_bytes(local_size, lanes),
             timeout=timeout,
             generation=generation,
+            dead_after=dead_after,
             tuning=asked,
         )
-        options = {
-            **{"timeout": timeout, "local": local, "rails": rails, "lanes": lanes},
-            **{"segment_bytes": segment_bytes, "checksum": wiring.checksum, "measure": measure},
-        }
+        options = {"timeout": timeout, "local": local, "rails": rails, "lanes": lanes}
+        options |= {"segment_bytes": segment_bytes, "checksum": wiring.checksum}
+        options |= {"dead_after": dead_after, "measure": measure}
         return cls(wiring, store, _tuned(wiring, options, asked))
 
     def allreduce(

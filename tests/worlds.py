@@ -172,6 +172,7 @@ def processes(
     close: bool = True,
     env: Mapping[str, str] | None = None,
     helpers: tuple[Callable[..., Any], ...] = (),
+    before: Callable[[int], list[str]] = lambda _rank: [],
     **options: Any,
 ) -> Iterator[Processes]:
     """Start `body(comm, *args)` in a process per rank, over a FileStore in `folder`.
@@ -181,6 +182,7 @@ def processes(
     connect: False: body gets a `Member` in place of a communicator, and connects itself.
     close: False: the communicator is left open at the end.
     helpers: functions that body uses; their source is sent with it.
+    before: the words of a command that starts the rank's own, such as `ip netns exec HOST`.
     options: of Communicator.from_store.
     """
     folder.mkdir(exist_ok=True)
@@ -202,7 +204,7 @@ def processes(
                 "close": close,
                 "options": options,
             }
-            popens.append(_start(rank, folder, spec, env or {}))
+            popens.append(_start(rank, folder, spec, env or {}, before(rank)))
         world.pids = [popen.pid for popen in popens]
         yield world
     finally:
@@ -228,13 +230,13 @@ def run_processes(
 
 
 def _start(
-    rank: int, folder: Path, spec: dict[str, Any], env: Mapping[str, str]
+    rank: int, folder: Path, spec: dict[str, Any], env: Mapping[str, str], before: list[str]
 ) -> subprocess.Popen[bytes]:
     here = Path(__file__).resolve().parent
     path = os.pathsep.join([str(here), *sys.path])
     with (folder / f"{rank}-output").open("wb") as output:
         return subprocess.Popen(
-            [sys.executable, "-c", "import worlds; worlds._child_main()"],
+            [*before, sys.executable, "-c", "import worlds; worlds._child_main()"],
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -75,11 +75,8 @@ std::string Messages::others_from(const Transfer& transfer) const {
   return text;
 }
 
-void Messages::broken(int rank, const char* why) const {
-  const Transfer* transfer = waits_for(rank);
-  throw PeerError(
-      rank, (transfer ? describe(*transfer) : "message to rank " + std::to_string(rank)) + ": " +
-                why + "; rank " + std::to_string(rank) + " has probably died");
+void Messages::broken(int rank, const ChannelBroken& why) const {
+  throw BrokenStream(rank, describe(*waits_for(rank)) + ": " + why.what(), why.unanswered);
 }
 
 void Messages::corrupt(int rank, const char* what) const {

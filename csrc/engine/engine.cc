@@ -199,8 +199,7 @@ bool Engine::turn(Fifo& fifo) {
       }
     }
   } catch (const ChannelBroken& broken) {
-    throw PeerError(fifo.peer, where(fifo) + ": " + broken.what() + "; rank " +
-                                   std::to_string(fifo.peer) + " has probably died");
+    throw BrokenStream(fifo.peer, where(fifo) + ": " + broken.what(), broken.unanswered);
   } catch (const Damaged&) {
     throw IntegrityError(damage(fifo));
   }
@@ -355,20 +354,24 @@ bool Engine::can_move(const Fifo& fifo) const {
          0;
 }
 
+// A queue whose head waits for a step of another queue would make poll return at once.
+bool Engine::stuck(const Fifo& fifo) const { return !fifo.empty() && can_move(fifo); }
+
+// One entry for each socket: poll takes no more entries than the process may have descriptors.
 void Engine::blocked_on(std::vector<pollfd>& fds) const {
   for (uint32_t index : active_) {
     const Fifo& fifo = fifos_[index];
     const int fd = channels_[fifo.peer]->fd();
-    // A queue whose head waits for a step of another queue would make poll return at once.
-    if (fd >= 0 && can_move(fifo)) {
-      fds.push_back({fd, static_cast<short>(fifo.send ? POLLOUT : POLLIN), 0});
-    }
+    if (fd < 0 || !stuck(fifo)) continue;
+    const bool both = stuck(fifos_[index ^ 1]);  // the other direction of the same socket
+    if (both && fifo.send) continue;
+    const int events = both ? POLLIN | POLLOUT : fifo.send ? POLLOUT : POLLIN;
+    fds.push_back({fd, static_cast<short>(events), 0});
   }
 }
 
 bool Engine::stuck_on(int rank) const {
   // A message of the peer may be here already and wait for a step of another queue.
-  const auto stuck = [&](const Fifo& fifo) { return !fifo.empty() && can_move(fifo); };
   return stuck(fifos_[2 * rank]) || stuck(fifos_[2 * rank + 1]);
 }
 

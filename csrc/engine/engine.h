@@ -46,7 +46,7 @@ class Engine {
   bool finished(Ticket ticket) const;
 
   // One turn: each queue moves at most one quantum. True if anything moved.
-  // Throws PeerError or IntegrityError, naming rank and step, or MismatchError.
+  // Throws BrokenStream or IntegrityError, naming rank and step, or MismatchError.
   bool progress();
 
   bool idle() const { return active_.empty(); }
@@ -100,6 +100,7 @@ class Engine {
   void finish_step(Cursor& cursor, uint32_t id);
   bool complete(const Cursor& cursor) const;
   bool can_move(const Fifo& fifo) const;
+  bool stuck(const Fifo& fifo) const;
   void retire(Fifo& fifo);
   std::string where(const Fifo& fifo) const;
   std::string damage(const Fifo& fifo) const;

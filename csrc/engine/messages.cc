@@ -186,8 +186,8 @@ bool Messages::advance(int rank, Peer& peer) {
   try {
     for (int i = 0; i < kCallsPerTurn && receive_some(rank, peer); ++i) moved = true;
   } catch (const ChannelBroken& why) {
-    peer.ended = true;
-    if (waits_for(rank)) broken(rank, why.what());
+    peer.ended = any_ended_ = true;
+    if (waits_for(rank)) broken(rank, why);
   } catch (const Damaged&) {
     damaged(rank, peer);
   }
@@ -195,7 +195,7 @@ bool Messages::advance(int rank, Peer& peer) {
     if (peer.ended && !peer.outgoing.empty()) throw ChannelBroken("closed by the peer before");
     for (int i = 0; i < kCallsPerTurn && send_some(peer); ++i) moved = true;
   } catch (const ChannelBroken& why) {
-    if (waits_for(rank)) broken(rank, why.what());
+    if (waits_for(rank)) broken(rank, why);
     peer.outgoing.clear();  // it asked for messages that nobody waits for
   }
   return moved;

@@ -70,9 +70,9 @@ class Messages {
   Messages(int rank, uint32_t group_id, uint16_t generation, std::vector<Channel*> channels);
 
   void post(const std::deque<std::shared_ptr<Transfer>>& transfers);
-  // Moves what can move; true if anything did. Throws PeerError, IntegrityError or
-  // MismatchError. To be called, if
-  // less often, while nothing is posted, too: what peers send is set aside, so that they can go on.
+  // Moves what can move; true if anything did. Throws BrokenStream, IntegrityError or
+  // MismatchError. To be called, if less often, while nothing is posted, too: what peers send is
+  // set aside, so that they can go on.
   bool progress();
   // Looks at every ring, and at sockets too if poll says that something has come.
   bool listen(bool sockets);
@@ -85,6 +85,8 @@ class Messages {
   // When progress() is false: an unfinished transfer that needs this rank; null if there is none.
   // (A receive from any rank needs none in particular.)
   const Transfer* waits_for(int rank) const;
+  bool ended(int rank) const { return peers_[rank].ended; }  // nothing more comes from there
+  bool any_ended() const { return any_ended_; }
   // Of a receive that waits: what has come from its peer instead, in words; "" if nothing.
   std::string others_from(const Transfer& transfer) const;
 
@@ -140,7 +142,7 @@ class Messages {
   void match(int source, const MessageHeader& header, Transfer& receive) const;
   void finish(const std::shared_ptr<Transfer>& transfer);
   bool wanted(int rank, const Peer& peer) const;
-  [[noreturn]] void broken(int rank, const char* why) const;
+  [[noreturn]] void broken(int rank, const ChannelBroken& why) const;
   [[noreturn]] void corrupt(int rank, const char* what) const;
   [[noreturn]] void damaged(int rank, const Peer& peer) const;
 
@@ -151,6 +153,7 @@ class Messages {
   std::list<std::shared_ptr<Transfer>> unfinished_;  // in the order of their posting
   std::list<std::shared_ptr<Transfer>> posted_;      // receives that nothing has matched yet
   std::list<Early> early_;                           // in the order of their arrival
+  bool any_ended_ = false;
   uint64_t next_id_ = 1;
   unsigned turns_ = 0;
 };

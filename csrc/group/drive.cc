@@ -1,4 +1,6 @@
 // Driving: one thread at a time moves everything in flight, and sleeps while nothing moves.
+#include <time.h>
+
 #include <algorithm>
 
 #include "base/error.h"
@@ -13,6 +15,15 @@ constexpr long kDeviceSleepNs = 50'000;  // a device cannot ring: its flags are 
 constexpr int kSleepMs = 50;         // longest sleep: signals, deadlines and peers are looked at
 constexpr unsigned kLookEvery = 64;  // turns with progress between two looks at the clock
 constexpr auto kLookInterval = std::chrono::milliseconds(kSleepMs);
+constexpr auto kPause = std::chrono::seconds(1);
+
+// The clock as it was at the kernel's last tick, some milliseconds ago: a third of the cost.
+Clock::time_point coarse_now() {
+  timespec now{};
+  ::clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+  return Clock::time_point(std::chrono::seconds(now.tv_sec) +
+                           std::chrono::nanoseconds(now.tv_nsec));
+}
 
 // What a signal's handler has raised: to be thrown once, to the caller, and kept nowhere, for it is
 // an object of another language's.
@@ -32,6 +43,8 @@ void Group::drive(const std::function<bool()>& ended, Driver driver) {
   Patience patience(config_.ranks_on_host);
   driver_ = driver;
   try {
+    // After a pause the links are looked at first: a host may have gone meanwhile.
+    if (coarse_now() - looked_ >= kPause) look_around();
     while (!ended()) {
       if (failed_.load(std::memory_order_acquire)) throw_failure();
       if (num_pending_.load(std::memory_order_acquire) > 0) accept_pending();
@@ -48,13 +61,8 @@ void Group::drive(const std::function<bool()>& ended, Driver driver) {
           AbortedError("rank " + std::to_string(topology_.rank) + " raised " + signal.text)));
     }
     std::rethrow_exception(signal.raised);
-  } catch (const PeerError&) {
-    auto error = std::current_exception();
-    try {
-      listen_for_cause();
-    } catch (...) {
-      error = std::current_exception();
-    }
+  } catch (const BrokenStream& broken) {
+    const auto error = cause_of(broken);
     end_all(error);
     std::rethrow_exception(error);
   } catch (...) {
@@ -136,6 +144,11 @@ void Group::accept_pending() {
 
 // Sleeps until a descriptor or the doorbell says that there may be something to do.
 void Group::sleep() {
+  // What gone ranks have written is readable by now, and has been read: who waits, waits in vain.
+  if (control_.anybody_gone() || messages_->any_ended()) {
+    if (turn() || messages_->listen(/*sockets=*/false)) return;
+    check_presence();
+  }
   bells_.prepare_to_sleep();
   // Once more, after the announcement: see Doorbells.
   if (turn() || messages_->listen(/*sockets=*/false)) {
@@ -150,9 +163,7 @@ void Group::sleep() {
   messages_->blocked_on(poll_fds_);
   const auto first_control = static_cast<std::ptrdiff_t>(poll_fds_.size());
   control_.poll_fds(poll_fds_);
-  const timespec limit{0, waits_for_device()        ? kDeviceSleepNs
-                          : control_.anybody_gone() ? 1'000'000
-                                                    : kSleepMs * 1'000'000};
+  const timespec limit{0, waits_for_device() ? kDeviceSleepNs : kSleepMs * 1'000'000};
   const int ready = ::ppoll(poll_fds_.data(), poll_fds_.size(), &limit, nullptr);
   const int error = ready < 0 ? errno : 0;
   bells_.woke_up();
@@ -169,7 +180,7 @@ void Group::sleep() {
   if (any(first_message, first_control)) messages_->listen(/*sockets=*/true);
   const bool control = any(first_control, static_cast<std::ptrdiff_t>(poll_fds_.size()));
   // Most wake-ups are for data: they need no look around, which costs a call per control link.
-  if (control || Clock::now() - looked_ >= kLookInterval || control_.anybody_gone()) look_around();
+  if (control || Clock::now() - looked_ >= kLookInterval) look_around();
 }
 
 bool Group::waits_for_device() const {

@@ -46,6 +46,8 @@ struct GroupConfig {
   bool checksum = true;              // what passes between nodes is checked; on all ranks alike
   int ranks_on_host = 1;             // that compete for the cores of this machine
   double status_after = 1;           // seconds of waiting after which a rank tells where it is
+  double dead_after = 4;             // seconds without an answer after which a host is dead
+  std::vector<std::string> hosts;    // of each rank, for errors
 };
 
 // Connected descriptors, indexed by rank (doorbells: by local rank). See allreduce/_mesh.py.
@@ -263,11 +265,15 @@ class Group {
   void check_deadlines() const;
   [[noreturn]] void time_out(const Run& run) const;
   [[noreturn]] void time_out(const Transfer& transfer) const;
+  void check_presence() const;
+  bool gone(int rank) const;
   void check_presence(const Lane& lane) const;
   void check_presence(const Run& run) const;
   void check_messages() const;
-  [[noreturn]] void miss(int rank, const std::string& what) const;
-  void listen_for_cause();
+  void check_silence();
+  std::optional<std::string> in_flight() const;
+  std::string fate_of(int rank, bool unanswered) const;
+  std::exception_ptr cause_of(const BrokenStream& broken);
   void fail(std::exception_ptr error);
   void end_all(std::exception_ptr error);
   [[noreturn]] void throw_failure() const;
@@ -290,6 +296,7 @@ class Group {
   std::array<RunHeader, 64> history_;
   unsigned turns_ = 0;          // likewise, and the next two
   Clock::time_point looked_{};  // when it last looked around
+  Clock::time_point heard_{};   // likewise, whether the other hosts answer
   Driver driver_ = Driver::worker;
   const std::shared_ptr<PinnedPool> pinned_ = std::make_shared<PinnedPool>();
   std::shared_ptr<DeviceLocalStage>

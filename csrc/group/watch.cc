@@ -7,13 +7,16 @@
 
 #include "base/error.h"
 #include "group/group.h"
+#include "transport/silence.h"
 
 namespace hier {
 
 namespace {
 
-constexpr auto kCauseWait =
-    std::chrono::milliseconds(200);  // for the reason behind a broken stream
+// Longest wait for the reason behind a broken stream, if the control link of that peer goes on.
+constexpr auto kCauseWait = std::chrono::milliseconds(200);
+constexpr int kCausePollMs = 10;
+constexpr auto kSilenceInterval = std::chrono::milliseconds(250);  // between two looks at TCP_INFO
 
 std::string seconds_text(double seconds) {
   std::string text = std::to_string(std::round(seconds * 1000) / 1000);
@@ -63,24 +66,17 @@ ControlFrame frame_from(const std::exception_ptr& error, int rank) {
 }
 }  // namespace
 
-// What needs no attention at every turn: signals, control links, deadlines, peers that are gone.
+// What needs no attention at every turn: signals, control links, silent hosts, deadlines.
 void Group::look_around() {
   looked_ = Clock::now();
   check_signals();
   control_.receive([this](int rank, const ControlFrame& frame) { handle(rank, frame); });
+  check_silence();
   check_deadlines();
   for (Lane& lane : lanes_) {
     if (!lane.runs.empty()) tell_status(*lane.runs.front());
   }
   for (const auto& run : trailing_) tell_status(*run);
-  // All that a gone peer has written is readable by now: what still waits, waits in vain.
-  if (control_.anybody_gone() && !turn()) {
-    for (const Lane& lane : lanes_) {
-      if (!lane.runs.empty() && lane.runs.front()->execution) check_presence(lane);
-    }
-    for (const auto& run : trailing_) check_presence(*run);
-    check_messages();
-  }
 }
 
 void Group::handle(int rank, const ControlFrame& frame) {
@@ -167,17 +163,32 @@ void Group::time_out(const Transfer& transfer) const {
   throw Timeout(text + ". Look for a missing call, another tag, or a rank that needs longer");
 }
 
-// A neighbour that left or died is an error only if a run still needs it: it may have ended its
-// part. (A peer on another node shows by the end of its data stream, behind all that it sent.)
+// A rank that left or died is an error only if something still needs it: it may have ended its
+// part. A neighbour is gone once its control link says so. A rank on another node is gone once its
+// stream has ended, behind all that it sent: another connection may be earlier, or later.
+void Group::check_presence() const {
+  for (const Lane& lane : lanes_) {
+    if (!lane.runs.empty() && lane.runs.front()->execution) check_presence(lane);
+  }
+  for (const auto& run : trailing_) check_presence(*run);
+  check_messages();
+}
+
+bool Group::gone(int rank) const {
+  if (rank == topology_.rank) return false;
+  if (topology_.node_of_rank[rank] != topology_.node_of_rank[topology_.rank]) {
+    return messages_->ended(rank);
+  }
+  return control_.presence(rank) != ControlLinks::Presence::present;
+}
+
 void Group::check_presence(const Lane& lane) const {
   const Run& run = *lane.runs.front();
   const auto local = run.execution->waits_for_local();
   for (int i = 0; i < topology_.local_size; ++i) {
     const int rank = topology_.neighbours()[i];
-    if (i == topology_.local_rank) continue;
-    const bool present = control_.presence(rank) == ControlLinks::Presence::present;
-    const bool needed = lane.engine->stuck_on(rank) || local == i;
-    if (!present && needed) miss(rank, describe(run.header));
+    if (!gone(rank)) continue;
+    if (lane.engine->stuck_on(rank) || local == i) throw BrokenStream(rank, describe(run.header));
   }
 }
 
@@ -185,46 +196,102 @@ void Group::check_presence(const Run& run) const {
   if (!run.ticket) return;
   for (int i = 0; i < topology_.local_size; ++i) {
     const int rank = topology_.neighbours()[i];
-    const auto presence = control_.presence(rank);
-    if (i == topology_.local_rank || presence == ControlLinks::Presence::present) continue;
-    const bool died = presence != ControlLinks::Presence::left;
-    if (device_stage_->waits_for(i, *run.ticket, died)) miss(rank, describe(run.header));
+    if (!gone(rank)) continue;
+    const bool died = control_.presence(rank) != ControlLinks::Presence::left;
+    if (device_stage_->waits_for(i, *run.ticket, died)) {
+      throw BrokenStream(rank, describe(run.header));
+    }
   }
 }
 
-// Likewise for messages: what has arrived before its sender left can still be received.
 void Group::check_messages() const {
   const Transfer* needed = nullptr;
-  int gone = -1, present = 0;
+  int last = -1, present = 0;
   for (int rank = 0; rank < topology_.world_size && !needed; ++rank) {
     if (rank == topology_.rank) continue;
-    if (control_.presence(rank) == ControlLinks::Presence::present) {
-      ++present;
+    if (gone(rank)) {
+      needed = messages_->waits_for(last = rank);
     } else {
-      needed = messages_->waits_for(gone = rank);
+      ++present;
     }
   }
   if (!needed && present == 0) {  // a receive from any rank has nobody left
     for (const auto& transfer : messages_->unfinished()) needed = transfer.get();
   }
-  if (needed) miss(gone, describe(*needed));
+  if (needed) throw BrokenStream(last, describe(*needed));
 }
 
-void Group::miss(int rank, const std::string& what) const {
-  const bool left = control_.presence(rank) == ControlLinks::Presence::left;
-  throw PeerError(rank, "rank " + std::to_string(rank) +
-                            (left ? " left the group (it closed or destroyed it)" : " has died") +
-                            " while rank " + std::to_string(topology_.rank) + " needs it for " +
-                            what);
-}
-
-// A broken stream is often the echo of an error elsewhere: its reason comes over the control links.
-void Group::listen_for_cause() {
-  const auto until = Clock::now() + kCauseWait;
-  while (Clock::now() < until) {
-    control_.receive([this](int rank, const ControlFrame& frame) { handle(rank, frame); });
-    ::sched_yield();
+// A host that does not answer is lost to the group, and the group with it: every later collective
+// needs it. So whatever is in flight ends here, and this rank tells the others.
+void Group::check_silence() {
+  const bool due = looked_ - heard_ >= kSilenceInterval;
+  if (due) control_.check_silence(config_.dead_after);
+  if (control_.lost() >= 0) {
+    if (const auto what = in_flight()) throw BrokenStream(control_.lost(), *what, true);
   }
+  if (!due) return;
+  heard_ = looked_;
+  // A network of several ways may lose one connection of a pair alone.
+  const auto check = [&](const Channel* channel, int rank, const std::string& what) {
+    if (!channel || channel->fd() < 0) return;
+    if (seconds_unanswered(channel->fd()) >= config_.dead_after) {
+      throw BrokenStream(rank, what, true);
+    }
+  };
+  for (int rank = 0; rank < topology_.world_size; ++rank) {
+    for (const Lane& lane : lanes_) {
+      if (lane.runs.empty() || !lane.engine->stuck_on(rank)) continue;
+      check(lane.channels[rank].get(), rank, describe(lane.runs.front()->header));
+    }
+    const Transfer* transfer = messages_->waits_for(rank);
+    if (transfer) check(message_channels_[rank].get(), rank, describe(*transfer));
+  }
+}
+
+// What this rank is in, in words.
+std::optional<std::string> Group::in_flight() const {
+  for (const Lane& lane : lanes_) {
+    if (!lane.runs.empty()) return describe(lane.runs.front()->header);
+  }
+  if (!trailing_.empty()) return describe(trailing_.front()->header);
+  if (!messages_->idle()) return describe(*messages_->unfinished().front());
+  return std::nullopt;
+}
+
+std::string Group::fate_of(int rank, bool unanswered) const {
+  const std::string name = "rank " + std::to_string(rank);
+  const std::string& host = config_.hosts.at(static_cast<size_t>(rank));
+  const auto presence = control_.presence(rank);
+  if (presence == ControlLinks::Presence::left) {
+    return name + " left the group (it closed or destroyed it)";
+  }
+  if (presence == ControlLinks::Presence::lost || unanswered) {
+    return host + ", the host of " + name + ", has not answered for " +
+           seconds_text(config_.dead_after) + " s (it is down, or the network to it),";
+  }
+  const bool sure = presence == ControlLinks::Presence::died;
+  return name + " on " + host + (sure ? " has died" : " has probably died");
+}
+
+// A broken stream is often the echo of an error elsewhere: its reason comes over the control link
+// of the same peer, before that ends.
+std::exception_ptr Group::cause_of(const BrokenStream& broken) {
+  const auto until = Clock::now() + kCauseWait;
+  try {
+    for (;;) {
+      control_.receive([this](int rank, const ControlFrame& frame) { handle(rank, frame); });
+      const bool present = control_.presence(broken.rank) == ControlLinks::Presence::present;
+      if (!present || broken.unanswered || Clock::now() >= until) break;
+      poll_fds_.clear();
+      control_.poll_fds(poll_fds_);
+      ::poll(poll_fds_.data(), poll_fds_.size(), kCausePollMs);
+    }
+  } catch (...) {
+    return std::current_exception();
+  }
+  return std::make_exception_ptr(PeerError(
+      broken.rank, fate_of(broken.rank, broken.unanswered) + " while rank " +
+                       std::to_string(topology_.rank) + " needs it for " + broken.what()));
 }
 
 void Group::fail(std::exception_ptr error) {

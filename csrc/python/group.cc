@@ -193,7 +193,8 @@ void define_init(GroupClass& group) {
   group.def(
       py::init([](int rank, std::vector<int> node_of_rank, uint32_t group_id, uint16_t generation,
                   int lanes, double timeout, bool hierarchical, int rails, size_t segment_bytes,
-                  int ranks_on_host, bool checksum, const Descriptors& control,
+                  int ranks_on_host, bool checksum, double dead_after,
+                  std::vector<std::string> hosts, const Descriptors& control,
                   const LaneDescriptors& data, int arena, const std::vector<int>& doorbells) {
         GroupConfig config;
         config.rank = rank;
@@ -207,13 +208,16 @@ void define_init(GroupClass& group) {
         config.segment_bytes = segment_bytes;
         config.ranks_on_host = ranks_on_host;
         config.checksum = checksum;
+        config.dead_after = dead_after;
+        config.hosts = std::move(hosts);
         Wiring wiring = take(config, control, data, arena, doorbells);
         return std::make_shared<Group>(std::move(config), std::move(wiring));
       }),
       py::kw_only(), py::arg("rank"), py::arg("node_of_rank"), py::arg("group_id"),
       py::arg("generation"), py::arg("lanes"), py::arg("timeout"), py::arg("hierarchical"),
       py::arg("rails"), py::arg("segment_bytes"), py::arg("ranks_on_host"), py::arg("checksum"),
-      py::arg("control"), py::arg("data"), py::arg("arena"), py::arg("doorbells"));
+      py::arg("dead_after"), py::arg("hosts"), py::arg("control"), py::arg("data"),
+      py::arg("arena"), py::arg("doorbells"));
 }
 
 }  // namespace

@@ -7,13 +7,25 @@
 #include <stdexcept>
 #include <string>
 
+#include "base/error.h"
+
 namespace hier {
 
 using Bytes = std::span<const std::byte>;
 
 // The stream broke: what the channel knows. The engine adds who and where.
 struct ChannelBroken : std::runtime_error {
-  using std::runtime_error::runtime_error;
+  explicit ChannelBroken(const std::string& what, bool no_answer = false)
+      : std::runtime_error(what), unanswered(no_answer) {}
+  bool unanswered;  // the other end's host does not answer
+};
+
+// The stream to a peer is broken, and something needs it: what the engine knows. The peer's control
+// link knows what became of the peer itself.
+struct BrokenStream : PeerError {
+  BrokenStream(int peer, const std::string& what, bool no_answer = false)
+      : PeerError(peer, what), unanswered(no_answer) {}
+  bool unanswered;  // the peer's host does not answer
 };
 
 class Channel {

@@ -8,6 +8,7 @@
 #include <span>
 
 #include "base/crc32c.h"
+#include "transport/silence.h"
 
 namespace hier {
 
@@ -70,27 +71,34 @@ void ControlLinks::receive_from(int rank, Link& link,
     const ssize_t n = ::recv(link.socket.get(), link.buffer.data() + link.filled,
                              link.buffer.size() - link.filled, MSG_DONTWAIT);
     if (n < 0 && (errno == EAGAIN || errno == EINTR)) return;
-    if (n <= 0) {
-      link.presence = Presence::died;
-      anybody_gone_ = true;
-      return;
-    }
+    if (n <= 0) return note(rank, n < 0 && is_unanswered(errno) ? Presence::lost : Presence::died);
     link.filled += static_cast<size_t>(n);
     if (link.filled < link.buffer.size()) continue;
     link.filled = 0;
     ControlFrame frame;
     std::memcpy(&frame, link.buffer.data(), sizeof frame);
+    // Garbage: nothing more from this link can be trusted.
     if (frame.magic != ControlFrame::kMagic || frame.checksum != frame.sum()) {
-      link.presence = Presence::died;  // garbage: trust nothing more from this link
-      anybody_gone_ = true;
-      return;
+      return note(rank, Presence::died);
     }
-    if (frame.type == ControlFrame::Type::goodbye) {
-      link.presence = Presence::left;
-      anybody_gone_ = true;
-      return;
-    }
+    if (frame.type == ControlFrame::Type::goodbye) return note(rank, Presence::left);
     handle(rank, frame);
+  }
+}
+
+void ControlLinks::note(int rank, Presence presence) {
+  links_[rank].presence = presence;
+  anybody_gone_ = true;
+  if (presence == Presence::lost) lost_ = rank;
+}
+
+void ControlLinks::check_silence(double seconds) {
+  for (size_t i = 0; i < links_.size(); ++i) {
+    const Link& link = links_[i];
+    if (!link.socket || link.presence != Presence::present) continue;
+    if (seconds_unanswered(link.socket.get()) >= seconds) {
+      note(static_cast<int>(i), Presence::lost);
+    }
   }
 }
 

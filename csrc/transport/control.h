@@ -39,9 +39,11 @@ static_assert(sizeof(ControlFrame) == 1024);
 
 class ControlLinks {
  public:
-  enum class Presence : uint8_t { present, left, died };
+  // Lost: the host does not answer; nothing can come from there any more.
+  enum class Presence : uint8_t { present, left, died, lost };
 
-  // sockets[r] leads to rank r; empty for this rank.
+  // sockets[r] leads to rank r; empty for this rank. The kernel keeps them alive: see
+  // set_keepalive() in allreduce/_address.py.
   explicit ControlLinks(std::vector<Fd> sockets);
 
   // Best effort and without blocking: a peer that does not read misses it. From any thread; all
@@ -51,6 +53,9 @@ class ControlLinks {
   void receive(const std::function<void(int rank, const ControlFrame&)>& handle);
   Presence presence(int rank) const { return links_[rank].presence; }
   bool anybody_gone() const { return anybody_gone_; }
+  // Notes as lost whoever has left something unacknowledged for so long.
+  void check_silence(double seconds);
+  int lost() const { return lost_; }  // a rank whose host does not answer; -1 if there is none
   void poll_fds(std::vector<pollfd>& fds) const;
   void close();
 
@@ -64,9 +69,11 @@ class ControlLinks {
   };
   void receive_from(int rank, Link& link,
                     const std::function<void(int rank, const ControlFrame&)>& handle);
+  void note(int rank, Presence presence);
   std::mutex send_mutex_;  // guards sending and closing
   std::vector<Link> links_;
   bool anybody_gone_ = false;
+  int lost_ = -1;
 };
 
 }  // namespace hier

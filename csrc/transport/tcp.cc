@@ -11,6 +11,8 @@
 #include <cstring>
 #include <system_error>
 
+#include "transport/silence.h"
+
 namespace hier {
 
 namespace {
@@ -18,7 +20,8 @@ namespace {
 constexpr size_t kMaxParts = 4;
 
 [[noreturn]] void broken(const char* call, int error) {
-  throw ChannelBroken(std::string(call) + ": " + std::system_category().message(error));
+  throw ChannelBroken(std::string(call) + ": " + std::system_category().message(error),
+                      is_unanswered(error));
 }
 
 bool would_block(int error) { return error == EAGAIN || error == EWOULDBLOCK || error == EINTR; }
@@ -72,17 +75,17 @@ size_t TcpChannel::receive(std::span<std::byte> dst, std::span<std::byte> then) 
 void TcpChannel::fill() {
   if (lo_ == hi_) {
     lo_ = hi_ = consumed_ % 8;
-  } else if (hi_ == buffer_.size()) {
+  } else if (hi_ == kBufferBytes) {
     const size_t keep = lo_ % 8;
-    std::memmove(buffer_.data() + keep, buffer_.data() + lo_, hi_ - lo_);
+    std::memmove(buffer_.get() + keep, buffer_.get() + lo_, hi_ - lo_);
     hi_ = keep + hi_ - lo_, lo_ = keep;
   }
-  hi_ += receive(std::span(buffer_).subspan(hi_));
+  hi_ += receive({buffer_.get() + hi_, kBufferBytes - hi_});
 }
 
 Bytes TcpChannel::peek(size_t wanted) {
   if (hi_ - lo_ < wanted && (hi_ - lo_ < 64 || lo_ == hi_)) fill();
-  return {buffer_.data() + lo_, hi_ - lo_};
+  return {buffer_.get() + lo_, hi_ - lo_};
 }
 
 size_t TcpChannel::try_read(std::span<std::byte> dst) {
@@ -96,7 +99,7 @@ size_t TcpChannel::try_read(std::span<std::byte> dst) {
     fill();
   }
   const size_t n = std::min(dst.size(), hi_ - lo_);
-  std::memcpy(dst.data(), buffer_.data() + lo_, n);
+  std::memcpy(dst.data(), buffer_.get() + lo_, n);
   consume(n);
   return n;
 }

@@ -1,7 +1,7 @@
 // TCP channel: one nonblocking socket, eager sends, one buffer for small reads.
 #pragma once
 
-#include <vector>
+#include <memory>
 
 #include "base/fd.h"
 #include "transport/channel.h"
@@ -12,7 +12,7 @@ class TcpChannel final : public Channel {
  public:
   // Takes a connected, nonblocking stream socket.
   explicit TcpChannel(Fd socket, bool checked = false)
-      : socket_(std::move(socket)), checked_(checked), buffer_(kBufferBytes) {}
+      : socket_(std::move(socket)), checked_(checked) {}
 
   size_t try_write(std::span<const Bytes> parts) override;
   size_t try_read(std::span<std::byte> dst) override;
@@ -35,8 +35,10 @@ class TcpChannel final : public Channel {
 
   Fd socket_;
   const bool checked_;
-  bool full_ = false;              // it did not take all of the last write
-  std::vector<std::byte> buffer_;  // received and not consumed: [lo_, hi_)
+  bool full_ = false;  // it did not take all of the last write
+  // Received and not consumed: [lo_, hi_). Untouched pages take no memory: most connections of a
+  // large group carry nothing.
+  std::unique_ptr<std::byte[]> buffer_ = std::make_unique_for_overwrite<std::byte[]>(kBufferBytes);
   size_t lo_ = 0, hi_ = 0;
   uint64_t consumed_ = 0;  // bytes of the stream; lo_ keeps its phase modulo 8
 };

@@ -299,7 +299,7 @@ def test_a_broken_stream_is_a_peer_error_that_says_where(after):
     assert "receive from rank 0" in text
     assert "(round 0, chunk 2" in text
     assert "allreduce(float32[1000], sum, ring) #41" in text
-    assert "probably died" in text
+    assert text.endswith(("closed by the peer", "channel cut"))
 
 
 def test_a_silent_peer_is_a_timeout_that_says_where():
