@@ -19,6 +19,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any
 
+from trainer.files import draft, write_whole
+
 __all__ = ["CheckpointError", "Checkpoints", "Facts", "check", "read", "read_facts", "write"]
 
 _FOOTER = struct.Struct("<7sBII")  # magic, version, length and CRC-32 of the JSON before it
@@ -74,20 +76,7 @@ def write(path: Path, payload: bytes | memoryview, facts: Facts) -> None:
         "nbytes": data.nbytes,
     }
     text = json.dumps(document).encode()
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with draft.open("wb") as file:
-            footer = _FOOTER.pack(_MAGIC, _VERSION, len(text), zlib.crc32(text))
-            for part in (data, text, footer):
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.rename(path)
-        _sync_directory(path.parent)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            draft.unlink()
-        raise
+    write_whole(path, data, text, _FOOTER.pack(_MAGIC, _VERSION, len(text), zlib.crc32(text)))
 
 
 def read_facts(path: Path) -> Facts:
@@ -191,13 +180,6 @@ class Checkpoints:
                 self._whole[path] = False
         return self._whole[path]
 
-    def remove_drafts(self) -> None:
-        """Removes what killed processes have left half written; nobody else may be writing."""
-        for name in ("epoch_*_image_*.pt", "last.pt", "best.pt", "bad_loss.pt"):
-            for draft in self.directory.glob(f".{name}.*"):
-                with contextlib.suppress(OSError):
-                    draft.unlink()
-
     def best(self) -> Path | None:
         """The one with the lowest test error, if there is one."""
         link = self.directory / "best.pt"
@@ -218,11 +200,11 @@ class Checkpoints:
         return aside
 
     def _link(self, name: str, target: Path) -> None:
-        draft = self.directory / f".{name}.{os.getpid()}"
+        link = draft(self.directory / name)
         with contextlib.suppress(OSError):
-            draft.unlink()
-        draft.symlink_to(target.name)
-        draft.rename(self.directory / name)
+            link.unlink()
+        link.symlink_to(target.name)
+        link.rename(self.directory / name)
 
 
 def _looked_at(path: Path, refused: list[str]) -> Facts | None:
@@ -272,11 +254,3 @@ def _understood(path: Path, document: dict[str, Any]) -> Facts:
         return Facts(**document)
     except TypeError:  # one that must be there is not
         raise CheckpointError(f"{path}: does not say all that this release needs") from None
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.config_file import to_toml
 from trainer.environment import environment
+from trainer.files import write_whole
 from trainer.metrics_files import MetricsFiles
 from trainer.options import Config
 from trainer.report import table
@@ -59,9 +61,11 @@ class RunLog(Log):
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._directory, self._last_iteration = directory, last_iteration
-        (directory / "config.toml").write_text(to_toml(config))
-        _write_environment(directory / "env.json", resumed=before is not None)
-        self._files = MetricsFiles(directory, progress=before.progress if before else None)
+        self._live: _LiveLine | None = None
+        self._write("config.toml", to_toml(config))
+        self._write("env.json", _environment(directory / "env.json", resumed=before is not None))
+        progress = before.progress if before else None
+        self._files = MetricsFiles(directory, progress=progress, say=self.say)
         first = before.iteration if before else None
         self._sinks = open_sinks(config.log, directory, asdict(config), first=first)
         self._live = _LiveLine.open(last_iteration)
@@ -80,7 +84,7 @@ class RunLog(Log):
         if self._live:
             self._live.say(text)
         else:
-            print(text, flush=True)
+            _print(text)
 
     def tick(self, iteration: int) -> None:
         """Moves the live line on."""
@@ -110,15 +114,26 @@ class RunLog(Log):
         )
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Writes summary.json and prints the end table."""
-        (self._directory / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        """Prints the end table, and then writes summary.json."""
         self._close_live()
-        print(f"\n{table(summary)}\nrun directory: {self._directory}", flush=True)
+        _print(f"\n{table(summary)}\nrun directory: {self._directory}")
+        self._write("summary.json", json.dumps(summary, indent=2) + "\n")
 
     def _record(self, kind: str, line: dict[str, Any]) -> None:
         self._files.record({"kind": kind, **line})
-        for sink in self._sinks:
-            sink.record(kind, line)
+        for sink in list(self._sinks):
+            try:
+                sink.record(kind, line)
+            except OSError as error:  # noqa: PERF203 - there are two at most
+                self._sinks.remove(sink)
+                self.say(f"--log {sink.name}: cannot be written ({error.strerror}); it ends here")
+
+    def _write(self, name: str, text: str) -> None:
+        path = self._directory / name
+        try:
+            write_whole(path, text.encode())
+        except OSError as error:
+            self.say(f"{path} could not be written ({error.strerror})")
 
     def _close_live(self) -> None:
         if self._live:
@@ -194,8 +209,20 @@ def _workers(config: Config) -> str:
     return f"{config.workers} workers, {config.workers_virtual} in each process,"
 
 
-def _write_environment(path: Path, *, resumed: bool) -> None:
+def _environment(path: Path, *, resumed: bool) -> str:
     """Each start of a run has its environment; the newest is at the top."""
-    earlier = json.loads(path.read_text()) if resumed and path.exists() else None
+    earlier = None
+    if resumed:
+        with contextlib.suppress(OSError, ValueError):  # lost on a full disk, for instance
+            earlier = json.loads(path.read_text())
     starts = {**environment(), **({"resumed after": earlier} if earlier else {})}
-    path.write_text(json.dumps(starts, indent=2) + "\n")
+    return json.dumps(starts, indent=2) + "\n"
+
+
+def _print(text: str) -> None:
+    """Prints; where it goes to a file on a full disk, the run does without."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise

@@ -25,7 +25,7 @@ def train(job: Job, log: Log) -> None:
 
     BadLoss on every process if it diverged, ReplicaError if processes hold different networks.
     """
-    job.saver.say = log.say
+    job.saver.say = job.profiler.say = log.say
     try:
         if job.iteration == 0:
             job.save()

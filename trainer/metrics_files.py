@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
+from trainer.files import GrowingFile
 from trainer.report import PHASES
 
 __all__ = ["MetricsFiles", "lines_of"]
@@ -32,36 +33,41 @@ class MetricsFiles:
     """Both files of a run directory; a context manager.
 
     A resumed run goes on from epoch `progress`: lines of later iterations, which are done again,
-    are taken out first.
+    are taken out first. What cannot be written, `say` is told (see `files.GrowingFile`).
     """
 
-    def __init__(self, directory: Path, *, progress: float | None = None) -> None:
-        files = [directory / "metrics.jsonl", directory / "metrics.csv"]
-        drafts = [directory / f".{file.name}" for file in files]
-        before = [] if progress is None else lines_of(files[0])
-        self._jsonl = drafts[0].open("w", buffering=1)
-        self._csv = drafts[1].open("w", buffering=1, newline="")
-        self._rows = csv.DictWriter(self._csv, _COLUMNS, extrasaction="ignore")
-        self._rows.writeheader()
-        for line in before:
-            if line["epoch"] <= (progress or 0.0) + _NEAR:
-                self.record(line)
-        for draft, file in zip(drafts, files, strict=True):
-            draft.rename(file)
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        progress: float | None = None,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        path = directory / "metrics.jsonl"
+        before = [] if progress is None else lines_of(path)
+        kept = [line for line in before if line["epoch"] <= (progress or 0.0) + _NEAR]
+        head = _row(dict(zip(_COLUMNS, _COLUMNS, strict=True)))
+        self._jsonl = GrowingFile(path, "".join(map(_line, kept)), say)
+        self._csv = GrowingFile(directory / "metrics.csv", head + "".join(map(_row, kept)), say)
 
     def record(self, line: Mapping[str, Any]) -> None:
         """Writes one line, which has a "kind"."""
-        self._jsonl.write(json.dumps(line) + "\n")
-        self._rows.writerow(line)
+        self._jsonl.add(_line(line))
+        self._csv.add(_row(line))
 
     def __enter__(self) -> MetricsFiles:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._jsonl.close()
-        self._csv.close()
+    def __exit__(self, *error: object) -> None:
+        self._jsonl.__exit__(*error)
+        self._csv.__exit__(*error)
+
+
+def _line(line: Mapping[str, Any]) -> str:
+    return json.dumps(line) + "\n"
+
+
+def _row(line: Mapping[str, Any]) -> str:
+    text = io.StringIO()
+    csv.DictWriter(text, _COLUMNS, extrasaction="ignore").writerow(line)
+    return text.getvalue()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ class Profiler:
         self._first, self._last = (int(n) for n in window.split(":")) if window else (-1, -1)
         self._directory = directory
         self._profile: profile | None = None
+        self.say: Callable[[str], None] = print
 
     def before(self, iteration: int) -> None:
         """Call it before each iteration."""
@@ -36,7 +38,10 @@ class Profiler:
         """Ends the window, if it is open, and writes the file."""
         if self._profile is None:
             return
-        self._profile.stop()
+        recorded, self._profile = self._profile, None
+        recorded.stop()
         path = self._directory / f"trace_{self._first}_{self._last}.json"
-        self._profile.export_chrome_trace(str(path))
-        self._profile = None
+        try:
+            recorded.export_chrome_trace(str(path))
+        except (OSError, RuntimeError) as error:  # torch gives no errno
+            self.say(f"{path} could not be written ({error})")

@@ -14,6 +14,7 @@ from typing import Any
 
 from trainer.checkpoint import CheckpointError, Checkpoints, Facts, read, read_facts
 from trainer.checks import ConfigError, flag
+from trainer.files import draft_of
 from trainer.options import Config
 from trainer.run_lock import LOCK
 
@@ -105,7 +106,7 @@ def _from_path(config: Config, path: Path, run: Path | None, used: bool) -> Begi
 def _trained(run: Path) -> bool:
     """Whether a directory holds more than the first seconds of a run that was killed."""
     ours = {"config.toml", "env.json", "metrics.jsonl", "metrics.csv", "checkpoints", LOCK}
-    if any(file.name not in ours for file in run.iterdir()):
+    if any((draft_of(file.name) or file.name) not in ours for file in run.iterdir()):
         return True
     metrics = run / "metrics.jsonl"
     return not metrics.exists() or metrics.stat().st_size > 0

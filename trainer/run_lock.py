@@ -6,19 +6,23 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import socket
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from trainer.checkpoint import Checkpoints
 from trainer.checks import ConfigError
+from trainer.files import draft_of
 
 __all__ = ["LOCK", "own_run_directory"]
 
 LOCK = ".lock"  # in the run directory; it stays there, and says nothing once nobody holds it
 
+_OURS = re.compile(  # files that are written under another name first
+    r"epoch_\d+_image_\d+\.pt|(last|best|bad_loss)\.pt|config\.toml|(env|summary)\.json|metrics\..*"
+)
 _PATIENCE = 3.0  # seconds for a run that was just killed to be gone
 _LOOK = 0.05  # seconds between tries
 
@@ -42,7 +46,7 @@ def own_run_directory(run: Path) -> Iterator[None]:
     try:
         if _lock(run, descriptor):
             _sign(descriptor)
-            Checkpoints(run).remove_drafts()
+            _remove_drafts(run)
         yield
     finally:
         os.close(descriptor)
@@ -77,3 +81,12 @@ def _sign(descriptor: int) -> None:
     with contextlib.suppress(OSError):  # on a full disk the owner has no name
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+
+
+def _remove_drafts(run: Path) -> None:
+    """Removes what killed processes have left half written."""
+    for folder in (run, run / "checkpoints"):
+        with contextlib.suppress(OSError):
+            for file in list(folder.iterdir()):
+                if _OURS.fullmatch(draft_of(file.name)):
+                    file.unlink(missing_ok=True)

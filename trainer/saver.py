@@ -70,7 +70,12 @@ class Saver:
         collected = self._states.collect(self._comm)
         if collected is None or not self._ready(BAD_LOSS):
             return
-        if self._checkpoints.set_aside(facts, BAD_LOSS) is None:
+        try:
+            aside = self._checkpoints.set_aside(facts, BAD_LOSS)
+        except OSError as error:
+            self.say(f"{facts.name} could not be renamed ({error.strerror})")
+            return
+        if aside is None:
             self._write(collected, facts, False, name=BAD_LOSS)
         good = next((path for path, _ in self._checkpoints.usable([])), None)
         self.say(

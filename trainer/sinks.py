@@ -12,7 +12,9 @@ __all__ = ["Sink", "open_sinks"]
 
 
 class Sink(Protocol):
-    """Takes each line of metrics."""
+    """Takes each line of metrics; `name` is its word for --log."""
+
+    name: str
 
     def record(self, kind: str, line: Mapping[str, Any]) -> None:
         """A line of kind "train" or "test"; its numbers belong to line["iteration"]."""
@@ -46,6 +48,8 @@ def _numbers(kind: str, line: Mapping[str, Any]) -> dict[str, float]:
 
 
 class _TensorBoard:
+    name = "tensorboard"
+
     def __init__(self, directory: Path, config: Mapping[str, Any], first: int | None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
@@ -65,6 +69,8 @@ class _TensorBoard:
 
 class _WandB:
     """One W&B run for each run directory; WANDB_MODE=offline keeps it on this machine."""
+
+    name = "wandb"
 
     def __init__(self, directory: Path, config: Mapping[str, Any], first: int | None) -> None:
         import wandb

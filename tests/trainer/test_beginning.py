@@ -40,6 +40,8 @@ def test_auto_takes_the_newest_and_has_the_others_in_reserve(tmp_path: Path) -> 
 def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text("")
     (tmp_path / "metrics.jsonl").write_text("")
+    for name in (".lock", ".config.toml.123", ".metrics.csv.9"):
+        (tmp_path / name).write_text("half")
     assert begin(asked(tmp_path)).candidates == ()
 
 
