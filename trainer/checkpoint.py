@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any
 
+from trainer.errors import TrainerError
 from trainer.files import draft, write_whole
 
 __all__ = ["CheckpointError", "Checkpoints", "Facts", "check", "read", "read_facts", "write"]
@@ -31,7 +32,7 @@ _NEWER = "it was written by a newer release, which can go on from it"
 _RECENT = 2  # the newest, and one before it should that one be damaged
 
 
-class CheckpointError(ValueError):
+class CheckpointError(TrainerError, ValueError):
     """A file that is no whole checkpoint; one line that names it."""
 
 

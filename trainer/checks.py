@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.data import DATASETS, DataError, DatasetInfo, describe
+from trainer.errors import ConfigError
+from trainer.gpus import usable_gpus
 
 if TYPE_CHECKING:
     from trainer.options import Config
@@ -21,6 +23,7 @@ __all__ = [
     "Remedy",
     "data_is_there",
     "flag",
+    "gpus_are_there",
     "machine_holds",
     "refusal",
     "weights_are_there",
@@ -28,10 +31,6 @@ __all__ = [
 
 # Looks at the value of one option: None, or what to give instead of it.
 Remedy = Callable[[Any], str | None]
-
-
-class ConfigError(ValueError):
-    """An option that cannot be; one line that names the option and the remedy."""
 
 
 def flag(name: str) -> str:
@@ -116,9 +115,38 @@ def window(value: str) -> str | None:
 
 
 def weights_are_there(config: Config) -> None:
-    """Looks for the file of --weights, before any worker is started; ConfigError without it."""
+    """Looks for the file of --weights; ConfigError without it."""
     if config.weights and not Path(config.weights).is_file():
         raise refusal("weights", config.weights, "there is no such file; give a state dict (.pth)")
+
+
+def gpus_are_there(config: Config, local: int | None) -> None:
+    """Refuses what the GPUs of this machine cannot give, before they are asked; ConfigError.
+
+    local: processes that will run here; None where another launcher has started this one, which may
+    see fewer GPUs than there are.
+    """
+    if config.device == "cpu" and config.precision != "fp16":
+        return
+    gpus = 0 if config.device == "cpu" else usable_gpus()
+    if config.device == "cuda" and gpus == 0:
+        raise refusal("device", "cuda", "torch finds no GPU here; leave it out, or give cpu")
+    if config.device == "cuda" and local is not None and gpus < local:
+        raise refusal(
+            "device", "cuda",
+            f"{local} processes on this machine have {gpus} GPU{'s' * (gpus > 1)} between them and "
+            "need one each; add --workers-virtual, for fewer processes, or give cpu",
+        )  # fmt: skip
+    on_cpu = gpus < (local or 1)
+    if config.cuda_graphs and on_cpu:
+        raise refusal("cuda_graphs", "", "there is no GPU here; leave it out")
+    if config.cuda_graphs and config.processes > 1:
+        raise refusal("cuda_graphs", "", "is for jobs of one process so far; leave it out")
+    if config.precision == "fp16" and on_cpu:
+        raise refusal(
+            "precision", "fp16",
+            "a CPU has to emulate it, some 20 times slower than f32; give f32 or bf16, or a GPU",
+        )  # fmt: skip
 
 
 def address(value: str) -> str | None:

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainer.errors import TrainerError
+
 if TYPE_CHECKING:
     from allreduce import Communicator
     from trainer.ending import StopRequest
@@ -21,7 +23,7 @@ _MOST_SKIPPED = 10  # in a row; the weights are then beyond repair
 _EXPLODED = 20.0  # times the loss of guessing, ln(classes), with which the paper's networks begin
 
 
-class BadLoss(FloatingPointError):
+class BadLoss(TrainerError, FloatingPointError):
     """The loss of a worker is not finite, or has exploded."""
 
 

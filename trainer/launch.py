@@ -11,15 +11,16 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from traceback import format_exc
 from types import FrameType
 from typing import IO, NoReturn
 
 from trainer.ending import SAVED, SIGNALS
-from trainer.options import Config, ConfigError
+from trainer.errors import sentence
+from trainer.options import Config
 from trainer.resume import begin
 from trainer.run_lock import own_run_directory
 
@@ -77,6 +78,13 @@ def launch(config: Config, command: Sequence[str] = WORKER) -> int:
             environ = _job_environ(config, local)
             arguments = [*command, *config.to_argv()]
             ranks = range(config.machine * local, (config.machine + 1) * local)
+            if config.machine:
+                print(
+                    f"machine {config.machine} of {config.machines}, with workers {ranks[0]} to "
+                    f"{ranks[-1]} of {config.processes}: the output is on machine 0, at "
+                    f"{config.master.rpartition(':')[0]}",
+                    flush=True,
+                )
             workers.extend(_start(arguments, rank, environ) for rank in ranks)
             failed = _wait(workers, asked)
             if failed is None:
@@ -84,7 +92,7 @@ def launch(config: Config, command: Sequence[str] = WORKER) -> int:
             _stop(workers)
             if asked and failed.process.returncode in (-asked[0], None):
                 return 128 + asked[0]  # before there was anything to save, or too late
-            _explain(failed, workers)
+            _explain(failed, config)
             return 1
         except KeyboardInterrupt:
             _stop(workers)
@@ -96,25 +104,39 @@ def launch(config: Config, command: Sequence[str] = WORKER) -> int:
                 print("\033[?25h", end="", flush=True)  # a killed progress line hid the cursor
 
 
-def run_worker(work: Callable[[], int]) -> int:
+def run_worker(work: Callable[[], int], *, traceback: bool = False) -> int:
     """Calls `work` as one worker of a job; returns the exit code it gives, or ends the process.
 
-    For a worker that `launch` started, an exception goes to the launcher, and the process leaves
-    at once, without the seconds that unloading everything takes: other workers wait for it.
+    An error that says all in its sentence (see `errors.sentence`) is shown without its traceback,
+    unless that is asked for. For a worker that `launch` started, an exception goes to the launcher,
+    and the process leaves at once, without the seconds that unloading everything takes: other
+    workers wait for it.
     """
     launcher = os.environ.get("TRAINER_LAUNCHER")
-    if launcher is None:  # torchrun and its like deal with exceptions themselves
-        return work()
+    if launcher is None:  # torchrun and its like deal with other exceptions themselves
+        try:
+            return work()
+        except Exception as error:
+            said = None if traceback else sentence(error)
+            if said is None:
+                raise
+            print(f"trainer: rank {os.environ.get('RANK', 0)}: {said}", file=sys.stderr)
+            return _exit_code(error)
     parent, error_file = (int(number) for number in launcher.split(":"))
     _die_with(parent)
     try:
         return work()
     except BaseException as error:
         with contextlib.suppress(OSError):
-            said = f"trainer: {error}" if isinstance(error, ConfigError) else traceback.format_exc()
-            os.write(error_file, said[-_TEXT_LIMIT:].encode())
+            said = None if traceback else sentence(error)
+            text = format_exc() if said is None else f"trainer: {said}"
+            os.write(error_file, text[-_TEXT_LIMIT:].encode())
             sys.stdout.flush()
-        os._exit(_LOST_PEER if isinstance(error, (ConnectionError, TimeoutError)) else _FAILED)
+        os._exit(_exit_code(error))
+
+
+def _exit_code(error: BaseException) -> int:
+    return _LOST_PEER if isinstance(error, (ConnectionError, TimeoutError)) else _FAILED
 
 
 def _job_environ(config: Config, local: int) -> dict[str, str]:
@@ -194,7 +216,7 @@ def _stop(workers: list[_Worker]) -> None:
                 worker.process.wait(max(0.0, deadline - time.monotonic()))
 
 
-def _explain(failed: _Worker, workers: list[_Worker]) -> None:
+def _explain(failed: _Worker, config: Config) -> None:
     failed.words.seek(0, os.SEEK_END)
     failed.words.seek(max(0, failed.words.tell() - _TEXT_LIMIT))
     text = failed.words.read().decode(errors="replace").strip()
@@ -204,10 +226,12 @@ def _explain(failed: _Worker, workers: list[_Worker]) -> None:
         how = f"was killed by {signal.Signals(-code).name}"
         if code == -signal.SIGKILL:
             how += " (is there enough memory? --workers or --batch make it less)"
-    print(
-        f"{text}\ntrainer: worker {failed.rank} of {len(workers)} {how}; the others were stopped",
-        file=sys.stderr,
-    )
+    what = "worker" if config.workers_virtual == 1 else "process"
+    who = f"{what} {failed.rank} of {config.processes}"
+    if config.machines > 1:
+        who += f" (on machine {config.machine} of {config.machines})"
+    here = " on this machine" * (config.machines > 1)
+    print(f"{text}\ntrainer: {who} {how}; the others{here} were stopped", file=sys.stderr)
 
 
 @contextlib.contextmanager

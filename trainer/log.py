@@ -16,7 +16,7 @@ from trainer.environment import environment
 from trainer.files import write_whole
 from trainer.metrics_files import MetricsFiles
 from trainer.options import Config
-from trainer.report import table
+from trainer.report import counted, table
 from trainer.sinks import open_sinks
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ def open_log(job: Job, directory: Path, restart: Restart | None) -> Iterator[Log
         log.say(
             f"{config.model}, {values:,} parameters, on {config.data}: "
             f"{info.train_images} training and {info.test_images} test images\n"
-            f"{_workers(config)} on {job.comm.num_nodes} nodes, n = {config.batch}, "
+            f"{_workers(config)} on {counted(job.comm.num_nodes, 'node')}, n = {config.batch}, "
             f"kn = {config.minibatch}, {job.last_iteration} iterations, {job.schedule}\n"
             f"{job.precision}; allreduce: {config.algo}, {buckets}; run directory: {directory}"
         )
@@ -205,7 +205,7 @@ def open_log(job: Job, directory: Path, restart: Restart | None) -> Iterator[Log
 
 def _workers(config: Config) -> str:
     if config.workers_virtual == 1:
-        return f"{config.workers} workers"
+        return counted(config.workers, "worker")
     return f"{config.workers} workers, {config.workers_virtual} in each process,"
 
 

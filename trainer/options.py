@@ -281,6 +281,10 @@ class Config:
         checks.window, metavar="FIRST:LAST",
     )  # fmt: skip
 
+    traceback: bool = _option(
+        False, _OUT, "show where in the program an error arose, beside its sentence", kept=False
+    )
+
     # dry run
     dry_run: bool = _option(
         False, _DRY, "print the schedule, memory, traffic and expected time, and start nothing",

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
+from trainer.errors import TrainerError
+
 if TYPE_CHECKING:
     from allreduce import Communicator
 
@@ -21,7 +23,7 @@ _BYTES = 16  # of a fingerprint
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-class ReplicaError(RuntimeError):
+class ReplicaError(TrainerError, RuntimeError):
     """Processes that should train the same network hold different ones; it names the ranks."""
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from trainer import resume
 from trainer.checkpoint import CheckpointError, Facts
 from trainer.checks import ConfigError
+from trainer.report import counted
 
 if TYPE_CHECKING:
     from allreduce import Communicator
@@ -79,10 +80,10 @@ def _words(job: Job, facts: Facts, path: str) -> str:
     if group["form"] == "absorbed":
         momentum = "form (10) is corrected by eta / eta_before in the next update"
     return (
-        f"{line}; {config.workers} workers instead of {facts.workers}: kn = {config.minibatch}, "
-        f"eta {job.schedule(job.iteration):.4g}; momentum of {momentum}; the {left} images left "
-        f"of the epoch are dealt out anew; worker w has the statistics of worker w mod "
-        f"{facts.workers}"
+        f"{line}; {counted(config.workers, 'worker')} instead of {facts.workers}: "
+        f"kn = {config.minibatch}, eta {job.schedule(job.iteration):.4g}; momentum of {momentum}; "
+        f"the {left} images left of the epoch are dealt out anew; worker w has the statistics of "
+        f"worker w mod {facts.workers}"
     )
 
 

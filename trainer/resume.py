@@ -26,6 +26,7 @@ _FREE = {
     *("out", "resume", "save_every", "keep", "log", "log_every", "profile", "max_iterations"),
     *("workers", "workers_virtual", "nodes", "machines", "machine", "master", "timeout"),
     "check_replicas",
+    "traceback",
     *("on_bad_loss", "max_loss", "data_dir", "data_workers", "bn_eval"),
     *("dry_run", "alpha", "gigabits", "weights"),
 }

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainer.checks import data_is_there, machine_holds, weights_are_there
+from trainer.checks import data_is_there, gpus_are_there, machine_holds, weights_are_there
 from trainer.config import default_directory, parse
 from trainer.launch import launch, run_worker
 from trainer.launchers import as_torchrun
@@ -28,17 +28,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         if config.dry_run:
             return _dry_run(config)
         if "TRAINER_LAUNCHER" not in os.environ:  # else our launcher has looked
-            data_is_there(config)
+            info = data_is_there(config)
             weights_are_there(config)
+            alone = "RANK" not in os.environ
+            gpus_are_there(config, config.processes // config.machines if alone else None)
         if "RANK" not in os.environ:
             machine_holds(config)
+            if config.weights:
+                from trainer.weights import check_weights  # here: it takes torch
+
+                check_weights(config, info.num_classes)
             return launch(config)
         with contextlib.ExitStack() as owned:
             if os.environ["RANK"] == "0":
                 config = dataclasses.replace(config, out=config.out or default_directory())
                 begin(config)  # refuses before the others are waited for
                 owned.enter_context(own_run_directory(Path(config.out)))
-            return run_worker(lambda: _work(config))
+            return run_worker(lambda: _work(config), traceback=config.traceback)
     except ConfigError as error:
         print(f"trainer: {error}", file=sys.stderr)
         return 2

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer.options import ConfigError
+from trainer.model import build_model
+from trainer.options import Config, ConfigError
 
-__all__ = ["load_weights"]
+__all__ = ["check_weights", "load_weights"]
 
 
 def load_weights(network: nn.Module, path: str) -> None:
@@ -21,6 +22,17 @@ def load_weights(network: nn.Module, path: str) -> None:
     begin with "module.". Nothing but tensors is unpickled. ConfigError, in one line, if the file is
     something else, or its names or shapes are not those of `network`.
     """
+    network.load_state_dict(_fitting(network, path))
+
+
+def check_weights(config: Config, classes: int) -> None:
+    """Whether the file of --weights fits the network, which is not made. ConfigError as above."""
+    with torch.device("meta"):
+        network = build_model(config.model, classes)
+    _fitting(network, config.weights)
+
+
+def _fitting(network: nn.Module, path: str) -> Mapping[str, Tensor]:
     called = f"--weights {path}"
     try:
         content = torch.load(Path(path), map_location="cpu", weights_only=True)
@@ -44,7 +56,7 @@ def load_weights(network: nn.Module, path: str) -> None:
             f"{called}: has {more[0]}, which the network has not; --model must be the network it "
             "is of"
         )
-    network.load_state_dict(state)
+    return state
 
 
 def _state_dict(content: Any, called: str) -> Mapping[str, Tensor]:

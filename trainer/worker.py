@@ -15,6 +15,7 @@ from torch import Tensor
 import allreduce.torch
 from trainer.launch import thread_count
 from trainer.options import Config
+from trainer.rendezvous import meet
 
 if TYPE_CHECKING:
     from allreduce import Communicator
@@ -34,7 +35,14 @@ def join_group(config: Config) -> Communicator:
     local_workers = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
     torch.set_num_threads(thread_count(config.threads, local_workers))
     _keep_freed_memory()
-    dist.init_process_group("hier", timeout=timedelta(seconds=config.timeout))
+    patience, store = timedelta(seconds=config.timeout), meet(config)
+    if store is None:
+        dist.init_process_group("hier", timeout=patience)
+    else:
+        rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        dist.init_process_group(
+            "hier", store=store, rank=rank, world_size=world_size, timeout=patience
+        )
     return allreduce.torch.communicator()
 
 

@@ -21,14 +21,15 @@ from trainer.config import parse
 from trainer.launch import launch, run_worker
 folder = Path({folder!r})
 if "RANK" not in os.environ:
-    config = parse(["--workers", "3", "--nodes", "3", "--out", str(folder / "run")], {{}})
+    more = os.environ.get("JOB_OPTIONS", "").split()
+    config = parse(["--workers", "3", "--nodes", "3", "--out", str(folder / "run"), *more], {{}})
     sys.exit(launch(config, (sys.executable, __file__)))
 rank = int(os.environ["RANK"])
 def work():
     (folder / f".pid{{rank}}").write_text(str(os.getpid()))
     (folder / f".pid{{rank}}").rename(folder / f"pid{{rank}}")  # seen whole or not at all
 {body}
-sys.exit(run_worker(lambda: work() or 0))
+sys.exit(run_worker(lambda: work() or 0, traceback="--traceback" in sys.argv))
 """
 
 
@@ -37,7 +38,7 @@ def start(tmp_path: Path):
     """Starts a job in a process group of its own; what still lives at the end is killed."""
     jobs = []
 
-    def begin(body: str) -> subprocess.Popen[str]:
+    def begin(body: str, options: str = "") -> subprocess.Popen[str]:
         script = tmp_path / "job.py"
         indented = "\n".join("    " + line for line in body.splitlines())
         script.write_text(JOB.format(folder=str(tmp_path), body=indented))
@@ -48,6 +49,7 @@ def start(tmp_path: Path):
                 stderr=subprocess.PIPE,
                 text=True,
                 start_new_session=True,
+                env={**os.environ, "JOB_OPTIONS": options},
             )
         )
         return jobs[-1]
@@ -113,6 +115,64 @@ def test_a_failing_worker_ends_the_job_and_its_error_comes_once(start, tmp_path,
     assert f"trainer: worker {guilty} of 3 failed with exit code 1; the others" in errors
     pids = [int(file.read_text()) for file in tmp_path.glob("pid*")]
     assert_gone(pids)
+
+
+EXPECTED = [
+    ("from trainer.data import DataError; raise DataError('a.jpeg: cut off')", "a.jpeg: cut off"),
+    ("from trainer.errors import TrainerError; raise TrainerError('diverged')", "diverged"),
+    ("from allreduce import PeerError; raise PeerError('rank 1 died', 1)", "rank 1 died"),
+    ("raise OSError(28, 'No space left on device', '/data/x')", "/data/x: No space left on device"),
+]
+
+
+@pytest.mark.parametrize(("body", "says"), EXPECTED)
+def test_an_expected_error_is_its_sentence_alone(start, body: str, says: str) -> None:
+    _, errors = start(f"if rank == 2: {body}\ntime.sleep(99)").communicate(timeout=60)
+    first, second = errors.splitlines()
+    assert first == f"trainer: {says}"
+    assert second.startswith("trainer: worker 2 of 3 failed with exit code ")
+
+
+@pytest.mark.parametrize(("body", "says"), EXPECTED)
+def test_its_traceback_is_there_for_the_asking(start, body: str, says: str) -> None:
+    job = start(f"if rank == 2: {body}\ntime.sleep(99)", "--traceback")
+    _, errors = job.communicate(timeout=60)
+    assert "Traceback (most recent call last)" in errors
+    assert "in work" in errors
+
+
+def test_an_error_that_nobody_expects_keeps_its_traceback(start) -> None:
+    _, errors = start("if rank == 1: {}['key']\ntime.sleep(99)").communicate(timeout=60)
+    assert "Traceback (most recent call last)" in errors
+    assert "KeyError: 'key'" in errors
+
+
+def test_workers_have_their_numbers_of_the_whole_job_and_their_machine(start, tmp_path) -> None:
+    options = "--workers=4 --nodes=0 --machines=2 --machine=1 --master=node0:29500"
+    job = start("if rank == 3: raise ValueError('the cause')\ntime.sleep(99)", options)
+    out, errors = job.communicate(timeout=60)
+    assert "trainer: worker 3 of 4 (on machine 1 of 2) failed with exit code 1" in errors
+    said = "machine 1 of 2, with workers 2 to 3 of 4: the output is on machine 0, at node0\n"
+    assert out == said
+
+
+def test_virtual_workers_are_not_taken_for_processes(start) -> None:
+    options = "--workers=6 --workers-virtual=2"
+    _, errors = start("if rank == 1: 1/0\ntime.sleep(99)", options).communicate(timeout=60)
+    assert "trainer: process 1 of 3 failed" in errors
+
+
+def test_under_another_launcher_the_sentence_has_the_rank(tmp_path: Path) -> None:
+    program = (
+        "from trainer.launch import run_worker; from trainer.data import DataError\n"
+        "def work(): raise DataError('a.jpeg: cut off')\n"
+        "raise SystemExit(run_worker(work))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False,
+        env={**os.environ, "RANK": "7"},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, "trainer: rank 7: a.jpeg: cut off\n")
 
 
 def test_the_cause_is_shown_not_the_peers_that_lost_it(start) -> None:

@@ -97,5 +97,6 @@ def test_two_commands_make_one_job_of_two_machines(tmp_path: Path) -> None:
         for job in jobs:
             job.kill()
     assert [job.returncode for job in jobs] == [0, 0], texts
-    assert texts[0] == ("", "")
+    said = "machine 1 of 2, with workers 1 to 1 of 2: the output is on machine 0, at 127.0.0.1\n"
+    assert texts[0] == (said, "")
     assert "2 workers on 2 nodes" in texts[1][0]

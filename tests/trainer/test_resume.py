@@ -130,7 +130,7 @@ def test_another_number_of_workers_goes_on_with_its_own_rate(whole, tmp_path) ->
     done = run_job(tmp_path, f"--resume={start}", f"--out={out}", "--workers=1")
     assert done.returncode == 0, done.stderr
     (line,) = (x for x in done.stdout.splitlines() if x.startswith("resumed from"))
-    for part in ("iteration 30; 1 workers instead of 2: kn = 96", "the 192 images left",
+    for part in ("iteration 30; 1 worker instead of 2: kn = 96", "the 192 images left",
                  "form (9)", "statistics of worker w mod 2"):  # fmt: skip
         assert part in line
     assert [x[1] for x in lines(out) if x[0] == "train"] == [31, 32]
@@ -188,7 +188,7 @@ def test_a_diverging_run_keeps_the_last_good_state(tmp_path) -> None:
     out = tmp_path / "run"
     done = run_job(tmp_path, f"--out={out}", "--lr=1e12", "--warmup-epochs=0", "--save-every=1")
     assert done.returncode == 1
-    assert done.stderr.count("BadLoss: the loss of rank ") == 1
+    assert done.stderr.count("trainer: the loss of rank ") == 1
     assert "lower --lr or raise --warmup-epochs" in done.stderr
     kept = {path.name for path in (out / "checkpoints").iterdir()}
     assert kept == {"bad_loss.pt", "last.pt", "epoch_0000_image_000000000.pt"}

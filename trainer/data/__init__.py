@@ -7,6 +7,8 @@ import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from trainer.errors import TrainerError
+
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
@@ -24,7 +26,7 @@ __all__ = [
 ]
 
 
-class DataError(ValueError):
+class DataError(TrainerError, ValueError):
     """Data that cannot be trained on; one line that names the option or file, and the remedy."""
 
 

@@ -22,6 +22,7 @@ from typing import Literal
 
 from trainer.data.decoding import Failure, Pixels, Work
 from trainer.data.slots import Slots, enter, fill_slot
+from trainer.errors import TrainerError
 
 __all__ = ["PIECE", "DecodePool", "FeedError"]
 
@@ -32,7 +33,7 @@ _LOOK = 0.01  # seconds
 Pieces = Sequence[Future[list[Failure]]]
 
 
-class FeedError(RuntimeError):
+class FeedError(TrainerError, RuntimeError):
     """Images stopped coming; one line that names the rank and the remedy."""
 
 
