@@ -88,12 +88,19 @@ class RandomStates:
         self._workers = workers  # that live in this process and share its generators
 
     def state_dict(self) -> dict[str, Tensor]:
-        """uint8 or int64 tensors, the same for each worker here."""
-        _, keys, position, *_ = np.random.get_state(legacy=True)
+        """uint8 or int64 tensors, the same for each worker here.
+
+        NumPy and Python make normal numbers in pairs: the one that is kept for the next call comes
+        last, as a flag and its bits.
+        """
+        _, keys, position, kept, second = np.random.get_state(legacy=True)
+        _, numbers, after = random.getstate()
         state = {
             "torch": torch.get_rng_state(),
-            "numpy": torch.tensor([*map(int, keys), int(position)]),
-            "python": torch.tensor(random.getstate()[1]),
+            "numpy": torch.tensor(
+                [*map(int, keys), int(position), *_pair(float(second) if kept else None)]
+            ),
+            "python": torch.tensor([*numbers, *_pair(after)]),
         }
         if torch.cuda.is_available():
             state["cuda"] = torch.cuda.get_rng_state()
@@ -103,11 +110,28 @@ class RandomStates:
         """Takes over what the first worker here had."""
         first = self._workers[0]
         torch.set_rng_state(state[f"{first}.torch"])
-        *keys, position = state[f"{first}.numpy"].tolist()
-        np.random.set_state(("MT19937", np.array(keys, np.uint32), position, 0, 0.0))
-        random.setstate((3, tuple(state[f"{first}.python"].tolist()), None))
+        (*keys, position), second = _split(state[f"{first}.numpy"])
+        kept = second is not None
+        np.random.set_state(("MT19937", np.array(keys, np.uint32), position, kept, second or 0.0))
+        numbers, after = _split(state[f"{first}.python"])
+        random.setstate((3, tuple(numbers), after))
         if torch.cuda.is_available():
             torch.cuda.set_rng_state(state[f"{first}.cuda"])
+
+
+_WORDS = 625  # of a Mersenne Twister: 624 and its position
+
+
+def _pair(kept: float | None) -> tuple[int, int]:
+    """A number that may be absent: whether it is there, and its bits."""
+    return (0, 0) if kept is None else (1, int(np.float64(kept).view(np.int64)))
+
+
+def _split(state: Tensor) -> tuple[list[int], float | None]:
+    """The generator's words, and the number that it kept; older checkpoints hold none."""
+    words: list[int] = state.tolist()
+    kept, bits = words[_WORDS:] or (0, 0)
+    return words[:_WORDS], float(np.int64(bits).view(np.float64)) if kept else None
 
 
 def seed_all(seed: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
 import resource
 import struct
 import zlib
@@ -220,6 +221,31 @@ def test_random_generators_go_on_where_they_were() -> None:
     RandomStates([5]).load_state_dict(state)
     assert torch.equal(drawn[0], torch.rand(3))
     np.testing.assert_array_equal(drawn[1], np.random.rand(3))
+
+
+@pytest.mark.parametrize("before", [0, 1, 2, 3])
+def test_normal_numbers_that_come_in_pairs_go_on_where_they_were(before: int) -> None:
+    def draw() -> list[float]:
+        return [np.random.randn(), random.gauss(0, 1)]
+
+    for _ in range(before):
+        draw()
+    state = RandomStates([0]).state_dict()
+    wanted = [draw() for _ in range(3)]
+    draw()
+    RandomStates([0]).load_state_dict(state)
+    assert [draw() for _ in range(3)] == wanted
+
+
+def test_random_states_of_older_checkpoints_are_read() -> None:
+    state = RandomStates([0]).state_dict()
+    wanted = [np.random.rand(), random.random()]
+    older = {
+        name: tensor[:625] if "torch" not in name else tensor for name, tensor in state.items()
+    }
+    np.random.randn(), random.gauss(0, 1)
+    RandomStates([0]).load_state_dict(older)
+    assert [np.random.rand(), random.random()] == wanted
 
 
 class Statistics:
