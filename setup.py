@@ -26,7 +26,7 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
-JOBS = int(os.environ.get("HIER_JOBS", "2"))
+JOBS = int(os.environ.get("HIER_JOBS") or len(os.sched_getaffinity(0)))
 
 
 def load_build_module():

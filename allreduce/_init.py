@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 from typing import Any
 
 from allreduce._launch import detect_launch, open_store
 from allreduce._store import Store
 from allreduce.communicator import Communicator
+
+_OWN = ("rank", "world_size", "store", "master_addr", "master_port", "timeout")
 
 
 def init(
@@ -28,6 +32,12 @@ def init(
         UsageError: a variable of the launcher or an argument is missing or makes no sense.
         Timeout: ranks did not come within `timeout` seconds; the message names them.
     """
+    known = inspect.signature(Communicator.from_store).parameters
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, [*known, *_OWN], n=1, cutoff=0.7)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise TypeError(f"allreduce.init() has no argument {name!r}{hint}")
     launch = detect_launch(
         rank=rank, world_size=world_size, master_addr=master_addr, master_port=master_port
     )

@@ -235,8 +235,13 @@ def _describe(
         f"rank {rank} of {len(node_of_rank)}, node {node_of_rank[rank]} of {max(node_of_rank) + 1}"
     )
     if len(local_ranks) > 1:
-        text += f"; {len(local_ranks) - 1} peers by shared memory"
+        text += f"; {_peers(len(local_ranks) - 1)} by shared memory"
     if data:
         lanes = len(next(iter(data.values()))) - 1
-        text += f"; {len(data)} peers by TCP, {lanes} lanes each, congestion control {congestion}"
+        text += f"; {_peers(len(data))} by TCP, {lanes} lane{'s' * (lanes != 1)} each"
+        text += f", congestion control {congestion}"
     return text
+
+
+def _peers(count: int) -> str:
+    return f"{count} peer{'s' * (count != 1)}"

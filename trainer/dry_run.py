@@ -23,6 +23,7 @@ from trainer.data import DATASETS, DataError, DatasetInfo, describe
 from trainer.model import build_model
 from trainer.options import ALGORITHMS, Config
 from trainer.precision import HALF
+from trainer.report import counted
 from trainer.schedule import Schedule
 
 __all__ = ["dry_run"]
@@ -44,8 +45,8 @@ def dry_run(config: Config) -> str:
         [
             f"network        {config.model}, {sum(sizes) // 4:,} parameters",
             f"data           {config.data}, {info.train_images:,} images, {known}",
-            f"workers        k = {config.workers} in {config.processes} processes on "
-            f"{config.nodes} nodes, n = {config.batch}, kn = {config.minibatch:,}",
+            f"workers        k = {config.workers} in {counted(config.processes, 'process')} on "
+            f"{counted(config.nodes, 'node')}, n = {config.batch}, kn = {config.minibatch:,}",
             f"iterations     {iterations:,} an epoch of {used:,} images (other "
             f"{info.train_images - used:,} are left out in each), "
             f"{config.epochs * iterations:,} in {config.epochs} epochs",

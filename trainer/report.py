@@ -55,7 +55,8 @@ def table(summary: Mapping[str, Any]) -> str:
 
 def counted(count: int, what: str) -> str:
     """ "1 node", "2 nodes"."""
-    return f"{count} {what}{'s' * (count != 1)}"
+    plural = what if count == 1 else f"{what}es" if what.endswith("s") else f"{what}s"
+    return f"{count} {plural}"
 
 
 def _amount(nbytes: float) -> str:

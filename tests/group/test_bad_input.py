@@ -7,7 +7,7 @@ import pytest
 from group_cases import SOME_LAYOUTS, nodes, size
 from worlds import run_threads
 
-from allreduce import _C
+from allreduce import _C, init
 from allreduce._store import MemoryStore
 from allreduce.communicator import Communicator
 from allreduce.errors import AbortedError, MismatchError, PeerError, Timeout, UsageError
@@ -281,3 +281,13 @@ def test_a_schedule_of_ones_own_must_keep_its_promise():
             comm._group.add_schedule("mine", _C.Collective.allreduce, nothing)
 
     run_threads(2, body)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("nonsense", ""), ("node", "; did you mean nodes?"), ("time_out", "; did you mean timeout?")],
+)
+def test_an_argument_that_init_has_not_is_its_own_error(name: str, says: str) -> None:
+    with pytest.raises(TypeError) as caught:
+        init(**{name: 3})
+    assert str(caught.value) == f"allreduce.init() has no argument {name!r}{says}"
