@@ -7,7 +7,7 @@ from collections import deque
 from typing import Any
 
 from allreduce import _C
-from allreduce._arrays import Memory
+from allreduce._arrays import Memory, memory_of
 from allreduce._device import DeviceStreams
 from allreduce._work import Work
 from allreduce.errors import UsageError
@@ -47,6 +47,12 @@ class Calls:
             "name_hash": zlib.crc32(name.encode()),
             "device": self._streams.place(memory.device) if memory.device else None,
         }
+
+    def _settle(self, x: Array) -> None:
+        """Wait for this rank's earlier calls on the memory of `x`, which is about to be copied."""
+        if self._in_flight:
+            memory = memory_of(x, "x", self.rank, writable=False)
+            self._group.settle(memory.address, memory.nbytes)
 
     def _keep(self, work: Work) -> Work:
         while self._in_flight and self._in_flight[0].done():

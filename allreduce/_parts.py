@@ -43,6 +43,8 @@ class PartCollectives(Calls):
             A new array of shape (n, ...), this rank's rows: a tensor for a tensor, else NumPy's.
             In place, the rows of `x`.
         """
+        if not in_place:
+            self._settle(x)
         # The reduction happens in this array.
         whole = memory_of(x, "x", self.rank).owner if in_place else copy_of(x, "x", self.rank)
         parts = self._parts(whole, rows, "rows")
@@ -124,10 +126,12 @@ class PartCollectives(Calls):
                     f"x on rank {root}: is {source.dtype} of shape {tuple(source.owner.shape)}, "
                     f"and out makes it {target.dtype} of shape {tuple(whole.shape)}"
                 )
+            self._settle(x)
             whole = copy_of(x, "x", self.rank)
         memory = memory_of(whole, "x", self.rank)
         call = self._call(_C.Collective.scatter, memory, root=root, algo=algo, timeout=timeout)
         self._group.run(**call, bounds=_elements(whole, parts))
+        self._settle(out)
         mine[...] = whole[parts[self.rank] : parts[self.rank + 1]]
         return out
 
@@ -177,6 +181,7 @@ class PartCollectives(Calls):
         rows: Sequence[int] | None,
         timeout: float | None,
     ) -> Array:
+        self._settle(x)
         part = memory_of(x, "x", self.rank, writable=False).owner
         part = part if part.ndim else part.reshape(1)
         parts = [0, *accumulate(self._rows_of_all(part, rows))]

@@ -10,7 +10,10 @@ from allreduce.errors import UsageError
 
 
 class Work:
-    """A collective or message under way. Its array must not be touched before `wait` returns."""
+    """A collective or message under way. Its array must not be touched before `wait` returns.
+
+    Later collectives of the group may be given the array: they run after this one.
+    """
 
     def __init__(self, group: _C.Group, work: _C.Work, result: Any) -> None:
         self._group = group

@@ -212,6 +212,7 @@ class Communicator(PartCollectives, PointToPoint):
         """Reduce `x` over all ranks into that of `root`; elsewhere it keeps its value."""
         memory = memory_of(x, "x", self.rank, writable=self.rank == root, in_place=True)
         if self.rank != root:  # the ranks on the way to the root hold partial results
+            self._settle(x)
             memory = memory_of(copy_of(x, "x", self.rank), "x", self.rank)
         call = self._call(
             _C.Collective.reduce, memory, op=op, root=root, algo=algo, timeout=timeout
@@ -220,7 +221,7 @@ class Communicator(PartCollectives, PointToPoint):
         return x
 
     def barrier(self, *, timeout: float | None = None) -> None:
-        """Return once every rank has entered the barrier."""
+        """Return once every rank has entered the barrier, behind its earlier collectives."""
         memory = memory_of(np.zeros(1, np.uint8), "barrier", self.rank)
         self._group.run(**self._call(_C.Collective.barrier, memory, op="max", timeout=timeout))
 

@@ -73,8 +73,12 @@ DeviceStage::~DeviceStage() {
   pool_->give_back(block_);
 }
 
-void DeviceStage::begin() {
+void DeviceStage::begin(bool behind_results) {
   DeviceRuntime& runtime = *place_.runtime;
+  if (behind_results) {
+    runtime.record(block_.finished, place_.out);
+    runtime.wait(place_.in, block_.finished);
+  }
   runtime.record(block_.finished, place_.caller);  // as the event of what the call comes after
   runtime.wait(place_.in, block_.finished);
   runtime.wait(place_.out, block_.finished);

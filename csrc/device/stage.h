@@ -80,7 +80,7 @@ class DeviceStage {
   // several at once, then end. Other work of the same pieces may be enqueued on the streams between
   // these.
   const DevicePlace& place() const { return place_; }
-  void begin();
+  void begin(bool behind_results);  // true: what comes in has been put back by earlier calls
   void fetch(const std::vector<Passage>& parts, uint32_t num_pieces = 1);  // on `in`
   void fetched_all();  // no fetch comes after it
   // On `out`, once the engine is done with these pieces.

@@ -72,6 +72,7 @@ std::unique_ptr<Group::Run> Group::prepare_on_device(Call call) {
 }
 
 std::unique_ptr<Group::Run> Group::prepare_staged(const Call& on_device) {
+  if (on_device.collective == Collective::alltoall) check_call(on_device);
   Call call = on_device;
   const size_t element = size_of(call.dtype), output = call.count * element;
   const auto stage =
@@ -97,11 +98,7 @@ void Group::enqueue_staged(Run& run, const Call& on_device) {
   if (call.collective == Collective::alltoall) {
     const Image input{static_cast<std::byte*>(const_cast<void*>(on_device.input)),
                       static_cast<std::byte*>(const_cast<void*>(call.input)), element};
-    // What a rank keeps goes straight to its place in the output's image.
-    const auto sent = parts_of(call.input_bounds, call.input_count, p);
-    Passage keep = input.part(sent[rank], sent[rank + 1]);
-    keep.host = data.part(parts_of(call.bounds, call.count, p)[rank], 0).host;
-    in.front() = {input.part(0, call.input_count), keep};
+    in.front() = {input.part(0, call.input_count)};
     out.front() = {data.part(0, call.count)};
   } else {
     const Halves whole = halves(call, rank, p);
@@ -117,7 +114,7 @@ void Group::enqueue_staged(Run& run, const Call& on_device) {
     }
   }
   DeviceStage& stage = *run.device;
-  stage.begin();
+  stage.begin(run.call.use->leave_to_device());
   const auto size = [&](size_t k) {
     return static_cast<uint32_t>(std::min(at_once, num_pieces - k * at_once));
   };

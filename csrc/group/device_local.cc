@@ -144,7 +144,7 @@ void Group::enqueue_between_devices(Run& run, const Call& on_device, const Local
                              on_device.dtype, out);
   };
 
-  stage.begin();
+  stage.begin(run.call.use->leave_to_device());
   // In an order in which each waits for what was enqueued before, for streams may share a queue.
   const size_t pieces = cut.num_pieces();
   for (size_t k = 0; k < pieces + DeviceLocalStage::kSlots - 1; ++k) {

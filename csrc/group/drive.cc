@@ -86,6 +86,7 @@ bool Group::advance(Lane& lane) {
   Run& run = *lane.runs.front();
   bool moved = false;
   if (!run.execution) {
+    if (run.call.use && !run.call.use->may_begin()) return false;
     // A run without elements synchronises nobody: it must not take a place for its header.
     const bool staged = run.plan.local && run.plan.count > 0;
     const uint64_t run_of_lane = staged ? lane.local_runs++ : 0;
@@ -114,6 +115,7 @@ void Group::finish(Run& run) {
   history_[run.header.run % history_.size()] = run.header;
   --in_flight_;
   work->finish(nullptr);
+  if (run.call.use) run.call.use->end_run();
 }
 
 void Group::count_traffic(Channels& channels) {

@@ -79,6 +79,7 @@ bool Execution::enter(uint64_t k) {
   Piece& p = piece(k);
   p = {k * plan_.piece, std::min(plan_.count, (k + 1) * plan_.piece)};
   p.phase = Phase::arrived;
+  if (plan_.input) take_input();
   if (!local_) return start_inter(k);
   if (!is_symmetric()) {
     const Shard own = owner() && !plan_.one_shot ? shard(p, local_->local_rank()) : Shard{p.end, 0};
@@ -144,6 +145,18 @@ void Execution::reduce_shard(uint64_t k, Shard shard, std::vector<void*> outs) {
   const int divisor = plan_.program ? 1 : plan_.divisor;
   reduce_many(plan_.dtype, plan_.op, outs, sources, shard.count, divisor);
   shared_bytes_ += shard.count * element_bytes_ * (sources.size() - 1);
+}
+
+// Of an alltoall, which is one piece.
+void Execution::take_input() {
+  if (plan_.input == plan_.data) {
+    input_copy_.reset(new std::byte[plan_.input_bytes]);
+    std::memcpy(input_copy_.get(), plan_.input, plan_.input_bytes);
+    plan_.input = input_copy_.get();
+  }
+  if (plan_.keep.bytes > 0) {
+    std::memcpy(plan_.data + plan_.keep.to, plan_.input + plan_.keep.from, plan_.keep.bytes);
+  }
 }
 
 bool Execution::start_inter(uint64_t k) {

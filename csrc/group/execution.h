@@ -21,7 +21,11 @@ namespace hier {
 struct Plan {
   std::byte* data = nullptr;
   const std::byte* input = nullptr;  // of an alltoall: where sends read
-  size_t count = 0;                  // elements
+  size_t input_bytes = 0;
+  struct {
+    size_t from, to, bytes;  // offsets of what a rank keeps, in the input and in `data`
+  } keep{};
+  size_t count = 0;  // elements
   DType dtype{};
   ReduceOp op{};
   int divisor = 1;                      // avg: by what the finished elements are divided
@@ -83,6 +87,7 @@ class Execution {
   bool enter(uint64_t k);
   bool reduce(uint64_t k);
   void reduce_shard(uint64_t k, Shard shard, std::vector<void*> outs);
+  void take_input();
   bool start_inter(uint64_t k);
   bool finish_inter(uint64_t k);
   bool gather(uint64_t k);
@@ -90,6 +95,7 @@ class Execution {
   void complete(uint64_t k);
 
   Plan plan_;
+  std::unique_ptr<std::byte[]> input_copy_;  // of an alltoall whose output replaces its input
   const RunHeader* header_;
   Engine* engine_;
   LocalStage* local_;

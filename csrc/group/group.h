@@ -13,6 +13,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <span>
 #include <string>
 #include <thread>
 #include <vector>
@@ -24,6 +25,7 @@
 #include "engine/engine.h"
 #include "engine/messages.h"
 #include "group/execution.h"
+#include "group/order.h"
 #include "group/topology.h"
 #include "group/work.h"
 #include "local/stage.h"
@@ -74,6 +76,9 @@ struct Call {
   double timeout = -1;  // seconds; negative: the group's
   uint32_t name_hash = 0;
   std::optional<DevicePlace> device = {};  // if data and input are device memory
+  // Where several calls are one of the user's, or its memory is more than theirs: made by who
+  // publishes it. Null: the group takes care of data and input.
+  std::shared_ptr<MemoryUse> use = {};
 };
 
 // A message to or from one rank.
@@ -140,6 +145,13 @@ class Group {
   size_t host_path_bytes() const { return host_path_bytes_; }
   void set_host_path_bytes(size_t bytes) { host_path_bytes_ = bytes; }
 
+  // order.cc: which calls have to wait for which. Earlier ones, not over, that conflict with these
+  // spans: a new call puts them into its `use`, and is known to later ones once it is published,
+  // after its last run has been started. (A blocking call need not be: it is over when it returns.)
+  std::vector<std::shared_ptr<MemoryUse>> uses_of(std::span<const Span> spans);
+  void publish(const std::shared_ptr<MemoryUse>& use, std::span<const Span> spans);
+  void settle(std::span<const Span> spans);  // blocks until those earlier ones are over
+
   Traffic traffic() const;
   void abort(const std::string& reason);  // poisons the group on every rank; from any thread
   void drain();                           // waits until nothing is in flight
@@ -165,7 +177,8 @@ class Group {
     Run(const Run&) = delete;
     Run& operator=(const Run&) = delete;
     ~Run() {
-      if (device) device->abandon();  // does nothing where the run has ended well
+      if (device) device->abandon();            // does nothing where the run has ended well
+      if (call.use) call.use->earlier.clear();  // likewise; else a long chain would end in one go
     }
   };
   using Channels = std::vector<std::unique_ptr<Channel>>;  // by rank
@@ -200,6 +213,7 @@ class Group {
   void number(Run& run);
   bool admit();
   void finish(Work& work, bool driving);
+  std::shared_ptr<Work> begin(Call call);
   bool take_over();
   void stop_driving();
   void worker_main() noexcept;
@@ -216,6 +230,12 @@ class Group {
   void enqueue_between_devices(Run& run, const Call& on_device, const LocalPlan& plan);
   bool end_trailing(Run& run);
   void finish(Run& run);
+
+  // order.cc, of a call without a `use`
+  std::shared_ptr<MemoryUse> claim(const Call& call);
+  void publish(const std::shared_ptr<MemoryUse>& use, const Call& call);
+  void forget_over();
+  static void check_overlap(const Call& call);
 
   // plan.cc: from a call to a plan
   void check_call(const Call& call) const;
@@ -314,6 +334,7 @@ class Group {
   std::chrono::microseconds doze_ = kGrace;               // until it looks
   std::condition_variable worker_cv_;  // handed over while it does not doze, or closing
   std::vector<std::pair<std::weak_ptr<SharedDeviceMemory>, size_t>> raised_on_failure_;
+  std::deque<std::pair<Span, std::shared_ptr<MemoryUse>>> in_use_;  // by calls, the oldest first
   std::deque<std::unique_ptr<Run>> pending_;
   std::deque<std::shared_ptr<Transfer>> pending_transfers_;
   uint32_t next_run_ = 0;
@@ -337,6 +358,7 @@ class Group {
   std::atomic<size_t> in_flight_{0};
   std::atomic<bool> closing_{false};    // set under the mutex
   std::atomic<size_t> num_pending_{0};  // of runs and transfers, for a look without the lock
+  std::atomic<size_t> num_in_use_{0};   // of in_use_, for a look without the lock
   std::atomic<uint64_t> shared_bytes_{0};
   std::atomic<uint64_t> network_bytes_{0};
 };

@@ -54,7 +54,10 @@ void Group::check_call(const Call& call) const {
   };
   const bool exchange = call.collective == Collective::alltoall;
   if (has_parts(call.collective) || exchange) check_parts(call.bounds, call.count);
-  if (exchange) check_parts(call.input_bounds, call.input_count);
+  if (exchange) {
+    check_parts(call.input_bounds, call.input_count);
+    check_overlap(call);
+  }
 }
 
 std::string Group::choose(Collective collective, size_t bytes) const {
@@ -144,7 +147,8 @@ bool Group::recall(const Call& call, Plan& plan, RunHeader& header) {
 
 void Group::remember(const Call& call, const Plan& plan, const RunHeader& header) {
   const std::lock_guard lock(mutex_);
-  known_place(call) = Known{call, plan, header};
+  auto& known = known_place(call).emplace(Known{call, plan, header});
+  known.call.use = nullptr;
 }
 
 Plan Group::new_plan(const Call& call, RunHeader& header) {
@@ -309,7 +313,7 @@ std::shared_ptr<const Program> Group::flat_program(const Call& call, const std::
                  [&](size_t segment) { return lower(s, topology_.rank, bounds, segment); });
 }
 
-// Sends read the input, receives write the output, and what a rank keeps is copied at once.
+// Sends read the input, receives write the output, and what a rank keeps is copied before them.
 Plan Group::alltoall_plan(const Call& call, const std::string& algorithm) {
   const int p = topology_.world_size, me = topology_.rank;
   const auto in = parts_of(call.input_bounds, call.input_count, p);
@@ -322,13 +326,11 @@ Plan Group::alltoall_plan(const Call& call, const std::string& algorithm) {
   }
   Plan plan;
   plan.input = static_cast<const std::byte*>(call.input);
+  plan.input_bytes = call.input_count * element;
+  plan.keep = {in[me] * element, out[me] * element, kept * element};
   plan.count = plan.piece = 1;  // not cut into pieces
   plan.dtype = call.dtype;
   plan.op = call.op;
-  if (kept > 0) {
-    std::memcpy(static_cast<std::byte*>(call.data) + out[me] * element,
-                plan.input + in[me] * element, kept * element);
-  }
   auto program = alltoall_program(algorithm, element, in, out);
   plan.program = [program](size_t) { return program; };
   return plan;

@@ -118,6 +118,7 @@ void Group::run(Call call) {
     wait(*start(std::move(call)));
     return;
   }
+  if (!call.use && num_in_use_.load(std::memory_order_acquire) > 0) call.use = claim(call);
   auto run = prepare(std::move(call));
   if (topology_.world_size == 1) return;
   const auto work = run->work;
@@ -125,6 +126,14 @@ void Group::run(Call call) {
 }
 
 std::shared_ptr<Work> Group::start(Call call) {
+  if (call.use || topology_.world_size == 1) return begin(std::move(call));
+  const auto use = call.use = claim(call);
+  auto work = begin(call);
+  publish(use, call);
+  return work;
+}
+
+std::shared_ptr<Work> Group::begin(Call call) {
   auto run = call.device ? prepare_on_device(std::move(call)) : prepare(std::move(call));
   const auto work = run->work;
   if (topology_.world_size == 1) {

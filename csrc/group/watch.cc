@@ -139,7 +139,9 @@ void Group::time_out(const Run& run) const {
   if (!absent.empty()) {
     text += ": no sign that rank " + absent + " entered it";
   }
-  if (run.execution && run.execution->finished()) {
+  if (!run.execution && run.call.use && !run.call.use->earlier.empty()) {
+    text += "; waiting for an earlier call on the same memory, or before this barrier";
+  } else if (run.execution && run.execution->finished()) {
     text += "; waiting for the device's streams";
   } else if (run.execution) {
     text += "; waiting for " + run.execution->describe_wait();

@@ -6,6 +6,8 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <array>
+
 #include "base/clock.h"
 #include "base/error.h"
 #include "python/register.h"
@@ -242,6 +244,12 @@ void register_group(py::module_& m) {
              }
              self.set_choices(std::move(choices));
            })
+      .def(
+          "settle",
+          [](Group& self, uintptr_t address, size_t bytes) {
+            self.settle(std::array{Span::of(reinterpret_cast<const void*>(address), bytes, true)});
+          },
+          py::call_guard<py::gil_scoped_release>())
       .def("add_schedule", &Group::add_schedule)
       .def("set_timeout", &Group::set_timeout)
       .def_property_readonly("timeout", &Group::timeout)

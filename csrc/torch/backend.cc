@@ -7,6 +7,7 @@
 #include <torch/version.h>
 #include <torch/csrc/distributed/c10d/Backend.hpp>
 
+#include "torch/lists.h"
 #include "torch/monitored_barrier.h"
 #include "torch/parts.h"
 #include "torch/sparse.h"
@@ -28,8 +29,7 @@ class Backend final : public DeviceBackend {
   using StorePtr = c10::intrusive_ptr<c10d::Store>;
 
   Backend(std::shared_ptr<Group> group, StorePtr store, int rank, int size, Milliseconds timeout)
-      : DeviceBackend(rank, size),
-        group_(std::move(group)),
+      : DeviceBackend(std::move(group), rank, size),
         monitored_barrier_(std::move(store), rank, size),
         options_(c10::make_intrusive<Options>(kName, timeout)) {
     init();
@@ -103,61 +103,60 @@ class Backend final : public DeviceBackend {
   }
 
   WorkPtr allreduce(Tensors& tensors, const c10d::AllreduceOptions& options) override {
-    if (tensors.size() == 1 && tensors[0].is_sparse()) return allreduce_sparse(tensors, options);
+    if (!tensors.empty() && tensors[0].is_sparse()) return allreduce_sparse(tensors, options);
     Maker maker(*this, OpType::ALLREDUCE, "hier:all_reduce", tensors, tensors);
-    maker.require(tensors.size() == 1, "takes one tensor");
-    choose_device_stage(tensors[0]);
-    maker.add_in_place(Collective::allreduce, tensors[0], &options.reduceOp);
-    return maker.go(group_, ++sequence_, options);
+    choose_device_stage(tensors);
+    add_allreduce(maker, tensors, options.reduceOp);
+    return maker.go(++sequence_, options);
   }
 
   WorkPtr allreduce_sparse(Tensors& tensors, const c10d::AllreduceOptions& options) override {
-    return sparse_allreduce(*this, group_, ++sequence_, tensors.at(0), options);
+    return sparse_allreduce(*this, ++sequence_, tensors, options);
   }
 
   WorkPtr allreduce_coalesced(Tensors& tensors,
                               const c10d::AllreduceCoalescedOptions& options) override {
     Maker maker(*this, OpType::ALLREDUCE_COALESCED, "hier:all_reduce", tensors, tensors);
-    for (const auto& tensor : tensors) {
-      choose_device_stage(tensor);
-      maker.add_in_place(Collective::allreduce, tensor, &options.reduceOp);
-    }
-    return maker.go(group_, ++sequence_, options);
+    choose_device_stage(tensors);
+    add_allreduce_coalesced(maker, tensors, options.reduceOp);
+    return maker.go(++sequence_, options);
   }
 
   WorkPtr broadcast(Tensors& tensors, const c10d::BroadcastOptions& options) override {
     Maker maker(*this, OpType::BROADCAST, "hier:broadcast", tensors, tensors);
-    maker.require(tensors.size() == 1, "takes one tensor");
-    maker.add_in_place(Collective::broadcast, tensors[0], nullptr, options.rootRank);
-    return maker.go(group_, ++sequence_, options);
+    add_broadcast(maker, tensors, options.rootRank, options.rootTensor);
+    return maker.go(++sequence_, options);
   }
 
   // Only the root's tensor changes; on the way to it others hold partial results.
   WorkPtr reduce(Tensors& tensors, const c10d::ReduceOptions& options) override {
     Maker maker(*this, OpType::REDUCE, "hier:reduce", tensors, tensors);
-    maker.require(tensors.size() == 1, "takes one tensor");
+    c10d::assertRootRank(maker.refusal(), options.rootRank, getSize());
+    c10d::assertSingleElement(maker.refusal(), tensors);
+    c10d::assertRootTensor(maker.refusal(), options.rootTensor, 1);
     if (options.rootRank == getRank()) {
       maker.add_in_place(Collective::reduce, tensors[0], &options.reduceOp, options.rootRank);
     } else {
-      maker.add(Collective::reduce, staged(tensors[0]), &options.reduceOp, options.rootRank);
+      maker.add(Collective::reduce, maker.copy_of(tensors[0]), &options.reduceOp, options.rootRank);
     }
-    return maker.go(group_, ++sequence_, options);
+    return maker.go(++sequence_, options);
   }
 
   WorkPtr allgather(std::vector<Tensors>& outputs, Tensors& inputs,
                     const c10d::AllgatherOptions& options) override {
-    const Tensors all = outputs.empty() ? Tensors{} : outputs[0];
-    Maker maker(*this, OpType::ALLGATHER, "hier:all_gather", inputs, all);
-    maker.require(inputs.size() == 1 && outputs.size() == 1 && all.size() == size(),
-                  "takes one input tensor and a list of one output tensor per rank");
-    add_gather(maker, Collective::allgather, inputs[0], all, all);
-    return maker.go(group_, ++sequence_, options);
+    Tensors all;
+    for (const Tensors& list : outputs) all.insert(all.end(), list.begin(), list.end());
+    Maker maker(*this, OpType::ALLGATHER, "hier:all_gather", inputs, std::move(all));
+    add_allgather(maker, outputs, inputs);
+    return maker.go(++sequence_, options);
   }
 
   // outputs[r][i] is rank r's inputs[i].
   WorkPtr allgather_coalesced(std::vector<Tensors>& outputs, Tensors& inputs,
                               const c10d::AllgatherOptions& options) override {
-    Maker maker(*this, OpType::ALLGATHER_COALESCED, "hier:all_gather", inputs, {});
+    Tensors outs;
+    for (const Tensors& list : outputs) outs.insert(outs.end(), list.begin(), list.end());
+    Maker maker(*this, OpType::ALLGATHER_COALESCED, "hier:all_gather", inputs, std::move(outs));
     maker.require(outputs.size() == size(), "takes a list of output tensors per rank");
     for (const Tensors& of_rank : outputs) {
       maker.require(of_rank.size() == inputs.size(), "takes as many outputs per rank as inputs");
@@ -167,7 +166,7 @@ class Backend final : public DeviceBackend {
       for (const Tensors& of_rank : outputs) all.push_back(of_rank[i]);
       add_gather(maker, Collective::allgather, inputs[i], all, all);
     }
-    return maker.go(group_, ++sequence_, options);
+    return maker.go(++sequence_, options);
   }
 
   WorkPtr gather(std::vector<Tensors>& outputs, Tensors& inputs,
@@ -175,12 +174,16 @@ class Backend final : public DeviceBackend {
     const bool root = options.rootRank == getRank();
     const Tensors all = outputs.empty() ? Tensors{} : outputs[0];
     Maker maker(*this, OpType::GATHER, "hier:gather", inputs, all);
-    maker.require(inputs.size() == 1, "takes one input tensor");
-    maker.require(all.size() == (root ? size() : 0),
-                  "takes a list of one output tensor per rank on the destination, none elsewhere");
+    c10d::assertRootRank(maker.refusal(), options.rootRank, getSize());
+    c10d::assertSingleElementInput(maker.refusal(), inputs);
+    if (root) {
+      c10d::assertGatherOutputTensorList(maker.refusal(), outputs, getSize());
+    } else {
+      c10d::assertEmptyOutputTensorList(maker.refusal(), all);
+    }
     const Tensors parts = root ? all : Tensors(size(), inputs[0]);
     add_gather(maker, Collective::gather, inputs[0], parts, all, options.rootRank);
-    return maker.go(group_, ++sequence_, options);
+    return maker.go(++sequence_, options);
   }
 
   WorkPtr scatter(Tensors& outputs, std::vector<Tensors>& inputs,
@@ -188,18 +191,22 @@ class Backend final : public DeviceBackend {
     const bool root = options.rootRank == getRank();
     const Tensors all = inputs.empty() ? Tensors{} : inputs[0];
     Maker maker(*this, OpType::SCATTER, "hier:scatter", all, outputs);
-    maker.require(outputs.size() == 1, "takes one output tensor");
-    maker.require(all.size() == (root ? size() : 0),
-                  "takes a list of one input tensor per rank on the source, none elsewhere");
+    c10d::assertRootRank(maker.refusal(), options.rootRank, getSize());
+    c10d::assertSingleElementOutput(maker.refusal(), outputs);
+    if (root) {
+      c10d::assertScatterInputTensorList(maker.refusal(), inputs, getSize());
+    } else {
+      c10d::assertEmptyInputTensorList(maker.refusal(), all);
+    }
     add_scatter(maker, outputs[0], all, options.rootRank);
-    return maker.go(group_, ++sequence_, options);
+    return maker.go(++sequence_, options);
   }
 
   WorkPtr _allgather_base(at::Tensor& output, at::Tensor& input,
                           const c10d::AllgatherOptions& options) override {
     Maker maker(*this, OpType::_ALLGATHER_BASE, "hier:_all_gather_base", {input}, {output});
     add_allgather(maker, output, input);
-    return maker.go(group_, ++sequence_, options);
+    return maker.go(++sequence_, options);
   }
 
   WorkPtr allgather_into_tensor_coalesced(Tensors& outputs, Tensors& inputs,
@@ -209,7 +216,7 @@ class Backend final : public DeviceBackend {
     for (size_t i = 0; i < inputs.size(); ++i) {
       add_allgather(maker, outputs[i], inputs[i]);
     }
-    return maker.go(group_, ++sequence_, options);
+    return maker.go(++sequence_, options);
   }
 
   WorkPtr reduce_scatter(Tensors& outputs, std::vector<Tensors>& inputs,
@@ -219,7 +226,7 @@ class Backend final : public DeviceBackend {
     maker.require(inputs.size() == 1 && outputs.size() == 1 && all.size() == size(),
                   "takes one output tensor and a list of one input tensor per rank");
     add_reduce_scatter(maker, outputs[0], all, options.reduceOp);
-    return maker.go(group_, ++sequence_, options);
+    return maker.go(++sequence_, options);
   }
 
   WorkPtr _reduce_scatter_base(at::Tensor& output, at::Tensor& input,
@@ -227,7 +234,7 @@ class Backend final : public DeviceBackend {
     Maker maker(*this, OpType::_REDUCE_SCATTER_BASE, "hier:_reduce_scatter_base", {input},
                 {output});
     add_reduce_scatter(maker, output, input, options.reduceOp);
-    return maker.go(group_, ++sequence_, options);
+    return maker.go(++sequence_, options);
   }
 
   WorkPtr reduce_scatter_tensor_coalesced(Tensors& outputs, Tensors& inputs,
@@ -237,7 +244,7 @@ class Backend final : public DeviceBackend {
     for (size_t i = 0; i < inputs.size(); ++i) {
       add_reduce_scatter(maker, outputs[i], inputs[i], options.reduceOp);
     }
-    return maker.go(group_, ++sequence_, options);
+    return maker.go(++sequence_, options);
   }
 
   WorkPtr alltoall(Tensors& outputs, Tensors& inputs,
@@ -246,7 +253,7 @@ class Backend final : public DeviceBackend {
     maker.require(inputs.size() == size() && outputs.size() == size(),
                   "takes a list of one input and one of one output tensor per rank");
     add_alltoall(maker, outputs, inputs);
-    return maker.go(group_, ++sequence_, options);
+    return maker.go(++sequence_, options);
   }
 
   WorkPtr alltoall_base(at::Tensor& output, at::Tensor& input, std::vector<int64_t>& output_splits,
@@ -254,7 +261,7 @@ class Backend final : public DeviceBackend {
                         const c10d::AllToAllOptions& options) override {
     Maker maker(*this, OpType::ALLTOALL_BASE, "hier:all_to_all", {input}, {output});
     add_alltoall(maker, output, input, output_splits, input_splits);
-    return maker.go(group_, ++sequence_, options);
+    return maker.go(++sequence_, options);
   }
 
   WorkPtr send(Tensors& tensors, int destination, int tag) override {
@@ -277,7 +284,12 @@ class Backend final : public DeviceBackend {
     Maker maker(*this, OpType::BARRIER, "hier:barrier", {token}, {});
     const c10d::ReduceOp op = c10d::ReduceOp::MAX;
     maker.add(Collective::barrier, token, &op);
-    return maker.go(group_, ++sequence_, options);
+    if (const auto results = sides().results(); !results.empty()) {
+      maker.afterwards({}, [results] {
+        for (const auto& event : results) event->synchronize();
+      });
+    }
+    return maker.go(++sequence_, options);
   }
 
   void monitoredBarrier(const c10d::BarrierOptions& options, bool wait_all_ranks) override {
@@ -294,20 +306,22 @@ class Backend final : public DeviceBackend {
   }
 
   // Before the first allreduce of GPU memory that is worth a local stage: all ranks come here.
-  void choose_device_stage(const at::Tensor& tensor) {
-    if (tensor.is_cpu() || tensor.nbytes() <= group_->host_path_bytes()) return;
-    if (device_stage_chosen_.exchange(true)) return;
-    const py::gil_scoped_acquire gil;
-    communicator_.attr("use_device")(static_cast<int>(tensor.device().index()));
+  void choose_device_stage(const Tensors& tensors) {
+    for (const auto& tensor : tensors) {
+      if (tensor.is_cpu() || tensor.nbytes() <= group_->host_path_bytes()) continue;
+      if (device_stage_chosen_.exchange(true)) return;
+      const py::gil_scoped_acquire gil;
+      communicator_.attr("use_device")(static_cast<int>(tensor.device().index()));
+      return;
+    }
   }
 
   WorkPtr message(Maker& maker, bool send, const Tensors& tensors, int peer, int tag) {
     maker.require(tensors.size() == 1, "takes one tensor");
     maker.add_message(send, tensors[0], peer, tag);
-    return maker.start(group_);
+    return maker.start();
   }
 
-  const std::shared_ptr<Group> group_;
   MonitoredBarrier monitored_barrier_;
   const c10::intrusive_ptr<Options> options_;
   std::atomic<uint64_t> sequence_{0};  // collectives so far; stands alone

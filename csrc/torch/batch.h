@@ -23,6 +23,15 @@ class Batch {
     calls_.emplace_back(std::in_place_type<T>, std::move(call));
   }
 
+  // What the memory of all calls is used for, as one: null for a blocking call that nobody
+  // precedes.
+  void set_use(std::shared_ptr<MemoryUse> use) {
+    use->runs.store(calls_.size(), std::memory_order_relaxed);  // nobody else has it yet
+    for (auto& call : calls_) {
+      if (auto* collective = std::get_if<Call>(&call)) collective->use = use;
+    }
+  }
+
   // Blocks, in the caller's thread; throws the first error.
   void run(Group& group, double timeout) {
     for (auto& call : calls_) {

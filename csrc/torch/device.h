@@ -14,10 +14,12 @@
 #include <memory>
 #include <mutex>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "base/error.h"
 #include "device/stage.h"
+#include "group/group.h"
 
 namespace hier::torch_backend {
 
@@ -61,6 +63,13 @@ struct Side {
         in(torch.getNewStream(device)),
         out(torch.getNewStream(device)) {}
 
+  // What is enqueued on `second` from now on comes after what is on `first` now.
+  void order(const c10::Stream& first, const c10::Stream& second) const {
+    c10::Event event(device.type());
+    event.record(first);
+    event.block(second);
+  }
+
   c10::Stream current() const { return torch.getStream(device); }
 
   DevicePlace place() const {
@@ -79,6 +88,18 @@ struct Side {
 
 class Sides {
  public:
+  // Of what is on their way out of the host now, on every device that has been used.
+  std::vector<std::shared_ptr<c10::Event>> results() {
+    std::vector<std::shared_ptr<c10::Event>> events;
+    const std::lock_guard lock(mutex_);
+    for (const auto& [index, side] : sides_) {
+      if (!side) continue;
+      events.push_back(std::make_shared<c10::Event>(side->device.type()));
+      events.back()->record(side->out);
+    }
+    return events;
+  }
+
   // Made when first asked for. Throws UsageError for a device that the runtime does not drive.
   std::shared_ptr<const Side> of(c10::Device device) {
     const std::lock_guard lock(mutex_);
@@ -105,8 +126,14 @@ class Sides {
 // What a collective's maker needs of its backend.
 class DeviceBackend : public c10d::Backend {
  public:
-  using c10d::Backend::Backend;
+  DeviceBackend(std::shared_ptr<Group> group, int rank, int size)
+      : c10d::Backend(rank, size), group_(std::move(group)) {}
+  const std::shared_ptr<Group>& group() const { return group_; }
   std::shared_ptr<const Side> side_of(c10::Device device) const { return sides_->of(device); }
+
+ protected:
+  const std::shared_ptr<Group> group_;
+  Sides& sides() { return *sides_; }
 
  private:
   const std::unique_ptr<Sides> sides_ = std::make_unique<Sides>();

@@ -4,6 +4,7 @@
 #include <ATen/ATen.h>
 #include <torch/csrc/distributed/c10d/Backend.hpp>
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <utility>
@@ -11,15 +12,30 @@
 
 #include "torch/device.h"
 #include "torch/elements.h"
+#include "torch/staging.h"
 #include "torch/work.h"
 
 namespace hier::torch_backend {
 
 using WorkPtr = c10::intrusive_ptr<c10d::Work>;
 
+// Whether the core can work in the tensor's own memory.
+inline bool is_plain(const at::Tensor& tensor) {
+  return !tensor.is_conj() && !tensor.is_neg() && tensor.is_contiguous();
+}
+
 // The tensor itself if the core can work in its memory, else a copy.
 inline at::Tensor plain(const at::Tensor& tensor) {
   return tensor.resolve_conj().resolve_neg().contiguous();
+}
+
+// All bytes from a tensor's first element to its last.
+inline Span span_of(const at::Tensor& tensor, bool written) {
+  if (tensor.numel() == 0) return {};
+  int64_t last = 0;
+  for (int64_t i = 0; i < tensor.dim(); ++i) last += (tensor.size(i) - 1) * tensor.stride(i);
+  const auto bytes = static_cast<size_t>(last + 1) * tensor.element_size();
+  return Span::of(tensor.const_data_ptr(), bytes, written);
 }
 
 // One collective or message being made ready: checks arguments, stages tensors, hands it to the
@@ -28,14 +44,29 @@ class Maker {
  public:
   Maker(const DeviceBackend& backend, OpType type, const char* title, Tensors inputs,
         Tensors outputs)
-      : rank_(backend.getRank()),
+      : group_(backend.group()),
+        rank_(backend.getRank()),
         size_(backend.getSize()),
         operation_(
             std::make_unique<Operation>(type, title, std::move(inputs), std::move(outputs))) {
-    for (const auto& tensor : operation_->inputs) check(tensor, "input");
-    for (const auto& tensor : operation_->outputs) check(tensor, "output");
+    check(operation_->inputs, "input");
+    check(operation_->outputs, "output");
     const bool empty = operation_->inputs.empty() && operation_->outputs.empty();
     if (!empty && !device().is_cpu()) operation_->side = backend.side_of(device());
+    if (type == OpType::SEND || type == OpType::RECV || type == OpType::RECVANYSOURCE) return;
+    if (type == OpType::BARRIER) {
+      comes_after({kEverything});
+    } else {
+      std::vector<Span> spans;
+      for (const auto& tensor : operation_->outputs) spans.push_back(span_of(tensor, true));
+      for (size_t i = 0; i < operation_->inputs.size(); ++i) {
+        const auto& tensor = operation_->inputs[i];
+        const bool in_place =
+            i < operation_->outputs.size() && tensor.is_same(operation_->outputs[i]);
+        if (!in_place) spans.push_back(span_of(tensor, false));
+      }
+      comes_after(std::move(spans));
+    }
   }
 
   int rank() const { return rank_; }
@@ -46,11 +77,44 @@ class Maker {
                      problem);
   }
 
+  // For torch's own checks.
+  std::function<void(const std::string&)> refusal() const {
+    return [this](const std::string& problem) { refuse(problem); };
+  }
+
   void require(bool fine, const char* problem) const {
     if (!fine) refuse(problem);
   }
 
   Elements elements() const { return elements_of(dtype()); }
+
+  // A plain tensor with what is in `tensor` when the core begins: the tensor itself, or a copy.
+  at::Tensor plain_of(const at::Tensor& tensor) {
+    return is_plain(tensor) ? tensor : copy_of(tensor);
+  }
+
+  at::Tensor copy_of(const at::Tensor& tensor) {
+    const at::Tensor copy = staging(tensor.sizes(), tensor.options());
+    before([=] { copy.copy_(tensor); });
+    return copy;
+  }
+
+  // What is to be done with the call's memory before the core works on it, behind the earlier
+  // calls on the same memory: at once where there is none. A device does it in stream order.
+  template <class Job>
+  void before(Job job) {
+    const Quiet quiet;
+    if (const auto& side = operation_->side) {
+      side->order(side->current(), side->in);
+      if (!operation_->earlier.empty()) side->order(side->out, side->in);
+      const c10::StreamGuard on_in(side->in);
+      job();
+    } else if (operation_->earlier.empty()) {
+      job();
+    } else {
+      operation_->before.emplace_back(std::move(job));
+    }
+  }
 
   // In `buffer`, which is plain.
   void add(Collective collective, const at::Tensor& buffer, const c10d::ReduceOp* op = nullptr,
@@ -61,12 +125,14 @@ class Maker {
     operation_->batch.add(std::move(call));
   }
 
-  // In the tensor's own memory, or in a copy that is copied back.
-  void add_in_place(Collective collective, const at::Tensor& tensor,
-                    const c10d::ReduceOp* op = nullptr, int64_t root = 0) {
-    const at::Tensor buffer = plain(tensor);
+  // In the tensor's own memory, or in a copy that is copied back. Returns the one or the other.
+  at::Tensor add_in_place(Collective collective, const at::Tensor& tensor,
+                          const c10d::ReduceOp* op = nullptr, int64_t root = 0,
+                          bool in_copy = false) {
+    const at::Tensor buffer = in_copy ? copy_of(tensor) : plain_of(tensor);
     add(collective, buffer, op, root);
     if (!buffer.is_same(tensor)) copy_back(buffer, tensor);
+    return buffer;
   }
 
   // Both plain; bounds as in Call.
@@ -107,24 +173,24 @@ class Maker {
   }
 
   template <class Options>
-  WorkPtr go(const std::shared_ptr<Group>& group, uint64_t sequence, const Options& options) {
+  WorkPtr go(uint64_t sequence, const Options& options) {
     const double timeout = seconds_of(options.timeout);
     const bool on_device = operation_->side != nullptr;
     auto work = c10::make_intrusive<TorchWork>(rank_, size_, std::move(operation_), sequence);
     if (on_device) {
-      work->start_on_device(group, timeout);
+      work->start_on_device(group_, timeout);
       if (!options.asyncOp) work->wait(kNoTimeout);
     } else if (options.asyncOp) {
-      work->start(group, timeout);
+      work->start(group_, timeout);
     } else {
-      work->run(*group, timeout);
+      work->run(*group_, timeout);
     }
     return work;
   }
 
-  WorkPtr start(const std::shared_ptr<Group>& group) {  // of a message
+  WorkPtr start() {  // of a message
     auto work = c10::make_intrusive<TorchWork>(rank_, size_, std::move(operation_), 0);
-    work->start(group, -1);
+    work->start(group_, -1);
     return work;
   }
 
@@ -141,19 +207,27 @@ class Maker {
     return static_cast<size_t>(buffer.numel()) * elements_of(buffer.scalar_type()).per_element;
   }
 
-  void check(const at::Tensor& tensor, const char* argument) const {
-    const std::string the = std::string("the ") + argument + " tensor ";
-    if (!tensor.defined()) refuse(the + "is undefined");
+  void check(const Tensors& tensors, const char* argument) const {
+    for (size_t i = 0; i < tensors.size(); ++i) {
+      check(tensors[i], "at index " + std::to_string(i) + ": the " + argument + " tensor ");
+    }
+  }
+
+  void check(const at::Tensor& tensor, const std::string& the) const {
+    if (!tensor.defined()) refuse("invalid tensor " + the + "is undefined");
     if (tensor.layout() != at::kStrided) {
-      refuse(the + "is sparse; all_reduce alone takes sparse tensors, pass tensor.to_dense()");
+      refuse("invalid tensor layout " + the +
+             "is sparse; all_reduce alone takes sparse tensors, and no dense ones beside them; "
+             "pass tensor.to_dense()");
     }
     if (tensor.device() != device()) {
-      refuse(the + "is on " + tensor.device().str() + ", the first one is on " + device().str() +
-             "; all must be on one device");
+      refuse("invalid tensor " + the + "is on " + tensor.device().str() + ", the first one is on " +
+             device().str() + "; tensors must all be on the same device");
     }
     if (tensor.scalar_type() != dtype()) {
-      refuse(the + "is " + c10::toString(tensor.scalar_type()) + ", the first one is " +
-             c10::toString(dtype()) + "; all must be of one dtype");
+      refuse("invalid tensor type " + the + "is " + c10::toString(tensor.scalar_type()) +
+             ", the first one is " + c10::toString(dtype()) +
+             "; tensors must all have the same type");
     }
   }
 
@@ -181,16 +255,21 @@ class Maker {
       operation_->sums_to_divide.push_back(buffer);
     }
     if (op != c10d::ReduceOp::PREMUL_SUM) return;
-    const Quiet quiet;
     const auto* factor = static_cast<c10d::NCCLPreMulSumSupplement*>(op.supplement_.get());
     require(factor != nullptr, "PREMUL_SUM has no factor");
     if (factor->tensor_factor.defined()) {
-      buffer.mul_(factor->tensor_factor);
+      before([buffer, by = factor->tensor_factor] { buffer.mul_(by); });
     } else {
-      buffer.mul_(factor->double_factor);
+      before([buffer, by = factor->double_factor] { buffer.mul_(by); });
     }
   }
 
+  void comes_after(std::vector<Span> spans) {
+    operation_->earlier = group_->uses_of(spans);
+    operation_->spans = std::move(spans);
+  }
+
+  const std::shared_ptr<Group> group_;
   const int rank_, size_;
   std::unique_ptr<Operation> operation_;
 };

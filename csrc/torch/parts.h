@@ -18,6 +18,11 @@ struct Parts {
   std::vector<size_t> bounds;
 };
 
+// A place for an output: the tensor's own, or one to be copied to it.
+inline at::Tensor plain_place(const at::Tensor& tensor) {
+  return is_plain(tensor) ? tensor : staging(tensor.sizes(), tensor.options());
+}
+
 inline Parts parts_like(const Tensors& tensors, size_t per_element) {
   Parts parts;
   int64_t total = 0;
@@ -36,8 +41,10 @@ inline Parts parts_like(const Tensors& tensors, size_t per_element) {
   return parts;
 }
 
-inline void copy_into(const Parts& parts, const Tensors& tensors) {
-  for (size_t i = 0; i < tensors.size(); ++i) parts.views[i].copy_(tensors[i]);
+inline void copy_into(Maker& maker, const Parts& parts, const Tensors& tensors) {
+  maker.before([views = parts.views, tensors] {
+    for (size_t i = 0; i < tensors.size(); ++i) views[i].copy_(tensors[i]);
+  });
 }
 
 // `parts` give the shapes of all ranks' parts, `outputs` is where they go, if anywhere.
@@ -46,9 +53,9 @@ inline void add_gather(Maker& maker, Collective collective, const at::Tensor& in
   const Quiet quiet;
   const auto mine = static_cast<size_t>(maker.rank());
   maker.require(parts[mine].numel() == input.numel(),
-                "this rank's output has not the size of its input");
+                "invalid tensor size: this rank's output has not the size of its input");
   Parts joined = parts_like(parts, maker.elements().per_element);
-  joined.views[mine].copy_(input.reshape(joined.views[mine].sizes()));
+  maker.before([part = joined.views[mine], input] { part.copy_(input.reshape(part.sizes())); });
   maker.add(collective, joined.flat, nullptr, root, std::move(joined.bounds));
   for (size_t i = 0; i < outputs.size(); ++i) maker.copy_back(joined.views[i], outputs[i]);
 }
@@ -57,9 +64,13 @@ inline void add_allgather(Maker& maker, const at::Tensor& output, const at::Tens
   const Quiet quiet;
   maker.require(output.numel() == input.numel() * maker.size(),
                 "the output must have world_size times the elements of the input");
-  const at::Tensor buffer = plain(output);
+  const at::Tensor buffer = plain_place(output);
   const at::Tensor mine = buffer.view(-1).narrow(0, maker.rank() * input.numel(), input.numel());
-  if (mine.data_ptr() != input.data_ptr()) mine.copy_(input.reshape(-1));
+  if (!is_plain(input) || mine.data_ptr() != input.data_ptr()) {
+    // From another place in the output: not over itself.
+    const bool apart = !span_of(mine, true).overlaps(span_of(input, false));
+    maker.before([=] { mine.copy_((apart ? input : input.clone()).reshape(-1)); });
+  }
   maker.add(Collective::allgather, buffer);
   if (!buffer.is_same(output)) maker.copy_back(buffer, output);
 }
@@ -69,9 +80,9 @@ inline void add_reduce_scatter(Maker& maker, const at::Tensor& output, const Ten
   const Quiet quiet;
   const auto mine = static_cast<size_t>(maker.rank());
   maker.require(inputs[mine].numel() == output.numel(),
-                "the output has not the size of this rank's input");
+                "invalid tensor size: the output has not the size of this rank's input");
   Parts parts = parts_like(inputs, maker.elements().per_element);
-  copy_into(parts, inputs);
+  copy_into(maker, parts, inputs);
   maker.add(Collective::reduce_scatter, parts.flat, &op, 0, std::move(parts.bounds));
   maker.copy_back(parts.views[mine].view(output.sizes()), output);
 }
@@ -81,7 +92,7 @@ inline void add_reduce_scatter(Maker& maker, const at::Tensor& output, const at:
   const Quiet quiet;
   maker.require(input.numel() == output.numel() * maker.size(),
                 "the input must have world_size times the elements of the output");
-  const at::Tensor scratch = staged(input).view(-1);
+  const at::Tensor scratch = maker.copy_of(input).view(-1);
   maker.add(Collective::reduce_scatter, scratch, &op);
   const at::Tensor mine = scratch.narrow(0, maker.rank() * output.numel(), output.numel());
   maker.copy_back(mine.view(output.sizes()), output);
@@ -94,10 +105,11 @@ inline void add_scatter(Maker& maker, const at::Tensor& output, const Tensors& i
   const auto mine = static_cast<size_t>(maker.rank());
   const Tensors shapes = inputs.empty() ? Tensors(maker.size(), output) : inputs;
   for (const auto& part : shapes) {
-    maker.require(part.numel() == output.numel(), "all parts must have the size of the output");
+    maker.require(part.numel() == output.numel(),
+                  "invalid tensor size: all parts must have the size of the output");
   }
   Parts parts = parts_like(shapes, maker.elements().per_element);
-  copy_into(parts, inputs);
+  copy_into(maker, parts, inputs);
   maker.add(Collective::scatter, parts.flat, nullptr, root);
   maker.copy_back(parts.views[mine].view(output.sizes()), output);
 }
@@ -106,7 +118,7 @@ inline void add_alltoall(Maker& maker, const Tensors& outputs, const Tensors& in
   const Quiet quiet;
   Parts from = parts_like(inputs, maker.elements().per_element);
   Parts to = parts_like(outputs, maker.elements().per_element);
-  copy_into(from, inputs);
+  copy_into(maker, from, inputs);
   maker.add_alltoall(to.flat, std::move(to.bounds), from.flat, std::move(from.bounds));
   for (size_t i = 0; i < outputs.size(); ++i) maker.copy_back(to.views[i], outputs[i]);
 }
@@ -130,8 +142,8 @@ inline void add_alltoall(Maker& maker, const at::Tensor& output, const at::Tenso
                          const std::vector<int64_t>& output_splits,
                          const std::vector<int64_t>& input_splits) {
   const Quiet quiet;
-  const at::Tensor to = plain(output);
-  maker.add_alltoall(to, bounds_of(maker, output, output_splits), plain(input),
+  const at::Tensor to = plain_place(output);
+  maker.add_alltoall(to, bounds_of(maker, output, output_splits), maker.plain_of(input),
                      bounds_of(maker, input, input_splits));
   if (!to.is_same(output)) maker.copy_back(to, output);
 }

@@ -5,6 +5,8 @@
 #include <utility>
 #include <vector>
 
+#include <torch/csrc/distributed/c10d/Utils.hpp>
+
 #include "torch/maker.h"
 
 namespace hier::torch_backend {
@@ -74,10 +76,10 @@ inline void add_rows(Maker& maker, const at::Tensor& rows, const std::vector<int
   maker.add(Collective::allgather, rows, nullptr, 0, std::move(bounds));
 }
 
-// Overwrites `tensor` with the sum or mean over all ranks.
-inline WorkPtr sparse_allreduce(const DeviceBackend& backend, const std::shared_ptr<Group>& group,
-                                uint64_t sequence, const at::Tensor& tensor,
-                                const c10d::AllreduceOptions& options) {
+// Overwrites each tensor with the sum or mean over all ranks of all of them.
+inline WorkPtr sparse_allreduce(const DeviceBackend& backend, uint64_t sequence,
+                                const Tensors& tensors, const c10d::AllreduceOptions& options) {
+  const at::Tensor& tensor = tensors.at(0);
   const int rank = backend.getRank(), world_size = backend.getSize();
   const Quiet quiet;
   if (!tensor.is_cpu()) {
@@ -93,20 +95,35 @@ inline WorkPtr sparse_allreduce(const DeviceBackend& backend, const std::shared_
   if (tensor.layout() != at::kSparse || tensor.dim() > int64_t{SparseShape::kMaxDims}) {
     throw UsageError("all_reduce: a sparse tensor must be COO, of at most 12 dimensions");
   }
-  const at::Tensor own = tensor.coalesce();
+  const auto refuse = [](const std::string& problem) {
+    throw UsageError("all_reduce: " + problem);
+  };
+  for (size_t i = 1; i < tensors.size(); ++i) {
+    c10d::assertLayoutMatch(refuse, tensor.layout(), tensors, i);
+    c10d::assertTypeMatch(refuse, tensor.options(), tensors, i);
+    c10d::assertSizesMatch(refuse, tensor.sizes(), tensors, i);
+  }
+  Group& group = *backend.group();
+  {
+    const WithoutGil nogil;
+    group.settle(std::array{kEverything});  // one of them may be about to replace the entries
+  }
+  at::Tensor own = tensor;
+  for (size_t i = 1; i < tensors.size(); ++i) own = own + tensors[i];
+  own = own.coalesce();
   const double timeout = seconds_of(options.timeout);
-  const auto begin = places_of(shapes_of_all(*group, rank, world_size, own, timeout), rank);
+  const auto begin = places_of(shapes_of_all(group, rank, world_size, own, timeout), rank);
   const at::Tensor indices = rows_of_all(own._indices().t(), begin, rank);
   const at::Tensor values = rows_of_all(own._values(), begin, rank);
   Maker maker(backend, OpType::ALLREDUCE, "hier:all_reduce", {values}, {});
   add_rows(maker, indices, begin);
   add_rows(maker, values, begin);
-  maker.afterwards({tensor}, [=] {
-    at::Tensor sum = at::sparse_coo_tensor(indices.t(), values, tensor.sizes()).coalesce();
+  maker.afterwards(tensors, [=] {
+    at::Tensor sum = at::sparse_coo_tensor(indices.t(), values, tensors[0].sizes()).coalesce();
     if (mean) sum.div_(world_size);
-    tensor.copy_(sum);
+    for (const auto& each : tensors) each.copy_(sum);
   });
-  return maker.go(group, sequence, options);
+  return maker.go(sequence, options);
 }
 
 }  // namespace hier::torch_backend

@@ -22,9 +22,4 @@ inline at::Tensor staging(at::IntArrayRef sizes, const at::TensorOptions& option
   return buffer;
 }
 
-// A contiguous copy that the core may overwrite.
-inline at::Tensor staged(const at::Tensor& tensor) {
-  return staging(tensor.sizes(), tensor.options()).copy_(tensor);
-}
-
 }  // namespace hier::torch_backend

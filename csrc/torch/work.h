@@ -80,11 +80,32 @@ struct Operation {
   const Tensors inputs;
   Tensors outputs;
   Batch batch;
+  std::vector<Span> spans;                                // of inputs and outputs
+  std::vector<std::shared_ptr<MemoryUse>> earlier;        // whom this one comes after
+  std::vector<std::function<void()>> before;              // behind them: copies of inputs
+  std::shared_ptr<MemoryUse> use;                         // for the core, once it is started
   Tensors buffers;                                        // what the calls point into
   std::vector<std::pair<at::Tensor, at::Tensor>> copies;  // from, to: after the end
   std::function<void()> afterwards;                       // behind them
   Tensors sums_to_divide;                                 // before them, by the number of ranks
   std::shared_ptr<const Side> side;                       // null: the tensors are in host memory
+
+  // To be told to the core with its calls.
+  void make_use() {
+    use = std::make_shared<MemoryUse>();
+    use->earlier = std::move(earlier);
+    use->delivered.store(side || !has_copies(), std::memory_order_relaxed);  // nobody else has it
+    if (!before.empty()) {
+      use->begin = [jobs = std::move(before)] {
+        const Quiet quiet;
+        for (const auto& job : jobs) job();
+      };
+    }
+    batch.set_use(use);
+  }
+  bool has_copies() const {
+    return !copies.empty() || afterwards != nullptr || !sums_to_divide.empty();
+  }
 };
 
 class TorchWork final : public c10d::Work {
@@ -98,6 +119,7 @@ class TorchWork final : public c10d::Work {
   void run(Group& group, double timeout) {
     const WithoutGil nogil;
     std::exception_ptr error;
+    if (!operation_->earlier.empty()) operation_->make_use();
     try {
       operation_->batch.run(group, timeout);
       copy_back();
@@ -113,6 +135,9 @@ class TorchWork final : public c10d::Work {
     const WithoutGil nogil;
     state_.emplace();
     auto self = c10::intrusive_ptr<TorchWork>::unsafe_reclaim_from_nonowning(this);
+    const auto spans = std::move(operation_->spans);  // none: it is a message
+    if (!spans.empty()) operation_->make_use();
+    const auto use = operation_->use;
     starting_ = true;
     operation_->batch.start(group, timeout, [self, starter = std::this_thread::get_id()]() mutable {
       // What ends here and now, as a small send does, has no callbacks yet.
@@ -121,6 +146,9 @@ class TorchWork final : public c10d::Work {
       pool().push([self = std::move(self)] { self->deliver(); });
     });
     starting_ = false;
+    if (!use) return;
+    if (!use->over()) use->set_deliver([self] { self->complete(); });
+    group->publish(use, spans);
   }
 
   // Enqueues everything, the copies behind the calls too; nobody waits here.
@@ -128,9 +156,15 @@ class TorchWork final : public c10d::Work {
     const WithoutGil nogil;
     const Side& side = *operation_->side;
     auto self = c10::intrusive_ptr<TorchWork>::unsafe_reclaim_from_nonowning(this);
+    operation_->make_use();
     operation_->batch.start(group, timeout, [self]() mutable {
       pool().push([self = std::move(self)] { self->finish(self->operation_->batch.error()); });
     });
+    group->publish(operation_->use, operation_->spans);
+    if (size_ == 1) {  // no stage has done so
+      side.order(side.current(), side.out);
+      side.order(side.in, side.out);
+    }
     const c10::StreamGuard on_out(side.out);
     copy_back();
     side.keep(operation_->inputs);
@@ -201,6 +235,7 @@ class TorchWork final : public c10d::Work {
     } catch (...) {
       error = std::current_exception();
     }
+    if (operation_->use) operation_->use->set_delivered();
     finish(error);
   }
 
