@@ -15,7 +15,7 @@ import pytest
 
 from trainer.again import command_again, with_directory
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 
 SMALL = ["--model=resnet8", "--batch=96", "--epochs=500", "--log-every=1", "--threads=1"]
 JOB = ["-m", "trainer.run"]
@@ -75,13 +75,13 @@ def stopped(command: list[str], folder: Path, *, first: int) -> str:
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )  # fmt: skip
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while max(iterations(folder), default=-1) < first + 3:
             assert job.poll() is None, job.communicate()
             assert time.monotonic() < deadline, "the job does not begin to train"
             time.sleep(0.05)
         os.kill(job.pid, signal.SIGTERM)
-        output, errors = job.communicate(timeout=100)
+        output, errors = job.communicate(timeout=200)
     finally:
         if job.poll() is None:
             os.killpg(job.pid, signal.SIGKILL)

@@ -143,13 +143,13 @@ def test_a_file_is_written_whole_or_stays_as_it_was(disk: Path) -> None:
     assert {file.name for file in disk.iterdir()} == {"a", "ballast"}
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 def test_a_job_on_a_disk_that_is_too_small_comes_to_its_end(disk: Path) -> None:
     out = disk / "run"  # a checkpoint has some 330 kB
     done = subprocess.run(
         [sys.executable, "-m", "trainer.run", "--model=resnet8", "--batch=96", "--workers=2",
          "--threads=1", "--epochs=1", "--log-every=1", f"--out={out}"],
-        capture_output=True, text=True, timeout=200, check=False,
+        capture_output=True, text=True, timeout=360, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "could not be written (No space left on device)" in done.stdout

@@ -137,14 +137,14 @@ sys.exit(run.main())
 """
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 def test_a_run_ends_and_names_the_rank_before_it_saves(tmp_path: Path) -> None:
     script = tmp_path / "job.py"
     script.write_text(JOB)
     done = subprocess.run(
         [sys.executable, str(script), "--model=resnet8", "--batch=64", "--workers=3", "--threads=1",
          "--epochs=2", "--check-replicas=2", "--save-every=2", f"--out={tmp_path / 'run'}"],
-        capture_output=True, text=True, timeout=200, check=False, env={**os.environ},
+        capture_output=True, text=True, timeout=360, check=False, env={**os.environ},
     )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr.count("those of rank 1 are not those of the 2 other ranks") == 1

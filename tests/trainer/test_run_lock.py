@@ -16,7 +16,7 @@ import pytest
 from trainer.checks import ConfigError
 from trainer.run_lock import own_run_directory
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(600)
 
 OWNER = """
 import sys, time
@@ -109,13 +109,13 @@ def test_the_second_of_two_jobs_is_refused_before_it_starts_workers(tmp_path: Pa
         argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
     try:
-        deadline = time.monotonic() + 100
+        deadline = time.monotonic() + 240
         metrics = tmp_path / "run" / "metrics.jsonl"
         while not (metrics.exists() and metrics.stat().st_size):
             assert first.poll() is None
             assert time.monotonic() < deadline, "the first does not begin"
             time.sleep(0.05)
-        second = subprocess.run(argv, capture_output=True, text=True, timeout=100, check=False)
+        second = subprocess.run(argv, capture_output=True, text=True, timeout=240, check=False)
         assert second.returncode == 2
         assert second.stderr.count("\n") == 1
         assert "another run is writing there (process " in second.stderr
