@@ -22,8 +22,9 @@ from allreduce.schedules import by_name
 
 HEADER = 64
 TRAILER = 8
-# Of struct tcp_info (linux/tcp.h): u64 tcpi_bytes_received; u32 tcpi_data_segs_out.
-BYTES_RECEIVED, SEGMENTS_OUT = ("@Q", 128), ("@I", 156)
+# Of struct tcp_info (linux/tcp.h): u64 tcpi_bytes_received; u32 tcpi_data_segs_out and, of those,
+# tcpi_total_retrans: a busy machine acknowledges late.
+BYTES_RECEIVED, SEGMENTS_OUT, SENT_AGAIN = ("@Q", 128), ("@I", 156), ("@I", 100)
 
 
 def count(comm, what):
@@ -34,6 +35,8 @@ def count(comm, what):
         with socket.socket(fileno=os.dup(fd)) as sock:
             info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
         total += struct.unpack_from(kind, info, offset)[0]
+        if what is SEGMENTS_OUT:
+            total -= struct.unpack_from(SENT_AGAIN[0], info, SENT_AGAIN[1])[0]
     return total
 
 
