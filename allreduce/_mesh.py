@@ -95,16 +95,14 @@ def connect(
     """Connect this rank with all others of its group, once per generation of a store.
 
     Args:
-        store: any object with torch's `set`, `get` and `check`; not needed any more afterwards, on
-            rank 0 either.
+        store: any object with torch's `set`, `get` and `check`; no rank needs it afterwards.
         nodes: as `nodes_option` takes it.
         lanes: TCP data connections to each peer on another node.
         checksum: of what passes between nodes; `ALLREDUCE_CHECKSUM`, then yes, where None.
         arena_bytes: bytes of shared memory of a node, given its number of ranks (at least 2).
         timeout: seconds for everything.
         generation: part of every key and handshake; a group that is built again takes a higher one.
-        congestion: TCP congestion control; `ALLREDUCE_TCP_CONGESTION`, then the kernel's (cubic on
-            loopback) where None.
+        congestion: of TCP; `ALLREDUCE_TCP_CONGESTION`, then the kernel's (cubic on loopback).
         dead_after: as `dead_after_option` takes it.
         route_to: a host that all peers reach, to choose this rank's address by; None: the store's.
         environ: replaces os.environ.
@@ -112,9 +110,8 @@ def connect(
 
     Raises:
         Timeout: ranks are missing at the deadline; the message names them.
-        PeerError: a peer or the store died during start-up.
+        PeerError, SystemCallError: a peer or the store died; no descriptors or memory are left.
         UsageError: an argument or variable makes no sense, or differs between ranks.
-        SystemCallError: no descriptors or memory left.
     """
     environ = os.environ if environ is None else environ
     _check_numbers(rank, world_size, lanes)

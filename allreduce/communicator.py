@@ -121,14 +121,11 @@ class Communicator(PartCollectives, PointToPoint):
             lanes: independent connections to each peer; as many collectives may be in flight.
             segment_bytes: most bytes that one step of a schedule carries. Where these three are
                 None: what the tuning file says, else 0, 2 and 256 KiB.
-            checksum: what passes between nodes carries a CRC32C, and damage is an `IntegrityError`.
-                `ALLREDUCE_CHECKSUM` (0 or 1) where None, else yes.
-            dead_after: seconds without an answer after which a host, and the group, is dead
-                (a busy rank's kernel answers for it); `ALLREDUCE_DEAD_AFTER`, then 4, where None.
-            tuning: a file that `python -m allreduce.tune` has written; `ALLREDUCE_TUNING` where
-                None. Or the `tuning` of a larger group of the same machines.
-            measure: without a tuning measure now, in under a second, so that `algo="auto"` chooses
-                by that; else it chooses by thresholds.
+            checksum: a CRC32C guards what nodes exchange; `ALLREDUCE_CHECKSUM` (0 or 1), then yes.
+            dead_after: seconds of silence before a host is dead; `ALLREDUCE_DEAD_AFTER`, then 4.
+            tuning: a file of `python -m allreduce.tune`, by default `ALLREDUCE_TUNING`; or the
+                `tuning` of a larger group of the same machines.
+            measure: without a tuning measure now, so that `algo="auto"` need not use thresholds.
 
         Raises:
             Timeout, PeerError, UsageError: ranks are missing, died, or disagree.
@@ -150,8 +147,8 @@ class Communicator(PartCollectives, PointToPoint):
             tuning=asked,
         )
         options = {"timeout": timeout, "local": local, "rails": rails, "lanes": lanes}
-        options |= {"segment_bytes": segment_bytes, "checksum": wiring.checksum}
-        options |= {"dead_after": dead_after, "measure": measure}
+        options |= {"segment_bytes": segment_bytes, "dead_after": dead_after, "measure": measure}
+        options["checksum"] = wiring.checksum
         return cls(wiring, store, _tuned(wiring, options, asked))
 
     def allreduce(
