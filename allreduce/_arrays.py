@@ -156,8 +156,6 @@ def _of_numpy(array: np.ndarray[Any, Any], where: str, writable: bool) -> Memory
     if not array.dtype.isnative:
         _refuse(where, "has foreign byte order")
     itemsize(name, f"{where}: ")
-    if not array.flags.aligned:
-        _refuse(where, "is not aligned to its element size; pass a copy")
     if not array.flags.c_contiguous:
         _refuse(where, "is not contiguous; pass np.ascontiguousarray(x)")
     if writable and not array.flags.writeable:

@@ -46,6 +46,7 @@ class Calls:
             "timeout": seconds(timeout),
             "name_hash": zlib.crc32(name.encode()),
             "device": self._streams.place(memory.device) if memory.device else None,
+            "shape": memory.shape,
         }
 
     def _settle(self, x: Array) -> None:

@@ -298,8 +298,14 @@ class Communicator(PartCollectives, PointToPoint):
         self._group.abort(reason)
 
     def close(self) -> None:
-        """Leave the group. What this rank still has in flight ends with AbortedError."""
+        """Leave the group. What this rank still has in flight ends with AbortedError.
+
+        An error of another rank's that no call has raised here is logged: its send or broadcast may
+        have been over when the receiver found that the sizes differ.
+        """
         self._group.close()
+        if error := self._group.take_error_at_close():
+            log.error("rank %d closes a group that has failed: %s", self.rank, error)
         self._streams.close()
         for link in self._wiring.fd_links:
             link.close()

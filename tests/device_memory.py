@@ -23,9 +23,10 @@ class Device:
         self.runtime.synchronize(0, self.stream)
         self._kept.clear()
 
-    def array(self, values: np.ndarray) -> CpuArray:
-        """Enqueue: an array is filled with the values."""
-        memory = np.full(values.shape, 99).astype(values.dtype)
+    def array(self, values: np.ndarray, offset: int = 0) -> CpuArray:
+        """Enqueue: an array, `offset` bytes behind an aligned place, is filled with the values."""
+        raw = np.full(values.nbytes + offset, 99, np.uint8)
+        memory = raw[offset:].view(values.dtype).reshape(values.shape)
         array = CpuArray(memory, self.stream)
         self.copy(memory, np.ascontiguousarray(values))
         return array

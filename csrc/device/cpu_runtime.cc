@@ -23,6 +23,7 @@
 
 #include "base/error.h"
 #include "base/fd.h"
+#include "base/floating_point.h"
 #include "base/mapping.h"
 
 namespace hier {
@@ -66,6 +67,7 @@ class CpuStream {
   };
 
   static void main(State& state) {
+    const DefaultFloatingPoint floating_point;
     while (!state.last) {
       std::unique_lock lock(state.mutex);
       state.more.wait(lock, [&] { return !state.operations.empty(); });

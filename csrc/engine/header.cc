@@ -70,7 +70,7 @@ std::optional<std::string> disagreement(const RunHeader& mine, const RunHeader& 
         "broadcast with another root";
   } else if (describe(mine) == describe(theirs)) {
     text +=
-        " with different names, split sizes, places in symmetric memory, or options (local, "
+        " with different names, shapes, split sizes, places in symmetric memory, or options (local, "
         "rails, segment_bytes) of their communicators";
   }
   return text + ". All ranks must call the same collectives with the same arguments in one order";

@@ -30,7 +30,7 @@ struct RunHeader {
   int32_t root = 0;
   uint64_t count = 0;    // elements of the whole buffer; in an alltoall, from source to receiver
   uint32_t history = 0;  // hash of the headers of all earlier runs of the group
-  uint32_t extra = 0;    // hash of the name, uneven splits, place in symmetric memory, options
+  uint32_t extra = 0;    // hash of name, shape, uneven splits, place in symmetric memory, options
   char algorithm[24] = {};
 
   uint64_t hash(uint64_t seed) const;         // of what all ranks must agree on

@@ -61,6 +61,7 @@ Halves halves(const Call& call, int rank, int world_size) {
 
 std::unique_ptr<Group::Run> Group::prepare_on_device(Call call) {
   check_usable();
+  check_memory(call);
   if (topology_.world_size == 1) return prepare(std::move(call));
   const CurrentDevice current(*call.device->runtime, call.device->device);
   try {

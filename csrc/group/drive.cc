@@ -2,8 +2,10 @@
 #include <time.h>
 
 #include <algorithm>
+#include <cstring>
 
 #include "base/error.h"
+#include "base/floating_point.h"
 #include "group/group.h"
 #include "group/patience.h"
 
@@ -38,6 +40,7 @@ struct Interrupted {
 // group, ends everything in flight with it, and throws. A signal is an error to a thread whose own
 // call it drives; one that only waits stops driving.
 void Group::drive(const std::function<bool()>& ended, Driver driver) {
+  const DefaultFloatingPoint floating_point;
   const auto stop = [this](void*) { stop_driving(); };
   const std::unique_ptr<void, decltype(stop)> at_the_end(this, stop);
   Patience patience(config_.ranks_on_host);
@@ -87,6 +90,7 @@ bool Group::advance(Lane& lane) {
   bool moved = false;
   if (!run.execution) {
     if (run.call.use && !run.call.use->may_begin()) return false;
+    if (run.aligned) std::memcpy(run.aligned.get(), run.call.data, run.call.bytes());
     // A run without elements synchronises nobody: it must not take a place for its header.
     const bool staged = run.plan.local && run.plan.count > 0;
     const uint64_t run_of_lane = staged ? lane.local_runs++ : 0;
@@ -112,6 +116,7 @@ bool Group::advance(Lane& lane) {
 
 void Group::finish(Run& run) {
   const auto work = run.work;
+  if (run.aligned) std::memcpy(run.call.data, run.aligned.get(), run.call.bytes());
   history_[run.header.run % history_.size()] = run.header;
   --in_flight_;
   work->finish(nullptr);

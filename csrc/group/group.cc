@@ -140,6 +140,22 @@ std::exception_ptr Group::error() const {
   return error_;
 }
 
+// All frames are read: unread ones would reset the connection. An error of another rank's may be of
+// what this rank has sent last, and no call of its own has met it.
+void Group::listen_at_the_end() {
+  const auto hear = [this](int rank, const ControlFrame& frame) {
+    if (!failed_.load(std::memory_order_relaxed) && error_at_close_.empty()) handle(rank, frame);
+  };
+  for (bool all_read = false; !all_read;) {
+    try {
+      control_.receive(hear);
+      all_read = true;
+    } catch (const Error& error) {
+      error_at_close_ = error.what();
+    }
+  }
+}
+
 void Group::close() {
   if (fork_depth_ != fork_depth()) return;
   {
@@ -163,7 +179,7 @@ void Group::close() {
   if (worker_.joinable()) worker_.join();
   ControlFrame goodbye;
   goodbye.type = ControlFrame::Type::goodbye;
-  control_.receive([](int, const ControlFrame&) {});  // unread frames would reset the connection
+  listen_at_the_end();
   control_.broadcast(goodbye);
   control_.close();
   lanes_.clear();

@@ -8,6 +8,7 @@
 
 #include <array>
 #include <atomic>
+#include <cstddef>
 #include <deque>
 #include <map>
 #include <memory>
@@ -16,6 +17,7 @@
 #include <span>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "base/clock.h"
@@ -79,7 +81,21 @@ struct Call {
   // Where several calls are one of the user's, or its memory is more than theirs: made by who
   // publishes it. Null: the group takes care of data and input.
   std::shared_ptr<MemoryUse> use = {};
+
+  uint32_t shape = 0;  // shape_hash of the array, where it is known
+
+  size_t bytes() const { return count * size_of(dtype); }
 };
+
+// So that ranks notice arrays of one size and other shapes. Never 0.
+inline uint32_t shape_hash(std::span<const int64_t> sizes) {
+  uint64_t hash = sizes.size() + 1;
+  for (const int64_t size : sizes) {
+    hash = (hash ^ static_cast<uint64_t>(size)) * 0x9e3779b97f4a7c15;
+    hash ^= hash >> 32;
+  }
+  return static_cast<uint32_t>(hash) | 1;
+}
 
 // A message to or from one rank.
 struct Message {
@@ -156,7 +172,9 @@ class Group {
   void abort(const std::string& reason);  // poisons the group on every rank; from any thread
   void drain();                           // waits until nothing is in flight
   void close();                           // says goodbye; idempotent
-  std::exception_ptr error() const;       // what has poisoned the group, if anything
+  // What close() heard from another rank and no call has thrown; told once.
+  std::string take_error_at_close() { return std::exchange(error_at_close_, {}); }
+  std::exception_ptr error() const;  // what has poisoned the group, if anything
 
  private:
   struct Run {
@@ -170,6 +188,8 @@ class Group {
     // Of a call that the node's devices work on together: what it waits for.
     std::optional<DeviceLocalStage::Ticket> ticket;
     uint64_t local_hash = 0;
+    // In place of the caller's memory, where that is not aligned to its elements.
+    std::unique_ptr<std::max_align_t[]> aligned;
     std::optional<Execution> execution;
     std::shared_ptr<Work> work = std::make_shared<Work>();
 
@@ -204,6 +224,7 @@ class Group {
   // group.cc: life
   Channels open_channels(int index, Wiring& wiring);
   void check_usable() const;
+  void listen_at_the_end();
 
   // submit.cc: what users submit, and who drives it
   std::unique_ptr<Run> prepare(Call call);
@@ -237,8 +258,12 @@ class Group {
   void forget_over();
   static void check_overlap(const Call& call);
 
-  // plan.cc: from a call to a plan
+  // check.cc: what a call must be
+  void check_address(const char* what, const void* data, size_t count, DType dtype) const;
+  void check_memory(const Call& call) const;
   void check_call(const Call& call) const;
+
+  // plan.cc: from a call to a plan
   uint32_t options_hash() const;
   void fill_header(RunHeader& header, const Call& call, const std::string& algorithm) const;
   Plan make_plan(const Call& call, RunHeader& header);
@@ -341,6 +366,7 @@ class Group {
   uint64_t history_hash_ = 0;  // of all headers so far
   std::exception_ptr error_;
   std::string error_text_;
+  std::string error_at_close_;  // of the thread that closes
   std::vector<Choice> choices_;
   std::array<std::optional<Known>, 64> known_;  // by a hash of the call
   std::vector<Symmetric> symmetric_;            // those that are in use, and the last ones freed

@@ -1,4 +1,4 @@
-// From a call to a plan: checks, algorithm, symmetric memory, lowered programs.
+// From a call to a plan: algorithm, symmetric memory, lowered programs.
 #include <algorithm>
 #include <cstring>
 
@@ -26,39 +26,19 @@ uint32_t mix(uint32_t hash, uint64_t value) {  // FNV-1a over the bytes of value
   return hash;
 }
 
+// The result takes the place of an array of the same shape. Elsewhere the parts are what counts.
+bool one_shape(Collective collective) {
+  return collective == Collective::allreduce || collective == Collective::broadcast ||
+         collective == Collective::reduce;
+}
+
 bool same_but_for_place(const Call& a, const Call& b) {
   return a.collective == b.collective && a.count == b.count && a.dtype == b.dtype && a.op == b.op &&
-         a.root == b.root && a.name_hash == b.name_hash && a.algorithm == b.algorithm &&
-         a.device.has_value() == b.device.has_value();
+         a.root == b.root && a.name_hash == b.name_hash && a.shape == b.shape &&
+         a.algorithm == b.algorithm && a.device.has_value() == b.device.has_value();
 }
 
 }  // namespace
-
-void Group::check_call(const Call& call) const {
-  const int p = topology_.world_size;
-  const std::string what = name_of(call.collective);
-  if (call.root < 0 || call.root >= p) {
-    throw UsageError(what + ": root " + std::to_string(call.root) + " is outside this group of " +
-                     std::to_string(p) + " ranks");
-  }
-  if (reduces(call.collective)) check_supported(call.dtype, call.op);
-  const auto check_parts = [&](const std::vector<size_t>& bounds, size_t count) {
-    if (bounds.empty() && count % p != 0) {
-      throw UsageError(what + ": " + std::to_string(count) + " elements do not split evenly over " +
-                       std::to_string(p) + " ranks; pass the split sizes");
-    }
-    const bool fits =
-        bounds.empty() || (bounds.size() == static_cast<size_t>(p) + 1 && bounds.front() == 0 &&
-                           bounds.back() == count && std::is_sorted(bounds.begin(), bounds.end()));
-    if (!fits) throw UsageError(what + ": the split sizes do not add up to the buffer");
-  };
-  const bool exchange = call.collective == Collective::alltoall;
-  if (has_parts(call.collective) || exchange) check_parts(call.bounds, call.count);
-  if (exchange) {
-    check_parts(call.input_bounds, call.input_count);
-    check_overlap(call);
-  }
-}
 
 std::string Group::choose(Collective collective, size_t bytes) const {
   const std::lock_guard lock(mutex_);
@@ -107,6 +87,7 @@ void Group::fill_header(RunHeader& header, const Call& call, const std::string& 
   header.dtype = call.dtype;
   header.root = call.root;
   header.extra = mix(options_hash(), call.name_hash);
+  if (one_shape(call.collective)) header.extra = mix(header.extra, call.shape);
   if (call.collective != Collective::alltoall) {  // where each rank has its own amounts
     header.count = call.count;
     for (size_t bound : call.bounds) header.extra = mix(header.extra, bound);

@@ -13,12 +13,23 @@ constexpr auto kLongestDoze = std::chrono::microseconds(1600);
 
 }  // namespace
 
+// Kernels take aligned memory alone: a call that reduces other memory works on a copy. What only
+// moves is moved as bytes.
 std::unique_ptr<Group::Run> Group::prepare(Call call) {
   check_usable();
+  check_memory(call);
   auto run = std::make_unique<Run>();
+  void* const place = call.data;
+  if (reduces(call.collective) && !is_aligned(place, size_of(call.dtype))) {
+    constexpr size_t kUnit = sizeof(std::max_align_t);
+    const size_t units = (call.bytes() + kUnit - 1) / kUnit;
+    run->aligned = std::make_unique_for_overwrite<std::max_align_t[]>(units);
+    call.data = run->aligned.get();
+  }
   run->plan = make_plan(call, run->header);
   run->begun = Clock::now();
   run->deadline = after(call.timeout < 0 ? timeout() : call.timeout, run->begun);
+  call.data = place;
   run->call = std::move(call);
   return run;
 }
@@ -38,6 +49,7 @@ std::shared_ptr<Transfer> Group::prepare(const Message& m, const std::shared_ptr
   if (m.tag < 0 && (m.send || m.tag != kAnyTag)) {
     throw UsageError(what + "tag " + std::to_string(m.tag) + " is negative");
   }
+  check_address(m.send ? "send" : "recv", m.data, m.count, m.dtype);
   auto transfer = std::make_shared<Transfer>();
   transfer->send = m.send;
   transfer->peer = m.peer;

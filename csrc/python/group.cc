@@ -42,7 +42,8 @@ Wiring take(const GroupConfig& config, const Descriptors& control, const LaneDes
 Call make_call(Collective collective, uintptr_t address, size_t count, const std::string& dtype,
                const std::string& op, int root, const std::string& algorithm, double timeout,
                uint32_t name_hash, std::vector<size_t> bounds, uintptr_t input, size_t input_count,
-               std::vector<size_t> input_bounds, std::optional<DevicePlace> device) {
+               std::vector<size_t> input_bounds, std::optional<DevicePlace> device,
+               const std::optional<std::vector<int64_t>>& shape) {
   Call call;
   call.collective = collective;
   call.data = reinterpret_cast<void*>(address);
@@ -58,6 +59,7 @@ Call make_call(Collective collective, uintptr_t address, size_t count, const std
   call.input_count = input_count;
   call.input_bounds = std::move(input_bounds);
   call.device = device;
+  if (shape) call.shape = shape_hash(*shape);
   return call;
 }
 
@@ -101,6 +103,7 @@ std::optional<Call> allreduce_of(const py::handle& x, const std::string& op,
   Call call;
   call.data = array.mutable_data();
   call.count = static_cast<size_t>(array.size());
+  call.shape = shape_hash({array.shape(), static_cast<size_t>(array.ndim())});
   call.dtype = *dtype;
   call.op = parse_op(op);
   call.algorithm = algorithm;
@@ -156,9 +159,11 @@ template <auto Method>
 auto call(Group& self, Collective collective, uintptr_t address, size_t count,
           const std::string& dtype, const std::string& op, int root, const std::string& algorithm,
           double timeout, uint32_t name_hash, std::vector<size_t> bounds, uintptr_t input,
-          size_t input_count, std::vector<size_t> input_bounds, std::optional<DevicePlace> device) {
-  Call made = make_call(collective, address, count, dtype, op, root, algorithm, timeout, name_hash,
-                        std::move(bounds), input, input_count, std::move(input_bounds), device);
+          size_t input_count, std::vector<size_t> input_bounds, std::optional<DevicePlace> device,
+          const std::optional<std::vector<int64_t>>& shape) {
+  Call made =
+      make_call(collective, address, count, dtype, op, root, algorithm, timeout, name_hash,
+                std::move(bounds), input, input_count, std::move(input_bounds), device, shape);
   const py::gil_scoped_release nogil;
   return Method(self, std::move(made));
 }
@@ -178,7 +183,8 @@ void define_calls(GroupClass& group) {
               py::arg("algorithm") = "auto", py::arg("timeout") = -1.0, py::arg("name_hash") = 0,
               py::arg("bounds") = std::vector<size_t>(), py::arg("input") = 0,
               py::arg("input_count") = 0, py::arg("input_bounds") = std::vector<size_t>(),
-              py::arg("device") = std::optional<DevicePlace>());
+              py::arg("device") = std::optional<DevicePlace>(),
+              py::arg("shape") = std::optional<std::vector<int64_t>>());
   };
   define("run", &call<[](Group& self, Call call) { self.run(std::move(call)); }>);
   define("start", &call<[](Group& self, Call call) { return self.start(std::move(call)); }>);
@@ -271,6 +277,7 @@ void register_group(py::module_& m) {
            })
       .def("abort", &Group::abort, py::call_guard<py::gil_scoped_release>())
       .def("close", &Group::close, py::call_guard<py::gil_scoped_release>())
+      .def("take_error_at_close", &Group::take_error_at_close)
       .def("capsule", [](const std::shared_ptr<Group>& self) {
         return py::capsule(new std::shared_ptr<Group>(self), "hier::Group", [](void* pointer) {
           delete static_cast<std::shared_ptr<Group>*>(pointer);

@@ -24,8 +24,13 @@ ReduceOp parse_op(std::string_view name);  // throws UsageError
 // floats). bool: sum, max and bor are "or"; prod, min and band are "and"; bxor is "xor".
 void check_supported(DType dtype, ReduceOp op);
 
-// dst[i] = dst[i] op src[i]. avg adds, as sum does: divide() finishes it. Pointers are aligned to
-// the element's size; dst and src do not overlap.
+// What each pointer of a reduction must be. The kernels assert it, and Group sees to it.
+inline bool is_aligned(const void* pointer, size_t element_bytes) {
+  return reinterpret_cast<uintptr_t>(pointer) % element_bytes == 0;
+}
+
+// dst[i] = dst[i] op src[i]. avg adds, as sum does: divide() finishes it. dst and src do not
+// overlap.
 using ReduceFn = void (*)(void* dst, const void* src, size_t count);
 ReduceFn reduce_fn(DType dtype, ReduceOp op);
 

@@ -19,12 +19,14 @@ namespace hier::torch_backend {
 
 using WorkPtr = c10::intrusive_ptr<c10d::Work>;
 
-// Whether the core can work in the tensor's own memory.
+// Whether the core can work in the tensor's own memory. (Of host memory that is not aligned it
+// makes its own copy.)
 inline bool is_plain(const at::Tensor& tensor) {
-  return !tensor.is_conj() && !tensor.is_neg() && tensor.is_contiguous();
+  return !tensor.is_conj() && !tensor.is_neg() && tensor.is_contiguous() &&
+         (tensor.is_cpu() || is_aligned(tensor.const_data_ptr(), tensor.element_size()));
 }
 
-// The tensor itself if the core can work in its memory, else a copy.
+// A tensor in host memory itself if the core can work there, else a copy.
 inline at::Tensor plain(const at::Tensor& tensor) {
   return tensor.resolve_conj().resolve_neg().contiguous();
 }
@@ -215,10 +217,19 @@ class Maker {
 
   void check(const at::Tensor& tensor, const std::string& the) const {
     if (!tensor.defined()) refuse("invalid tensor " + the + "is undefined");
+    if (tensor.layout() == at::kMkldnn) {
+      refuse(the + "has the layout of MKL-DNN; pass tensor.to_dense()");
+    }
     if (tensor.layout() != at::kStrided) {
       refuse("invalid tensor layout " + the +
              "is sparse; all_reduce alone takes sparse tensors, and no dense ones beside them; "
              "pass tensor.to_dense()");
+    }
+    if (tensor.is_nested()) refuse(the + "is nested; pass its tensors one by one");
+    if (tensor.is_quantized()) refuse(the + "is quantized; pass tensor.int_repr()");
+    if (!tensor.has_storage()) {
+      refuse(the + "has no memory of its own, as inside a transformation of torch.func; call the " +
+             "collective outside");
     }
     if (tensor.device() != device()) {
       refuse("invalid tensor " + the + "is on " + tensor.device().str() + ", the first one is on " +
@@ -238,6 +249,7 @@ class Maker {
     call.count = count_of(buffer);
     call.bounds = std::move(bounds);
     call.dtype = elements_of(buffer.scalar_type()).dtype;
+    call.shape = shape_hash({buffer.sizes().data(), buffer.sizes().size()});
     if (operation_->side) call.device = operation_->side->place();
     operation_->buffers.push_back(buffer);
     return call;

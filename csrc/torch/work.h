@@ -21,6 +21,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/floating_point.h"
 #include "torch/batch.h"
 #include "torch/device.h"
 #include "torch/errors.h"
@@ -219,6 +220,7 @@ class TorchWork final : public c10d::Work {
  private:
   void copy_back() {
     const Quiet quiet;
+    const DefaultFloatingPoint floating_point;  // of sparse sums, that each rank adds up for itself
     for (const auto& sum : operation_->sums_to_divide) sum.div_(size_, "trunc");
     for (const auto& [from, to] : operation_->copies) to.copy_(from);
     if (operation_->afterwards) operation_->afterwards();

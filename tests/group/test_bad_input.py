@@ -39,10 +39,6 @@ def read_only() -> np.ndarray:
     return x
 
 
-def unaligned() -> np.ndarray:
-    return np.zeros(4 * 100 + 1, np.uint8)[1:].view(np.float32)
-
-
 ARRAYS = {
     "not contiguous": (lambda: np.ones((4, 4), np.float32)[:, :2], "not contiguous"),
     "in Fortran's order": (lambda: np.asfortranarray(np.ones((4, 4))), "not contiguous"),
@@ -53,7 +49,6 @@ ARRAYS = {
     "objects": (lambda: np.ones(4, object), "object"),
     "text": (lambda: np.array(["a"]), "not supported"),
     "long double": (lambda: np.ones(4, np.longdouble), "not supported"),
-    "unaligned": (unaligned, "align"),
     "on a GPU": (OnGpu, "GPU"),
     "a list": (lambda: [1.0, 2.0], "list"),
     "a number": (lambda: 3.0, "float"),

@@ -37,6 +37,20 @@ def test_an_allreduce_in_stream_order(layout, local):
     run_threads(world_size, body, nodes=nodes(layout), local=local)
 
 
+def test_memory_that_is_not_aligned_moves_and_is_not_reduced():
+    def body(comm):
+        with a_device() as device:
+            x = device.array(np.full(1000, comm.rank, np.float32), offset=1)
+            for call in (comm.allreduce, comm.reduce, comm.reduce_scatter):
+                words = f"on rank {comm.rank}: an array in GPU memory does not begin at a multiple"
+                with pytest.raises(UsageError, match=words):
+                    call(x, **({"in_place": True} if call == comm.reduce_scatter else {}))
+            comm.broadcast(x, root=1)
+            assert (device.read(x) == 1).all()
+
+    run_threads(2, body)
+
+
 @pytest.mark.parametrize("layout", ["2x1", "2x2"])
 @pytest.mark.parametrize(
     ("dtype", "op"), [("float64", "avg"), ("float16", "max"), ("int32", "sum")]

@@ -1,6 +1,7 @@
 """Ranks that disagree: the same typed error on all of them, with both calls in words, soon."""
 
 import contextlib
+import threading
 import time
 
 import numpy as np
@@ -175,3 +176,103 @@ def test_options_that_differ_are_an_error_on_every_rank(what, odd):
     )
     assert time.monotonic() - begin < SOON
     assert all(isinstance(error, (MismatchError, UsageError)) for error in errors), errors
+
+
+SIZES = {
+    "small": (10, 11),
+    "small into large": (10, 500_000),
+    "large into small": (500_000, 10),
+    "large": (500_000, 500_001),
+}
+ONE_WAY = {
+    "broadcast": (lambda comm, x: comm.broadcast(x, root=0),) * 2,
+    "message": (lambda comm, x: comm.send(x, 1), lambda comm, x: comm.recv(x, 0)),
+}
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("what", ONE_WAY)
+@pytest.mark.parametrize("layout", ["1x2", "2x1"])
+def test_who_sends_another_size_hears_of_it_too(what, sizes, layout):
+    """In the call, or in the next one: a small send is over before anybody has received it."""
+
+    def body(comm):
+        ONE_WAY[what][comm.rank](comm, np.ones(SIZES[sizes][comm.rank]))
+        assert comm.rank == 0
+        comm.barrier()
+
+    errors = run_threads(2, body, nodes=nodes(layout), errors=True, timeout=20.0)
+    assert [type(error) for error in errors] == [MismatchError] * 2, errors
+    for error in errors:
+        assert all(f"[{count}]" in str(error) for count in SIZES[sizes]), error
+
+
+@pytest.mark.parametrize("what", ONE_WAY)
+@pytest.mark.parametrize("layout", ["1x2", "2x1"])
+def test_a_sender_that_closes_logs_what_it_has_not_met(what, layout, caplog):
+    told = threading.Event()
+
+    def body(comm):
+        if comm.rank == 1:
+            with pytest.raises(MismatchError):
+                ONE_WAY[what][1](comm, np.ones(11))
+            told.set()
+            return
+        ONE_WAY[what][0](comm, np.ones(10))
+        assert told.wait(20)
+        comm.close()
+        comm.close()
+
+    run_threads(2, body, nodes=nodes(layout))
+    said = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert len(said) == 1, said
+    assert "rank 0 closes a group that has failed: ranks disagree" in said[0]
+
+
+SHAPES = {
+    "turned": ((2, 3), (3, 2)),
+    "flat": ((6,), (2, 3)),
+    "a dimension of one": ((6,), (1, 6)),
+    "a scalar": ((), (1,)),
+}
+
+
+@pytest.mark.parametrize("shapes", SHAPES)
+@pytest.mark.parametrize("collective", ["allreduce", "broadcast", "reduce"])
+@every_layout
+def test_another_shape_is_a_mismatch(collective, shapes, layout, local):
+    def body(comm):
+        x = np.ones(SHAPES[shapes][comm.rank == 1], np.float32)
+        getattr(comm, collective)(x)
+        comm.barrier()
+
+    # Of ranks that only send to others the next call may tell first, and not in detail.
+    expect_mismatch(layout, local, body, *(["shapes"] if collective == "allreduce" else []))
+
+
+@every_layout
+def test_another_shape_of_a_call_that_is_known_is_a_mismatch(layout, local):
+    """Plans are remembered; the shape is part of what they are remembered by."""
+
+    def body(comm):
+        for shape in ((2, 3), (6,), (2, 3)):
+            comm.allreduce(np.ones(shape, np.float32))
+            comm.allreduce(np.ones(shape, np.float32), async_op=True).wait()
+        comm.allreduce(np.ones((6,) if comm.rank == 1 else (2, 3), np.float32))
+        comm.barrier()
+
+    expect_mismatch(layout, local, body, "shapes")
+
+
+@pytest.mark.parametrize("layout", ["1x2", "2x1"])
+def test_parts_of_a_whole_may_have_other_shapes(layout):
+    def body(comm):
+        rows = comm.allgather(np.full((2, 3) if comm.rank else (2, 1, 3), comm.rank + 1.0))
+        part = comm.reduce_scatter(np.ones((4, 3) if comm.rank else (4, 3, 1)))
+        if comm.rank == 0:
+            comm.send(np.ones((2, 3)), 1)
+        else:
+            comm.recv(np.ones(6), 0)
+        return float(rows.sum()), float(part.sum())
+
+    assert run_threads(2, body, nodes=nodes(layout)) == [(18.0, 12.0)] * 2

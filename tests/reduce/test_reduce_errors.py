@@ -1,5 +1,9 @@
 """What cannot be reduced is refused in words."""
 
+import signal
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -66,3 +70,33 @@ def test_arrays_must_fit_each_other_and_the_dtype() -> None:
         _C.reduce(ones("float64"), ones("float64"), "float32", "sum")
     with pytest.raises(ValueError, match="contiguous"):
         _C.reduce(ones("int8", 8)[::2], ones("int8"), "int8", "sum")
+
+
+UNALIGNED = """
+import numpy as np
+from allreduce import _C
+x, y = (np.zeros(8 * 5000 + 8, np.uint8)[1:-7].view(np.float64) for _ in range(2))
+x[:], y[:] = np.arange(5000), 1
+{call}
+assert (x == {want}).all()
+"""
+
+
+@pytest.mark.parametrize("instruction_set", _C.instruction_sets())
+@pytest.mark.parametrize(
+    ("call", "want"),
+    [
+        ("_C.reduce(x, y, 'float64', 'sum', '{}')", "np.arange(5000) + 1"),
+        ("_C.reduce_many([x], [x, y], 'float64', 'sum', 1, '{}')", "np.arange(5000) + 1"),
+        ("_C.divide(x, 'float64', 2, '{}')", "np.arange(5000) / 2"),
+    ],
+)
+def test_a_kernel_refuses_an_unaligned_pointer(call: str, want: str, instruction_set: str) -> None:
+    """A group hands it none. Built with NDEBUG it works, and is right."""
+    code = UNALIGNED.format(call=call.format(instruction_set), want=want)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=30
+    )
+    if done.returncode != 0:
+        assert done.returncode == -signal.SIGABRT
+        assert "is_aligned" in done.stderr, done.stderr

@@ -1,0 +1,56 @@
+// What a call must be before anything is done with it: every call and message passes here.
+#include <algorithm>
+#include <string>
+
+#include "base/error.h"
+#include "group/group.h"
+
+namespace hier {
+
+void Group::check_address(const char* what, const void* data, size_t count, DType dtype) const {
+  if (data != nullptr || count == 0) return;
+  throw UsageError(std::string(what) + " on rank " + std::to_string(topology_.rank) +
+                   ": an array of " + name_of(dtype) + "[" + std::to_string(count) +
+                   "] has no memory (its address is 0), as a FakeTensor has none; pass an array "
+                   "that has data");
+}
+
+// Host memory may lie anywhere: see prepare(). Kernels of a device cannot read what is not aligned.
+void Group::check_memory(const Call& call) const {
+  const char* what = name_of(call.collective);
+  check_address(what, call.data, call.count, call.dtype);
+  check_address(what, call.input, call.input_count, call.dtype);
+  if (!call.device || !reduces(call.collective)) return;
+  if (is_aligned(call.data, size_of(call.dtype))) return;
+  throw UsageError(std::string(what) + " on rank " + std::to_string(topology_.rank) +
+                   ": an array in GPU memory does not begin at a multiple of the size of " +
+                   name_of(call.dtype) + "; pass a copy");
+}
+
+void Group::check_call(const Call& call) const {
+  const int p = topology_.world_size;
+  const std::string what = name_of(call.collective);
+  if (call.root < 0 || call.root >= p) {
+    throw UsageError(what + ": root " + std::to_string(call.root) + " is outside this group of " +
+                     std::to_string(p) + " ranks");
+  }
+  if (reduces(call.collective)) check_supported(call.dtype, call.op);
+  const auto check_parts = [&](const std::vector<size_t>& bounds, size_t count) {
+    if (bounds.empty() && count % p != 0) {
+      throw UsageError(what + ": " + std::to_string(count) + " elements do not split evenly over " +
+                       std::to_string(p) + " ranks; pass the split sizes");
+    }
+    const bool fits =
+        bounds.empty() || (bounds.size() == static_cast<size_t>(p) + 1 && bounds.front() == 0 &&
+                           bounds.back() == count && std::is_sorted(bounds.begin(), bounds.end()));
+    if (!fits) throw UsageError(what + ": the split sizes do not add up to the buffer");
+  };
+  const bool exchange = call.collective == Collective::alltoall;
+  if (has_parts(call.collective) || exchange) check_parts(call.bounds, call.count);
+  if (exchange) {
+    check_parts(call.input_bounds, call.input_count);
+    check_overlap(call);
+  }
+}
+
+}  // namespace hier
