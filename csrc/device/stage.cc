@@ -75,9 +75,11 @@ DeviceStage::~DeviceStage() {
 
 void DeviceStage::begin(bool behind_results) {
   DeviceRuntime& runtime = *place_.runtime;
-  if (behind_results) {
-    runtime.record(block_.finished, place_.out);
-    runtime.wait(place_.in, block_.finished);
+  if (behind_results) {  // by an event of its own: `finished` follows the caller's stream next
+    const DeviceRuntime::Event results = runtime.create_event(place_.device);
+    runtime.record(results, place_.out);
+    runtime.wait(place_.in, results);
+    runtime.destroy_event(results);
   }
   runtime.record(block_.finished, place_.caller);  // as the event of what the call comes after
   runtime.wait(place_.in, block_.finished);
