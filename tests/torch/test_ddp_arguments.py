@@ -3,7 +3,7 @@
 import pytest
 
 PROGRAM = "ddp_arguments.py"
-LAYOUTS = [(2, 1), (4, 2)]
+LAYOUTS = [(2, 1), (3, 2)]
 
 pytestmark = pytest.mark.timeout(110)
 

@@ -155,7 +155,6 @@ def refuses(words: str, call: Callable[..., object], *arguments: object) -> None
     else:
         raise AssertionError(f"no UsageError with {words!r}")
     assert words in message, message
-    gc.collect()
 
 
 def after(module: nn.Module) -> nn.Module:
