@@ -16,6 +16,8 @@ from types import ModuleType
 from typing import Any
 from unittest import mock
 
+from .on_cpu import import_rewritten, open_devices
+
 
 class OpenName(str):
     """A backend's name that also answers to gloo and mpi; in sets, to gloo alone.
@@ -99,18 +101,23 @@ AFTER_IMPORT: tuple[Replacement, ...] = (_profiles,)
 REPLACEMENTS = BEFORE_IMPORT + AFTER_IMPORT
 
 
-def import_suite(backend: str, *, opened: bool) -> ModuleType:
+def import_suite(backend: str, *, opened: bool, on_cpu: bool = False) -> ModuleType:
     """Imports the suite for a backend. WORLD_SIZE and BACKEND are in the environment already."""
     from torch.testing._internal.common_distributed import DistTestCases
 
     DistTestCases.backend_feature["plugin"].add(backend)
-    _skip_at_once()
+    if on_cpu:
+        open_devices()
+    else:
+        _skip_at_once()
     if opened:
         for replace in BEFORE_IMPORT:
             replace(backend)
     # A plain dictionary keeps the name's class, which the environment would not.
     name = OpenName(backend) if opened else backend
     with mock.patch.object(os, "environ", {**os.environ, "BACKEND": name}):
+        if on_cpu:
+            import_rewritten()
         from torch.testing._internal.distributed import distributed_test as suite
     if opened:
         for replace in AFTER_IMPORT:

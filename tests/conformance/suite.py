@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from .gates import REPLACEMENTS, import_suite
+from .on_cpu import is_gated
 from .ranks import Launcher, Result, Run
 from .report import Report, text
 from .selection import FAST
@@ -25,7 +26,7 @@ def main() -> int:
     options = _options()
     _set_environment(options)
     opened = options.open or options.backend != "gloo"
-    suite = _import(options.backend, opened=opened)
+    suite = _import(options, opened=opened)
     for replace in REPLACEMENTS if opened else ():
         print(f"opened: {replace.__doc__}")
     begin = time.monotonic()
@@ -50,6 +51,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--ranks", type=int, default=3)
     parser.add_argument("--nodes", type=int, default=1, help="pretended nodes (hier)")
     parser.add_argument("--open", action="store_true", help="open gates by name for gloo too")
+    parser.add_argument("--on-cpu", action="store_true", help="only tests for GPUs, on the CPU")
     parser.add_argument("--fast", action="store_true", help="only the tests of every CI run")
     parser.add_argument("-k", metavar="REGEX", help="only tests whose name has a match")
     parser.add_argument("--jobs", type=int, default=3, help="tests at a time; they often sleep")
@@ -70,9 +72,9 @@ def _set_environment(options: argparse.Namespace) -> None:
     }
 
 
-def _import(backend: str, *, opened: bool) -> ModuleType:
-    suite = import_suite(backend, opened=opened)
-    if backend == "hier":
+def _import(options: argparse.Namespace, *, opened: bool) -> ModuleType:
+    suite = import_suite(options.backend, opened=opened, on_cpu=options.on_cpu)
+    if options.backend == "hier":
         from allreduce.torch._load import load  # its package registers hier
 
         load()  # compiles, if need be, before the ranks want it
@@ -102,6 +104,8 @@ def _launcher(suite: ModuleType, options: argparse.Namespace) -> Launcher:
 
 def _names(case: Any, options: argparse.Namespace) -> list[str]:
     names = [name for name in dir(case) if name.startswith("test_")]
+    if options.on_cpu:
+        names = [name for name in names if is_gated(getattr(case, name))]
     if options.fast:
         assert set(FAST) <= set(names), f"torch has no {set(FAST) - set(names)}"
         names = list(FAST)

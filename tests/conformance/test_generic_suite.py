@@ -14,7 +14,7 @@ from conformance.report import Report, failures, skips, table
 from conformance.selection import FAST
 
 ROOT = Path(__file__).resolve().parents[2]
-DEADLINE = 280  # seconds for one run of the suite
+DEADLINE = 600  # seconds for one run of the suite
 
 pytest.importorskip("expecttest", reason="torch's suite needs expecttest: pip install expecttest")
 pytestmark = pytest.mark.timeout(2 * DEADLINE + 20)
@@ -81,6 +81,18 @@ def test_hier_passes_what_gloo_passes(ranks: int, suite: Runner) -> None:
     assert passed
     if missing := passed - suite(*hier(ranks)).names("passed"):
         pytest.fail("\n".join(sorted(missing)), pytrace=False)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("ranks", "nodes"), [(3, 1), (4, 2)])
+def test_hier_passes_tests_for_gpus_that_gloo_passes_on_the_cpu(
+    ranks: int, nodes: int, suite: Runner
+) -> None:
+    passed = suite(*gloo(ranks), "--open", "--on-cpu").names("passed")
+    assert passed
+    report = suite(*hier(ranks, nodes), "--on-cpu")
+    if missing := passed - report.names("passed"):
+        pytest.fail("\n".join([*sorted(missing), *failures(report)]), pytrace=False)
 
 
 @pytest.mark.full
