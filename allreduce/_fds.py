@@ -60,16 +60,21 @@ def create_shared_memory(size: int, name: str = "allreduce") -> int:
             f"cannot allocate {size} B of shared memory: {available} B are available; free memory "
             "on this host, raise the memory limit of the container, or use smaller buffers",
         )
-    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    fd = -1
     try:
+        fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.posix_fallocate(fd, 0, size)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
     except OSError as error:
-        os.close(fd)
+        close_fds([fd])
+        remedy = (
+            "raise ulimit -n"
+            if error.errno in (errno.EMFILE, errno.ENFILE)
+            else "free memory on this host, raise the memory limit of the container, or use "
+            "smaller buffers"
+        )
         raise SystemCallError(
-            error.errno,
-            f"cannot allocate {size} B of shared memory: {error.strerror}; free memory "
-            "on this host, raise the memory limit of the container, or use smaller buffers",
+            error.errno, f"cannot allocate {size} B of shared memory: {error.strerror}; {remedy}"
         ) from error
     return fd
 

@@ -8,6 +8,8 @@ import os
 import weakref
 from typing import TYPE_CHECKING
 
+from allreduce import _C
+
 if TYPE_CHECKING:
     from allreduce.communicator import Communicator
 
@@ -21,6 +23,7 @@ def add(comm: Communicator) -> None:
 
 def _close_all() -> None:
     """Say goodbye at exit, so that peers can tell an exit from a crash."""
+    _C.set_exiting()
     for comm in list(_open):
         with contextlib.suppress(Exception):
             comm.close()

@@ -14,7 +14,7 @@ from allreduce import _C
 from allreduce._arrays import itemsize
 from allreduce._fds import close_fds, create_shared_memory
 from allreduce._mesh import Wiring, exchange_fd
-from allreduce.errors import UsageError
+from allreduce.errors import SystemCallError, UsageError
 
 _ALIGNMENT = 64  # bytes, of each rank's part
 
@@ -40,11 +40,16 @@ def symmetric_empty(
     nbytes = math.prod(shape) * itemsize(dtype)
     part = max(_ALIGNMENT, -(-nbytes // _ALIGNMENT) * _ALIGNMENT)
     _agree(group, f"symmetric {shape} {dtype}")
-    fd = -1
-    try:
-        if wiring.rank == wiring.local_ranks[0]:
+    fd, problem = -1, None
+    if wiring.rank == wiring.local_ranks[0]:
+        try:
             fd = create_shared_memory(part * len(wiring.local_ranks), "allreduce-symmetric")
-        fd = exchange_fd(wiring, fd, group.timeout)
+        except SystemCallError as error:
+            problem = error
+    try:
+        fd = exchange_fd(wiring, fd, group.timeout)  # -1 tells the others that there is none
+        if problem:
+            raise problem
         mapping, address = group.add_symmetric(fd, part)
     finally:
         close_fds([fd])

@@ -301,8 +301,11 @@ class Communicator(PartCollectives, PointToPoint):
         """Leave the group. What this rank still has in flight ends with AbortedError.
 
         An error of another rank's that no call has raised here is logged: its send or broadcast may
-        have been over when the receiver found that the sizes differ.
+        have been over when the receiver found that the sizes differ. In a forked child it does
+        nothing: the parent alone is a member.
         """
+        if self._group.inherited:
+            return
         self._group.close()
         if error := self._group.take_error_at_close():
             log.error("rank %d closes a group that has failed: %s", self.rank, error)
@@ -321,7 +324,8 @@ class Communicator(PartCollectives, PointToPoint):
         trace: TracebackType | None,
     ) -> None:
         """Close it; after an exception abort it first, so that no rank waits for this one."""
-        if error is not None:  # without this, the others would wait for their deadline
+        # Without this, the others would wait for their deadline. (A forked child is no rank.)
+        if error is not None and not self._group.inherited:
             self.abort(f"rank {self.rank} raised {kind.__name__ if kind else ''}: {error}")
         self.close()
 

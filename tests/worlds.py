@@ -291,9 +291,10 @@ def _namespace() -> dict[str, Any]:
     import numpy as np
 
     import allreduce
-    from allreduce import errors
+    from allreduce import _C, errors
 
     return {
+        "_C": _C,
         "allreduce": allreduce,
         "contextlib": contextlib,
         "errors": errors,

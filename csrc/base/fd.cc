@@ -8,6 +8,8 @@
 #include <mutex>
 #include <set>
 
+#include "base/error.h"
+
 namespace hier {
 
 namespace {
@@ -47,6 +49,7 @@ Fd& Fd::operator=(Fd&& other) noexcept {
   if (this != &other) {
     close();
     fd_ = std::exchange(other.fd_, -1);
+    origin_ = other.origin_;
   }
   return *this;
 }
@@ -54,13 +57,22 @@ Fd& Fd::operator=(Fd&& other) noexcept {
 void Fd::close() noexcept {
   if (fd_ < 0) return;
   const int fd = std::exchange(fd_, -1);
+  if (origin_.inherited()) return;  // it was closed at the fork
   const std::lock_guard lock(registry().mutex);
-  if (registry().open.erase(fd)) ::close(fd);  // in a forked child it is closed already
+  registry().open.erase(fd);
+  ::close(fd);
 }
 
 unsigned fork_depth() noexcept {
   registry();  // installs the handler that counts
   return depth.load(std::memory_order_relaxed);
+}
+
+void Origin::check() const {
+  if (!inherited()) return;
+  throw UsageError(
+      "this process was forked from a member of the group and is no member itself: "
+      "make a new group in it");
 }
 
 }  // namespace hier

@@ -7,13 +7,15 @@
 
 #include <utility>
 
+#include "base/fork.h"
+
 namespace hier {
 
 class Fd {
  public:
   Fd() = default;
   explicit Fd(int fd);  // takes ownership; -1 is empty
-  Fd(Fd&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+  Fd(Fd&& other) noexcept : fd_(std::exchange(other.fd_, -1)), origin_(other.origin_) {}
   Fd& operator=(Fd&& other) noexcept;
   ~Fd() { close(); }
 
@@ -23,10 +25,7 @@ class Fd {
 
  private:
   int fd_ = -1;
+  Origin origin_;  // a child may have a descriptor of this number, which is not this one
 };
-
-// How many forks lie between this process and the first one. An object that notes it when it is
-// made knows later whether it lives in a forked child, where threads and descriptors are gone.
-unsigned fork_depth() noexcept;
 
 }  // namespace hier

@@ -8,8 +8,18 @@
 #include <mutex>
 
 #include "base/error.h"
+#include "base/fork.h"
 
 namespace hier {
+
+namespace {
+
+struct Known {
+  std::mutex mutex;
+  std::map<std::pair<dev_t, ino_t>, std::weak_ptr<SharedMapping>> mappings;
+};
+
+}  // namespace
 
 std::shared_ptr<SharedMapping> SharedMapping::open(int fd, size_t expected_bytes) {
   struct stat info{};
@@ -20,11 +30,11 @@ std::shared_ptr<SharedMapping> SharedMapping::open(int fd, size_t expected_bytes
                      std::to_string(expected_bytes) +
                      ": the ranks of this node run different versions or options");
   }
-  static std::mutex mutex;
-  static auto* known = new std::map<std::pair<dev_t, ino_t>, std::weak_ptr<SharedMapping>>;
-  const std::lock_guard lock(mutex);
-  std::erase_if(*known, [](const auto& entry) { return entry.second.expired(); });
-  std::weak_ptr<SharedMapping>& entry = (*known)[{info.st_dev, info.st_ino}];
+  static PerProcess<Known> of_this_process;
+  Known& known = of_this_process.get();
+  const std::lock_guard lock(known.mutex);
+  std::erase_if(known.mappings, [](const auto& entry) { return entry.second.expired(); });
+  std::weak_ptr<SharedMapping>& entry = known.mappings[{info.st_dev, info.st_ino}];
   if (auto mapping = entry.lock()) return mapping;
   void* data = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
   if (data == MAP_FAILED) throw SystemError(errno, "mmap of shared memory");

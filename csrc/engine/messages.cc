@@ -288,7 +288,7 @@ void Messages::opened(int rank, Peer& peer) {
     peer.granted.erase(granted);
     return;
   }
-  if (header.type == Type::grant) return;
+  if (header.type == Type::grant || header.type == Type::last) return;
   if (header.type != Type::eager && header.type != Type::announce) corrupt(rank, "unknown type");
   if (header.type == Type::eager && header.bytes > kEagerBytes) corrupt(rank, "unlikely size");
   const auto receive = std::find_if(posted_.begin(), posted_.end(), [&](const auto& posted) {
@@ -325,7 +325,9 @@ void Messages::arrived(int rank, Peer& peer) {
   Early* const early = std::exchange(peer.early, nullptr);
   peer.header_done = peer.payload_done = 0;
   peer.sum = {};
-  if (header.type == Type::grant) {
+  if (header.type == Type::last) {
+    peer.last = any_last_ = true;
+  } else if (header.type == Type::grant) {
     const auto announced = peer.announced.find(header.id);
     if (announced == peer.announced.end()) corrupt(rank, "a grant for no message");
     MessageHeader data = header_of(Type::data, peer);
@@ -371,7 +373,7 @@ const Transfer* Messages::waits_for(int rank) const {
     if (out.transfer) return out.transfer.get();
   }
   for (const auto& receive : posted_) {
-    if (receive->peer == rank) return receive.get();
+    if (receive->peer == rank && !peer.last) return receive.get();  // else it is hopeless
   }
   return nullptr;
 }

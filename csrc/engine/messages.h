@@ -46,7 +46,8 @@ std::string describe(const Transfer& transfer);  // "recv(f32[10]) from rank 2, 
 
 // What opens each message on the wire.
 struct MessageHeader {
-  enum class Type : uint8_t { eager = 1, announce, grant, data };
+  // last: of a rank that is about to leave; it sends nothing more but data that it has announced.
+  enum class Type : uint8_t { eager = 1, announce, grant, data, last };
   static constexpr uint32_t kMagic = 0x4d524148;  // "HARM"
 
   uint32_t magic = kMagic;
@@ -78,6 +79,12 @@ class Messages {
   bool listen(bool sockets);
   bool idle() const { return unfinished_.empty(); }
   const std::list<std::shared_ptr<Transfer>>& unfinished() const { return unfinished_; }
+  // This rank is about to leave: it sends no more messages, and tells every peer, behind all that
+  // it has sent. True the first time.
+  bool say_last();
+  bool any_last() const { return any_last_; }  // whether a peer has said so
+  // Receives for which no rank can send any more, taken out.
+  std::list<std::shared_ptr<Transfer>> take_hopeless();
   // All that has not ended, which is forgotten: after an error.
   std::list<std::shared_ptr<Transfer>> take_unfinished();
 
@@ -109,6 +116,7 @@ class Messages {
   struct Peer {
     Channel* channel = nullptr;
     bool ended = false;  // the peer has closed its stream
+    bool last = false;   // the peer has said that it sends no more messages
     std::deque<Outgoing> outgoing;
     std::map<uint64_t, std::shared_ptr<Transfer>> announced;  // own sends that wait for a grant
     std::map<uint64_t, std::shared_ptr<Transfer>> granted;    // receives that wait for their data
@@ -143,6 +151,7 @@ class Messages {
   void finish(const std::shared_ptr<Transfer>& transfer);
   bool wanted(int rank, const Peer& peer) const;
   [[noreturn]] void broken(int rank, const ChannelBroken& why) const;
+  bool hopeless(const Transfer& receive) const;
   [[noreturn]] void corrupt(int rank, const char* what) const;
   [[noreturn]] void damaged(int rank, const Peer& peer) const;
 
@@ -154,6 +163,7 @@ class Messages {
   std::list<std::shared_ptr<Transfer>> posted_;      // receives that nothing has matched yet
   std::list<Early> early_;                           // in the order of their arrival
   bool any_ended_ = false;
+  bool said_last_ = false, any_last_ = false;
   uint64_t next_id_ = 1;
   unsigned turns_ = 0;
 };

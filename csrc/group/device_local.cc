@@ -39,13 +39,20 @@ struct Group::LocalPlan {
 };
 
 void Group::set_device_stage(std::shared_ptr<DeviceLocalStage> stage) {
+  check_member();
   device_stage_ = std::move(stage);
 }
 
 void Group::raise_on_failure(const std::shared_ptr<SharedDeviceMemory>& memory, size_t offset) {
+  check_member();
   const std::lock_guard lock(mutex_);
   std::erase_if(raised_on_failure_, [](const auto& entry) { return entry.first.expired(); });
   raised_on_failure_.emplace_back(memory, offset);
+}
+
+void Group::set_host_path_bytes(size_t bytes) {
+  check_member();
+  host_path_bytes_ = bytes;
 }
 
 bool Group::has_device_stage(int device, size_t bytes) const {

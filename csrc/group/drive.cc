@@ -51,6 +51,7 @@ void Group::drive(const std::function<bool()>& ended, Driver driver) {
     while (!ended()) {
       if (failed_.load(std::memory_order_acquire)) throw_failure();
       if (num_pending_.load(std::memory_order_acquire) > 0) accept_pending();
+      end_hopeless_receives();
       if (turn()) {
         patience.reset();
         if (++turns_ % kLookEvery == 0 && Clock::now() - looked_ >= kLookInterval) look_around();
@@ -149,6 +150,26 @@ void Group::accept_pending() {
   messages_->post(std::move(transfers));
 }
 
+// A rank that leaves in order says so behind its last message. A receive that waits for more ends
+// alone, and the group goes on: other ranks may still be exchanging messages.
+void Group::end_hopeless_receives() {
+  const bool draining = draining_.load(std::memory_order_relaxed);
+  if (draining && messages_->say_last()) messages_->listen(/*sockets=*/true);
+  if (!draining && !messages_->any_last()) return;
+  for (const auto& receive : messages_->take_hopeless()) {
+    const std::string what = describe(*receive) + ": ";
+    const bool any = receive->peer == kAnySource;
+    const std::string who = any ? "all other ranks" : "rank " + std::to_string(receive->peer);
+    --in_flight_;
+    receive->ended(
+        draining ? std::make_exception_ptr(
+                       AbortedError(what + "the group is being destroyed, and no rank sends it"))
+                 : std::make_exception_ptr(PeerError(
+                       any ? topology_.rank : receive->peer,
+                       what + "no rank sends it: " + who + " left the group (destroyed it)")));
+  }
+}
+
 // Sleeps until a descriptor or the doorbell says that there may be something to do.
 void Group::sleep() {
   // What gone ranks have written is readable by now, and has been read: who waits, waits in vain.
@@ -206,9 +227,9 @@ void Group::check_signals() const {
   } catch (const std::exception& e) {
     throw Interrupted{std::current_exception(), e.what()};
   }
+  check_member();  // a handler may fork
 }
-void Group::wake() {
-  if (fork_depth_ == fork_depth()) (void)::eventfd_write(wake_.get(), 1);
-}
+
+void Group::wake() { (void)::eventfd_write(wake_.get(), 1); }
 
 }  // namespace hier

@@ -34,7 +34,6 @@ void discard_unread(Channel& channel) {
 Group::Group(GroupConfig config, Wiring wiring)
     : config_(std::move(config)),
       topology_(config_.rank, config_.node_of_rank),
-      fork_depth_(fork_depth()),
       control_(std::move(wiring.control)),
       wake_(check_errno(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), "eventfd")),
       lanes_(static_cast<size_t>(config_.lanes)),
@@ -78,36 +77,30 @@ Group::Channels Group::open_channels(int index, Wiring& wiring) {
   return channels;
 }
 
-Group::~Group() {
-  close();
-  if (fork_depth_ != fork_depth() && worker_.joinable()) {
-    worker_.detach();  // a forked child has no such thread
-  }
-}
+Group::~Group() { close(); }
 
 void Group::set_timeout(double seconds) {
+  check_member();
   if (!(seconds > 0)) throw UsageError("timeout: must be a positive number of seconds");
   timeout_.store(seconds, std::memory_order_relaxed);
 }
 
 void Group::set_choices(std::vector<Choice> choices) {
+  check_member();
   const std::lock_guard lock(mutex_);
   choices_ = std::move(choices);
   known_ = {};
 }
 
 void Group::check_usable() const {
-  if (fork_depth_ != fork_depth()) {
-    throw UsageError(
-        "this process was forked from a member of the group and is no member itself: "
-        "make a new group in it");
-  }
+  check_member();
   if (failed_.load(std::memory_order_acquire)) throw_failure();
   if (closing_.load(std::memory_order_relaxed))
     throw AbortedError("the group is closed: make a new one");
 }
 
 std::shared_ptr<SharedMapping> Group::add_symmetric(int fd, size_t bytes) {
+  check_member();
   auto mapping = SharedMapping::open(fd, bytes * static_cast<size_t>(topology_.local_size));
   const std::lock_guard lock(mutex_);
   // Ranks free theirs at different times: numbers, not places in this list, tell which is meant.
@@ -121,21 +114,25 @@ std::byte* Group::symmetric_part(const SharedMapping& mapping, size_t bytes) con
 }
 
 size_t Group::known_symmetric() const {
+  check_member();
   const std::lock_guard lock(mutex_);
   return symmetric_.size();
 }
 
 Traffic Group::traffic() const {
+  check_member();
   return {shared_bytes_.load(std::memory_order_relaxed),
           network_bytes_.load(std::memory_order_relaxed)};
 }
 
 void Group::abort(const std::string& reason) {
+  check_member();
   fail(std::make_exception_ptr(AbortedError(reason)));
   wake();
 }
 
 std::exception_ptr Group::error() const {
+  check_member();
   const std::lock_guard lock(mutex_);
   return error_;
 }
@@ -157,7 +154,7 @@ void Group::listen_at_the_end() {
 }
 
 void Group::close() {
-  if (fork_depth_ != fork_depth()) return;
+  if (inherited()) return;
   {
     const std::lock_guard lock(mutex_);
     if (closing_) return;

@@ -4,6 +4,9 @@
 //
 // The first error wins: it poisons the group, reaches every rank over the control links, and ends
 // everything in flight. No exception leaves a thread.
+//
+// A forked child is no member: every call that locks, drives or waits throws UsageError there,
+// close does nothing, and the object is left as it is (make_group).
 #pragma once
 
 #include <array>
@@ -21,11 +24,13 @@
 #include <vector>
 
 #include "base/clock.h"
+#include "base/fork.h"
 #include "device/local_stage.h"
 #include "device/shared_memory.h"
 #include "device/stage.h"
 #include "engine/engine.h"
 #include "engine/messages.h"
+#include "group/config.h"
 #include "group/execution.h"
 #include "group/order.h"
 #include "group/topology.h"
@@ -34,25 +39,6 @@
 #include "transport/control.h"
 
 namespace hier {
-
-struct GroupConfig {
-  int rank = 0;
-  std::vector<int> node_of_rank;
-  uint32_t group_id = 0;
-  uint16_t generation = 0;
-  int lanes = 2;
-  double timeout = 300;      // seconds for one collective
-  bool hierarchical = true;  // false: schedules run over all ranks, without a local stage
-  int rails = 0;             // ranks per node that talk to other nodes; 0: all that can
-  size_t segment_bytes = 256 << 10;
-  size_t one_shot_bytes = 8 << 10;
-  size_t one_rail_bytes = 16 << 10;  // up to here one rank of a node talks to the others
-  bool checksum = true;              // what passes between nodes is checked; on all ranks alike
-  int ranks_on_host = 1;             // that compete for the cores of this machine
-  double status_after = 1;           // seconds of waiting after which a rank tells where it is
-  double dead_after = 4;             // seconds without an answer after which a host is dead
-  std::vector<std::string> hosts;    // of each rank, for errors
-};
 
 // Connected descriptors, indexed by rank (doorbells: by local rank). See allreduce/_mesh.py.
 struct Wiring {
@@ -127,6 +113,8 @@ class Group {
   Group(const Group&) = delete;
   Group& operator=(const Group&) = delete;
 
+  bool inherited() const { return origin_.inherited(); }
+  void check_member() const { origin_.check(); }  // throws UsageError in a forked child
   const Topology& topology() const { return topology_; }
   double timeout() const { return timeout_.load(std::memory_order_relaxed); }
   void set_timeout(double seconds);               // of later collectives
@@ -159,7 +147,7 @@ class Group {
   bool has_device_stage(int device, size_t bytes) const;
   // Up to here device memory is summed by the CPU. All ranks set it between the same calls.
   size_t host_path_bytes() const { return host_path_bytes_; }
-  void set_host_path_bytes(size_t bytes) { host_path_bytes_ = bytes; }
+  void set_host_path_bytes(size_t bytes);
 
   // order.cc: which calls have to wait for which. Earlier ones, not over, that conflict with these
   // spans: a new call puts them into its `use`, and is known to later ones once it is published,
@@ -170,8 +158,10 @@ class Group {
 
   Traffic traffic() const;
   void abort(const std::string& reason);  // poisons the group on every rank; from any thread
-  void drain();                           // waits until nothing is in flight
-  void close();                           // says goodbye; idempotent
+  // Before the group is destroyed: waits until nothing is in flight. Receives that no rank will
+  // send for end with AbortedError: ranks that drain tell each other that they send no more.
+  void drain();
+  void close();  // says goodbye; idempotent
   // What close() heard from another rank and no call has thrown; told once.
   std::string take_error_at_close() { return std::exchange(error_at_close_, {}); }
   std::exception_ptr error() const;  // what has poisoned the group, if anything
@@ -191,7 +181,7 @@ class Group {
     // In place of the caller's memory, where that is not aligned to its elements.
     std::unique_ptr<std::max_align_t[]> aligned;
     std::optional<Execution> execution;
-    std::shared_ptr<Work> work = std::make_shared<Work>();
+    std::shared_ptr<Work> work = make_work();
 
     Run() = default;
     Run(const Run&) = delete;
@@ -229,9 +219,11 @@ class Group {
   // submit.cc: what users submit, and who drives it
   std::unique_ptr<Run> prepare(Call call);
   std::shared_ptr<Transfer> prepare(const Message& message, const std::shared_ptr<Work>& work);
-  bool submit(std::unique_ptr<Run> run);
-  bool submit(std::shared_ptr<Transfer> transfer);
+  enum class Waited : uint8_t { yes, no };  // whether the caller blocks in the call
+  bool submit(std::unique_ptr<Run> run, Waited waited);
+  bool submit(std::shared_ptr<Transfer> transfer, Waited waited);
   void number(Run& run);
+  void check_admission(Waited waited);
   bool admit();
   void finish(Work& work, bool driving);
   std::shared_ptr<Work> begin(Call call);
@@ -298,6 +290,7 @@ class Group {
   void count_traffic(Channels& channels);
   void enqueue(std::unique_ptr<Run> run);
   void accept_pending();
+  void end_hopeless_receives();
   void sleep();
   bool waits_for_device() const;
   void check_signals() const;
@@ -325,7 +318,7 @@ class Group {
 
   GroupConfig config_;
   Topology topology_;
-  const unsigned fork_depth_;
+  const Origin origin_;
   ControlLinks control_;  // owned by the driving thread, but for broadcast in fail()
   std::shared_ptr<Arena> arena_;
   Doorbells bells_;
@@ -383,10 +376,15 @@ class Group {
   // thread that finds none drives no more.
   std::atomic<size_t> in_flight_{0};
   std::atomic<bool> closing_{false};    // set under the mutex
+  std::atomic<bool> draining_{false};   // stands alone
   std::atomic<size_t> num_pending_{0};  // of runs and transfers, for a look without the lock
   std::atomic<size_t> num_in_use_{0};   // of in_use_, for a look without the lock
   std::atomic<uint64_t> shared_bytes_{0};
   std::atomic<uint64_t> network_bytes_{0};
 };
+
+inline std::shared_ptr<Group> make_group(GroupConfig config, Wiring wiring) {
+  return make_kept_from_children<Group>(std::move(config), std::move(wiring));
+}
 
 }  // namespace hier

@@ -41,6 +41,7 @@ bool same_but_for_place(const Call& a, const Call& b) {
 }  // namespace
 
 std::string Group::choose(Collective collective, size_t bytes) const {
+  check_member();
   const std::lock_guard lock(mutex_);
   for (const Choice& choice : choices_) {
     if (choice.collective == collective && bytes <= choice.max_bytes) return choice.algorithm;
@@ -262,6 +263,7 @@ const Schedule& Group::schedule(Collective collective, const std::string& algori
 }
 
 void Group::add_schedule(const std::string& name, Collective collective, Schedule schedule) {
+  check_member();
   if (const std::string wrong = check(schedule, collective); !wrong.empty()) {
     throw UsageError("schedule '" + name + "' is no " + name_of(collective) + ": " + wrong);
   }

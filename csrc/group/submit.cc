@@ -1,5 +1,6 @@
 // Submitting collectives and messages, and who drives them: a caller that blocks, or the worker.
 #include <algorithm>
+#include <system_error>
 #include <utility>
 
 #include "base/error.h"
@@ -70,10 +71,25 @@ std::shared_ptr<Transfer> Group::prepare(const Message& m, const std::shared_ptr
   return transfer;
 }
 
-// mutex_ is held. True if the caller is to drive, for nobody does.
-bool Group::admit() {
+// mutex_ is held. What nobody waits in needs the worker, and so does what another thread drives: it
+// may end its own call first. Where the system has no thread for it, the call is refused here, with
+// nothing queued that nobody would drive.
+void Group::check_admission(Waited waited) {
   if (error_) throw_failure();
   if (closing_) throw AbortedError("the group is closed: make a new one");
+  if (worker_.joinable() || (waited == Waited::yes && !driven_)) return;
+  try {
+    worker_ = std::thread([this] { worker_main(); });
+  } catch (const std::system_error& error) {
+    throw SystemError(error.code().value(),
+                      "rank " + std::to_string(topology_.rank) +
+                          " cannot start the thread that asynchronous calls need (raise ulimit -u, "
+                          "or the container's limit of pids)");
+  }
+}
+
+// mutex_ is held. True if the caller is to drive, for nobody does.
+bool Group::admit() {
   ++in_flight_;
   return !std::exchange(driven_, true);
 }
@@ -85,25 +101,26 @@ void Group::number(Run& run) {
   run.digest = history_hash_ = run.header.hash(history_hash_);
 }
 
-bool Group::submit(std::unique_ptr<Run> run) {
+bool Group::submit(std::unique_ptr<Run> run, Waited waited) {
   const std::lock_guard lock(mutex_);
-  const bool driving = admit();
+  check_admission(waited);
+  // If nobody drives, nothing is pending, and the lanes are this thread's. Room first: where there
+  // is no memory, the call has neither a number nor a driver.
+  auto& queue = driven_ ? pending_ : lanes_[next_run_ % lanes_.size()].runs;
+  queue.emplace_back();
   number(*run);
-  if (driving) {  // so nothing is pending, and the lanes are this thread's
-    enqueue(std::move(run));
-  } else {
-    pending_.push_back(std::move(run));
-    num_pending_.fetch_add(1, std::memory_order_release);
-  }
+  queue.back() = std::move(run);
+  const bool driving = admit();
+  if (!driving) num_pending_.fetch_add(1, std::memory_order_release);
   return driving;
 }
 
-bool Group::submit(std::shared_ptr<Transfer> transfer) {
+bool Group::submit(std::shared_ptr<Transfer> transfer, Waited waited) {
   const std::lock_guard lock(mutex_);
-  const bool driving = admit();
+  check_admission(waited);
   pending_transfers_.push_back(std::move(transfer));
   num_pending_.fetch_add(1, std::memory_order_release);
-  return driving;
+  return admit();
 }
 
 // Blocks until the work has ended, and throws its error.
@@ -119,6 +136,7 @@ void Group::finish(Work& work, bool driving) {
   } catch (const Error&) {
     throw;
   } catch (...) {  // a signal's exception: the other ranks must not wait for us
+    if (inherited()) throw;
     abort("rank " + std::to_string(topology_.rank) + " was interrupted");
     while (!work.done()) std::this_thread::yield();  // who drives may be in the caller's buffer
     throw;
@@ -134,7 +152,7 @@ void Group::run(Call call) {
   auto run = prepare(std::move(call));
   if (topology_.world_size == 1) return;
   const auto work = run->work;
-  finish(*work, submit(std::move(run)));
+  finish(*work, submit(std::move(run), Waited::yes));
 }
 
 std::shared_ptr<Work> Group::start(Call call) {
@@ -146,11 +164,16 @@ std::shared_ptr<Work> Group::start(Call call) {
 }
 
 std::shared_ptr<Work> Group::begin(Call call) {
+  if (call.device && topology_.world_size > 1) {
+    check_member();
+    const std::lock_guard lock(mutex_);
+    check_admission(Waited::no);  // before anything is on the device's streams
+  }
   auto run = call.device ? prepare_on_device(std::move(call)) : prepare(std::move(call));
   const auto work = run->work;
   if (topology_.world_size == 1) {
     work->finish(nullptr);
-  } else if (submit(std::move(run))) {
+  } else if (submit(std::move(run), Waited::no)) {
     stop_driving();
   } else {
     wake();
@@ -159,15 +182,15 @@ std::shared_ptr<Work> Group::begin(Call call) {
 }
 
 std::shared_ptr<Work> Group::run(const Message& message) {
-  auto work = std::make_shared<Work>();
-  finish(*work, submit(prepare(message, work)));
+  auto work = make_work();
+  finish(*work, submit(prepare(message, work), Waited::yes));
   return work;
 }
 
 // What can be moved at once is, in the caller's thread: a small message needs no hand-off.
 std::shared_ptr<Work> Group::start(const Message& message) {
-  auto work = std::make_shared<Work>();
-  if (!submit(prepare(message, work))) {
+  auto work = make_work();
+  if (!submit(prepare(message, work), Waited::no)) {
     wake();
     return work;
   }
@@ -189,6 +212,7 @@ bool Group::take_over() {
 }
 
 bool Group::wait(Work& work, double seconds) {
+  check_member();
   if (work.device()) {  // the stream waits, not the thread
     if (const auto error = work.error()) std::rethrow_exception(error);
     work.device()->join();
@@ -206,23 +230,35 @@ bool Group::wait(Work& work, double seconds) {
 
 // Everything has a deadline of its own, so this ends.
 void Group::drain() {
+  check_member();
+  draining_.store(true, std::memory_order_relaxed);
+  wake();
   constexpr auto kSlice = std::chrono::milliseconds(50);
   std::unique_lock lock(mutex_);
   while (!driving_cv_.wait_for(lock, kSlice, [this] { return !driven_; })) {
     lock.unlock();
     check_interrupts();
+    check_member();  // a handler may fork
     lock.lock();
+  }
+  if (error_ || closing_ || topology_.world_size == 1) return;
+  driven_ = true;
+  lock.unlock();
+  try {  // nothing is in flight, and the others are told that nothing more comes
+    drive([turns = 0]() mutable { return turns++ > 0; }, Driver::waiter);
+  } catch (const Error&) {
+    // Whom it concerns learns it from the end of the connection.
   }
 }
 
-// Leaves what is in flight to the worker.
+// Leaves what is in flight to the worker, which exists if anything is: see check_admission().
 void Group::stop_driving() {
+  if (inherited()) return;
   const std::lock_guard lock(mutex_);
   driven_ = handed_over_ = in_flight_ > 0;
   if (handed_over_) {
     handed_over_at_ = Clock::now();
     ++hand_overs_;
-    if (!worker_.joinable()) worker_ = std::thread([this] { worker_main(); });
   } else {
     driving_cv_.notify_all();
   }

@@ -297,7 +297,6 @@ std::exception_ptr Group::cause_of(const BrokenStream& broken) {
 }
 
 void Group::fail(std::exception_ptr error) {
-  if (fork_depth_ != fork_depth()) return;  // a forked child must not write to its own descriptors
   const ControlFrame frame = frame_from(error, topology_.rank);
   {
     const std::lock_guard lock(mutex_);
@@ -310,7 +309,8 @@ void Group::fail(std::exception_ptr error) {
 }
 
 void Group::end_all(std::exception_ptr error) {
-  fail(error);  // from here on nothing more is admitted
+  if (inherited()) return;  // a signal handler has forked: all of this is the parent's
+  fail(error);              // from here on nothing more is admitted
   std::vector<std::shared_ptr<Work>> works;
   for (Lane& lane : lanes_) {
     for (const auto& run : lane.runs) works.push_back(run->work);

@@ -1,6 +1,8 @@
 // Waiting for a collective, in slices so that signals are seen.
 #include "group/work.h"
 
+#include <thread>
+
 #include "base/clock.h"
 
 namespace hier {
@@ -12,7 +14,19 @@ std::function<void()>& interrupt_check() {
   return *check;
 }
 
+std::atomic<bool> exiting{false};  // release, after the thread's id; acquire
+std::thread::id exiting_thread;
+
 }  // namespace
+
+void set_exiting() {
+  exiting_thread = std::this_thread::get_id();
+  exiting.store(true, std::memory_order_release);
+}
+
+bool exiting_elsewhere() {
+  return exiting.load(std::memory_order_acquire) && exiting_thread != std::this_thread::get_id();
+}
 
 void set_interrupt_check(std::function<void()> check) { interrupt_check() = std::move(check); }
 
@@ -21,6 +35,7 @@ void check_interrupts() {
 }
 
 bool Work::wait(double seconds) {
+  check_member();
   const auto deadline = after(seconds < 0 ? 1e9 : seconds);
   constexpr auto kSlice = std::chrono::milliseconds(50);
   std::unique_lock lock(mutex_);
@@ -31,6 +46,7 @@ bool Work::wait(double seconds) {
     if (done_) break;
     lock.unlock();
     check_interrupts();
+    check_member();  // a signal's handler may fork
     lock.lock();
   }
   if (error_) std::rethrow_exception(error_);
@@ -40,11 +56,13 @@ bool Work::wait(double seconds) {
 std::exception_ptr Work::error() const { return done() ? error_ : nullptr; }
 
 int Work::source() const {
+  check_member();
   const std::lock_guard lock(mutex_);
   return source_;
 }
 
 int Work::tag() const {
+  check_member();
   const std::lock_guard lock(mutex_);
   return tag_;
 }

@@ -9,6 +9,7 @@
 #include <mutex>
 #include <vector>
 
+#include "base/fork.h"
 #include "device/stage.h"
 
 namespace hier {
@@ -18,8 +19,13 @@ namespace hier {
 void set_interrupt_check(std::function<void()> check);
 void check_interrupts();
 
+// The process is about to exit: set by the thread that ends it, before it closes groups.
+void set_exiting();
+bool exiting_elsewhere();  // and this is another thread
+
 class Work {
  public:
+  void check_member() const { origin_.check(); }  // throws UsageError in a forked child
   // Waits until the collective has ended and rethrows its error. False if `seconds` passed first;
   // a negative value waits without limit of its own (the collective has a deadline).
   bool wait(double seconds = -1);
@@ -42,6 +48,7 @@ class Work {
   void set_matched(int source, int tag);  // by the group, before finish
 
  private:
+  const Origin origin_;
   mutable std::mutex mutex_;  // guards everything below
   std::condition_variable ended_;
   std::atomic<bool> done_{false};  // set under the mutex; the rest is constant then
@@ -50,5 +57,7 @@ class Work {
   std::vector<std::function<void()>> callbacks_;
   std::shared_ptr<const DeviceStage> device_;  // constant once the work is handed out
 };
+
+inline std::shared_ptr<Work> make_work() { return make_kept_from_children<Work>(); }
 
 }  // namespace hier

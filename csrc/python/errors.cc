@@ -1,4 +1,6 @@
 // Raises the core's errors as the classes of allreduce.errors.
+#include <unistd.h>
+
 #include <string_view>
 
 #include "base/error.h"
@@ -48,17 +50,20 @@ void translate(std::exception_ptr pointer) {
   }
 }
 
-// Ctrl-C works inside a collective: Python's signal handlers run while a caller waits.
+// Ctrl-C works inside a collective: Python's signal handlers run while a caller waits. They run in
+// the main thread alone; any other must not ask for the lock here, for the interpreter may be gone.
 void raise_signals() {
+  if (::gettid() != ::getpid()) return;
   const py::gil_scoped_acquire gil;
   if (PyErr_CheckSignals() != 0) throw py::error_already_set();
 }
 
 }  // namespace
 
-void register_errors(py::module_&) {
+void register_errors(py::module_& m) {
   py::register_exception_translator(&translate);
   set_interrupt_check(&raise_signals);
+  m.def("set_exiting", &set_exiting);
 }
 
 }  // namespace hier

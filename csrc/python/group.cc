@@ -11,6 +11,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "python/register.h"
+#include "python/without_gil.h"
 
 namespace py = pybind11;
 
@@ -117,7 +118,7 @@ bool allreduce(Group& self, const py::handle& x, const std::string& op,
                const std::string& algorithm, double timeout) {
   auto call = allreduce_of(x, op, algorithm, timeout);
   if (!call) return false;
-  const py::gil_scoped_release nogil;
+  const WithoutGil nogil;
   self.run(std::move(*call));
   return true;
 }
@@ -127,7 +128,7 @@ std::vector<double> time_allreduce(Group& self, const py::handle& x, const std::
                                    const std::string& algorithm, size_t calls) {
   const auto call = allreduce_of(x, op, algorithm, -1);
   if (!call) throw UsageError("time_allreduce takes a contiguous, writable NumPy array");
-  const py::gil_scoped_release nogil;
+  const WithoutGil nogil;
   std::vector<double> seconds;
   seconds.reserve(calls);
   for (size_t i = 0; i < calls; ++i) {
@@ -142,6 +143,7 @@ void register_work(py::module_& m) {
   py::class_<Work, std::shared_ptr<Work>>(m, "Work")
       .def("done",
            [](const Work& self) {
+             self.check_member();
              return self.done() && (!self.device() || self.error() || self.device()->finished());
            })
       .def_property_readonly("source", &Work::source)
@@ -164,7 +166,7 @@ auto call(Group& self, Collective collective, uintptr_t address, size_t count,
   Call made =
       make_call(collective, address, count, dtype, op, root, algorithm, timeout, name_hash,
                 std::move(bounds), input, input_count, std::move(input_bounds), device, shape);
-  const py::gil_scoped_release nogil;
+  const WithoutGil nogil;
   return Method(self, std::move(made));
 }
 
@@ -172,7 +174,7 @@ std::shared_ptr<Work> transfer(Group& self, bool send, int peer, int tag, uintpt
                                size_t count, const std::string& dtype, double timeout, bool wait) {
   const Message message{
       send, peer, tag, reinterpret_cast<void*>(address), count, parse_dtype(dtype), timeout};
-  const py::gil_scoped_release nogil;
+  const WithoutGil nogil;
   return wait ? self.run(message) : self.start(message);
 }
 
@@ -219,7 +221,7 @@ void define_init(GroupClass& group) {
         config.dead_after = dead_after;
         config.hosts = std::move(hosts);
         Wiring wiring = take(config, control, data, arena, doorbells);
-        return std::make_shared<Group>(std::move(config), std::move(wiring));
+        return make_group(std::move(config), std::move(wiring));
       }),
       py::kw_only(), py::arg("rank"), py::arg("node_of_rank"), py::arg("group_id"),
       py::arg("generation"), py::arg("lanes"), py::arg("timeout"), py::arg("hierarchical"),
@@ -240,8 +242,7 @@ void register_group(py::module_& m) {
   define_init(group);
   define_calls(group);
   group.def("choose", &Group::choose)
-      .def("wait", &Group::wait, py::arg("work"), py::arg("timeout"),
-           py::call_guard<py::gil_scoped_release>())
+      .def("wait", &Group::wait, py::arg("work"), py::arg("timeout"), py::call_guard<WithoutGil>())
       .def("set_choices",
            [](Group& self, const std::vector<std::tuple<Collective, size_t, std::string>>& rows) {
              std::vector<Choice> choices;
@@ -255,10 +256,11 @@ void register_group(py::module_& m) {
           [](Group& self, uintptr_t address, size_t bytes) {
             self.settle(std::array{Span::of(reinterpret_cast<const void*>(address), bytes, true)});
           },
-          py::call_guard<py::gil_scoped_release>())
+          py::call_guard<WithoutGil>())
       .def("add_schedule", &Group::add_schedule)
       .def("set_timeout", &Group::set_timeout)
       .def_property_readonly("timeout", &Group::timeout)
+      .def_property_readonly("inherited", &Group::inherited)
       .def("add_symmetric",
            [](Group& self, int fd, size_t bytes) {
              auto mapping = self.add_symmetric(fd, bytes);
@@ -275,8 +277,8 @@ void register_group(py::module_& m) {
              const Traffic t = self.traffic();
              return std::pair(t.shared_memory_bytes, t.network_bytes);
            })
-      .def("abort", &Group::abort, py::call_guard<py::gil_scoped_release>())
-      .def("close", &Group::close, py::call_guard<py::gil_scoped_release>())
+      .def("abort", &Group::abort, py::call_guard<WithoutGil>())
+      .def("close", &Group::close, py::call_guard<WithoutGil>())
       .def("take_error_at_close", &Group::take_error_at_close)
       .def("capsule", [](const std::shared_ptr<Group>& self) {
         return py::capsule(new std::shared_ptr<Group>(self), "hier::Group", [](void* pointer) {

@@ -60,6 +60,7 @@ class Backend final : public DeviceBackend {
   }
 
   void shutdown() override {
+    if (group_->inherited()) return;  // a forked child is no member
     const WithoutGil nogil;
     group_->drain();  // works outlive their group
     group_->close();
@@ -293,6 +294,7 @@ class Backend final : public DeviceBackend {
   }
 
   void monitoredBarrier(const c10d::BarrierOptions& options, bool wait_all_ranks) override {
+    group_->check_member();  // the store's connection is the parent's, too
     const WithoutGil nogil;
     const bool unset = options.timeout < kNoTimeout;
     monitored_barrier_.run(unset ? options_->timeout : options.timeout, wait_all_ranks);

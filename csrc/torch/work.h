@@ -2,9 +2,12 @@
 //
 // A blocking call runs in its caller's thread. An asynchronous one runs on the group's worker,
 // which touches no tensor and no Python object: whoever waits, or else a thread of a pool, copies
-// results back, and the pool completes the future. Its callbacks may therefore wait for other
-// collectives.
+// results back and completes the future. Its callbacks run there, with no call of the group on the
+// stack, and may therefore wait for other collectives. Once wait() has returned, or isCompleted()
+// has said so, the future is complete.
 #pragma once
+
+#include <unistd.h>
 
 #include <ATen/ATen.h>
 #include <ATen/ThreadLocalState.h>
@@ -13,6 +16,7 @@
 #include <torch/csrc/utils/pybind.h>
 #include <torch/csrc/distributed/c10d/Work.hpp>
 
+#include <atomic>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -22,6 +26,7 @@
 #include <vector>
 
 #include "base/floating_point.h"
+#include "base/fork.h"
 #include "torch/batch.h"
 #include "torch/device.h"
 #include "torch/errors.h"
@@ -35,15 +40,18 @@ using Future = c10::ivalue::Future;
 using c10d::OpType;
 
 inline Pool& pool() {
-  static auto* pool = new Pool;  // never destroyed: its threads may outlive main
-  return *pool;
+  static PerProcess<Pool> pool;  // a forked child has none of its parent's threads
+  return pool.get();
 }
 
 // Nobody waits with the GIL. c10d's bindings have released it already; other callers may not have.
+// While the process exits, a thread does not come back to c10d's bindings: they would ask for the
+// GIL of an interpreter that ends, and the process would with SIGABRT.
 class WithoutGil {
  public:
   WithoutGil() : saved_(Py_IsInitialized() && PyGILState_Check() ? PyEval_SaveThread() : nullptr) {}
   ~WithoutGil() {
+    while (exiting_elsewhere()) ::pause();
     if (saved_) PyEval_RestoreThread(saved_);
   }
   WithoutGil(const WithoutGil&) = delete;
@@ -127,14 +135,15 @@ class TorchWork final : public c10d::Work {
     } catch (...) {
       error = std::current_exception();
     }
-    completed_ = delivered_ = true;
     finish(error);
+    completed_.store(true, std::memory_order_release);
     if (error) std::rethrow_exception(error);
   }
 
   void start(const std::shared_ptr<Group>& group, double timeout) {
     const WithoutGil nogil;
     state_.emplace();
+    pool().prepare();
     auto self = c10::intrusive_ptr<TorchWork>::unsafe_reclaim_from_nonowning(this);
     const auto spans = std::move(operation_->spans);  // none: it is a message
     if (!spans.empty()) operation_->make_use();
@@ -143,7 +152,7 @@ class TorchWork final : public c10d::Work {
     operation_->batch.start(group, timeout, [self, starter = std::this_thread::get_id()]() mutable {
       // What ends here and now, as a small send does, has no callbacks yet.
       if (std::this_thread::get_id() == starter && self->starting_) return self->deliver();
-      if (waited_for_ == self.get() && self->deliver_to_waiter()) return;
+      if (Waiting::takes(self.get())) return;
       pool().push([self = std::move(self)] { self->deliver(); });
     });
     starting_ = false;
@@ -156,6 +165,7 @@ class TorchWork final : public c10d::Work {
   void start_on_device(const std::shared_ptr<Group>& group, double timeout) {
     const WithoutGil nogil;
     const Side& side = *operation_->side;
+    pool().prepare();
     auto self = c10::intrusive_ptr<TorchWork>::unsafe_reclaim_from_nonowning(this);
     operation_->make_use();
     operation_->batch.start(group, timeout, [self]() mutable {
@@ -179,18 +189,24 @@ class TorchWork final : public c10d::Work {
   }
 
   bool wait(Milliseconds timeout) override {
+    origin_.check();
     const WithoutGil nogil;
     if (ready_) {
       if (const auto error = operation_->batch.error()) std::rethrow_exception(error);
       ready_->block(operation_->side->current());
       return true;
     }
-    const Waiting here(this);
-    if (!operation_->batch.wait(timeout > kNoTimeout ? Seconds(timeout).count() : -1)) {
-      throw Timeout(std::string(operation_->title) + ": not ended after " +
-                    std::to_string(timeout.count()) + " ms of Work.wait; it goes on");
+    {
+      Waiting here(this);
+      if (!operation_->batch.wait(timeout > kNoTimeout ? Seconds(timeout).count() : -1)) {
+        throw Timeout(std::string(operation_->title) + ": not ended after " +
+                      std::to_string(timeout.count()) + " ms of Work.wait; it goes on");
+      }
+      here.ends_well();
     }
-    complete();
+    deliver();
+    // Another thread may be about to complete it.
+    if (const auto future = requested_future()) future->wait();
     if (const auto error = exception()) std::rethrow_exception(error);
     return true;
   }
@@ -198,21 +214,37 @@ class TorchWork final : public c10d::Work {
   void synchronize() override { wait(kNoTimeout); }
 
   bool isCompleted() override {
+    origin_.check();
     if (!operation_->batch.done()) return false;
     if (ready_) return operation_->batch.error() || ready_->query();
     complete();
-    return true;
+    const auto future = requested_future();
+    return !future || future->completed();
   }
 
   Tensors result() override { return operation_->outputs; }
   uint64_t getSequencenumber() const override { return sequence_; }
-  int sourceRank() const override { return operation_->batch.source(); }
+  int sourceRank() const override {
+    origin_.check();
+    return operation_->batch.source();
+  }
+  bool isSuccess() const override {
+    origin_.check();
+    return Work::isSuccess();
+  }
+  std::exception_ptr exception() const override {
+    origin_.check();
+    return Work::exception();
+  }
 
   c10::intrusive_ptr<Future> getFuture() override {
+    origin_.check();
+    if (!ready_ && operation_->batch.done()) complete();
     const std::lock_guard lock(future_mutex_);
     if (!future_) {
       future_ = c10::make_intrusive<Future>(c10::ListType::create(c10::TensorType::get()));
-      if (delivered_) settle(*future_);  // it has no callbacks yet
+      settled_ = completed_.load(std::memory_order_acquire);
+      if (settled_) settle(*future_);  // it has no callbacks yet
     }
     return future_;
   }
@@ -229,8 +261,7 @@ class TorchWork final : public c10d::Work {
   // Copies results back and records the outcome. Whoever comes first does it, the others wait.
   void complete() {
     const std::lock_guard lock(complete_mutex_);
-    if (completed_) return;
-    completed_ = true;
+    if (completed_.load(std::memory_order_relaxed)) return;
     auto error = operation_->batch.error();
     try {
       if (!error) copy_back();
@@ -239,27 +270,25 @@ class TorchWork final : public c10d::Work {
     }
     if (operation_->use) operation_->use->set_delivered();
     finish(error);
+    completed_.store(true, std::memory_order_release);
   }
 
-  // In wait() of this very work, whose thread has driven it: false if a future has been asked for,
-  // whose callbacks may wait for other collectives.
-  bool deliver_to_waiter() {
-    complete();
+  c10::intrusive_ptr<Future> requested_future() {
     const std::lock_guard lock(future_mutex_);
-    return delivered_ = !future_;
+    return future_;
   }
 
+  // Of a call that has ended: completes the future that has been asked for, unless another thread
+  // has taken that upon itself, and runs its callbacks. One that is asked for later is complete.
   void deliver() {
-    const at::ThreadLocalStateGuard as_in_caller(*state_);
     complete();
-    c10::intrusive_ptr<Future> future;
     {
       const std::lock_guard lock(future_mutex_);
-      delivered_ = true;
-      future = future_;
+      if (!future_ || std::exchange(settled_, true)) return;
     }
+    const at::ThreadLocalStateGuard as_in_caller(*state_);
     try {
-      if (future) settle(*future);
+      settle(*future_);
     } catch (const std::exception& e) {
       TORCH_WARN("a callback of the future of ", operation_->title, " failed: ", e.what());
     }
@@ -276,18 +305,34 @@ class TorchWork final : public c10d::Work {
     future.markCompleted(c10::IValue(operation_->outputs));
   }
 
-  inline static thread_local const TorchWork* waited_for_ = nullptr;  // by this thread, in wait()
+  // A thread that waits for a work and may drive it to its end meanwhile. It then delivers the work
+  // itself, after the wait: no thread of the pool is roused, and no callback runs while it drives.
   class Waiting {
    public:
-    explicit Waiting(const TorchWork* work) : outer_(std::exchange(waited_for_, work)) {}
-    ~Waiting() { waited_for_ = outer_; }
+    explicit Waiting(TorchWork* work) : work_(work), outer_(std::exchange(innermost_, this)) {}
+    ~Waiting() {
+      innermost_ = outer_;
+      if (!ended_) return;  // a signal has broken the wait off just then
+      auto work = c10::intrusive_ptr<TorchWork>::unsafe_reclaim_from_nonowning(work_);
+      pool().push([work = std::move(work)] { work->deliver(); });
+    }
     Waiting(const Waiting&) = delete;
     Waiting& operator=(const Waiting&) = delete;
 
+    static bool takes(const TorchWork* work) {
+      if (!innermost_ || innermost_->work_ != work) return false;
+      return innermost_->ended_ = true;
+    }
+    void ends_well() { ended_ = false; }
+
    private:
-    const TorchWork* const outer_;
+    inline static thread_local Waiting* innermost_ = nullptr;
+    TorchWork* const work_;
+    Waiting* const outer_;
+    bool ended_ = false;
   };
 
+  const Origin origin_;
   const int size_;
   std::unique_ptr<Operation> operation_;  // keeps inputs, outputs and buffers alive
   const uint64_t sequence_;
@@ -295,10 +340,10 @@ class TorchWork final : public c10d::Work {
   bool starting_ = false;                      // touched by the thread that starts it
   std::optional<at::ThreadLocalState> state_;  // the caller's, for callbacks
   std::mutex complete_mutex_;                  // held while results are copied back
-  bool completed_ = false;                     // guarded by complete_mutex_
+  std::atomic<bool> completed_{false};         // the outcome is recorded; release, acquire
   std::mutex future_mutex_;                    // guards the next two
-  c10::intrusive_ptr<Future> future_;
-  bool delivered_ = false;
+  c10::intrusive_ptr<Future> future_;          // set once
+  bool settled_ = false;                       // a thread completes the future, or has done so
 };
 
 }  // namespace hier::torch_backend

@@ -51,10 +51,12 @@ def main(program: dict[str, Callable[[], None]]) -> None:
     dist.destroy_process_group()
 
 
-def raises(kind: type[BaseException], call: Callable[[], object]) -> str:
+def raises(
+    kind: type[BaseException] | tuple[type[BaseException], ...], call: Callable[[], object]
+) -> str:
     """The message of the error of this kind that `call` raises."""
     try:
         call()
     except kind as error:
         return str(error)
-    raise AssertionError(f"no {kind.__name__}")
+    raise AssertionError(f"no {kind}")

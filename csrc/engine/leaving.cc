@@ -1,0 +1,38 @@
+// Messages when ranks leave in order: which receives are hopeless then.
+#include <algorithm>
+#include <utility>
+
+#include "engine/messages.h"
+
+namespace hier {
+
+bool Messages::say_last() {
+  if (std::exchange(said_last_, true)) return false;
+  for (Peer& peer : peers_) {
+    if (peer.channel && !peer.ended) {
+      push(peer, header_of(MessageHeader::Type::last, peer));
+    }
+  }
+  return true;
+}
+
+bool Messages::hopeless(const Transfer& receive) const {
+  const auto silent = [](const Peer& peer) { return !peer.channel || peer.last || peer.ended; };
+  if (receive.peer != kAnySource) return silent(peers_[receive.peer]);
+  return std::all_of(peers_.begin(), peers_.end(), silent);
+}
+
+std::list<std::shared_ptr<Transfer>> Messages::take_hopeless() {
+  std::list<std::shared_ptr<Transfer>> taken;
+  for (auto it = posted_.begin(); it != posted_.end();) {
+    const auto next = std::next(it);
+    if (hopeless(**it)) {
+      unfinished_.erase((*it)->place);
+      taken.splice(taken.end(), posted_, it);
+    }
+    it = next;
+  }
+  return taken;
+}
+
+}  // namespace hier
