@@ -45,12 +45,14 @@ def set_up(comm: Communicator, runtime: _C.DeviceRuntime, device: int) -> str:
         if not wished:
             continue
         reason, stage = make(comm, runtime, device)
-        failed = np.flatnonzero(comm.allgather(np.array([stage is None])))
+        bad = reason is not None or stage is None
+        failed = np.flatnonzero(comm.allgather(np.array([bad])))
         if not failed.size and stage is not None:
             comm._group.set_device_stage(stage)
             if comm.tuning is not None:  # else nothing is to be measured
                 tune_host_path(comm, runtime, device)
             return name
+        stage = None  # on all ranks at once: each waits for the others to let go of its memory
         reasons.append(f"{name}: {reason or f'not on rank {failed[0]}'}")
     text = "; ".join(reasons) or "another rank asks for it"
     log.warning("rank %d: GPU buffers are summed by the host: %s", comm.rank, text)
@@ -77,18 +79,18 @@ def _peers(
     if peers is None:
         return reason, None
     reason, _ = _try(lambda: peers.open([handles[r].tobytes() for r in _neighbours(comm)]))
-    return reason, peers if reason is None else None
+    return reason, peers
 
 
 def _by_nccl(
     comm: Communicator, runtime: _C.DeviceRuntime, device: int
 ) -> tuple[str | None, _C.DeviceLocalStage | None]:
     reason, library = _try(_nccl.library)
-    ids = b""
+    unique_id = b""
     if library is not None and comm.local_rank == 0:
-        reason, made = _try(lambda: _C.nccl_unique_id(library) + _C.nccl_unique_id(library))
-        ids = made or b""
-    rows = comm.allgather(_row(ids, 2 * _ID_BYTES))
+        reason, made = _try(lambda: _C.nccl_unique_id(library))
+        unique_id = made or b""
+    rows = comm.allgather(_row(unique_id, _ID_BYTES))
     first = rows[_neighbours(comm)[0]]
     # Nobody may join whom a neighbour will not.
     ready = comm.allgather(np.array([library is not None and bool(first.any())]))
@@ -101,7 +103,7 @@ def _by_nccl(
             device=device,
             local_size=comm.local_size,
             local_rank=comm.local_rank,
-            ids=first.tobytes(),
+            unique_id=first.tobytes(),
             timeout=comm._group.timeout,
         )
     )

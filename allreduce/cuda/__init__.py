@@ -175,7 +175,7 @@ def info() -> CudaInfo:
     if not isinstance(module, str) and reason is None:
         try:
             devices = _devices(module)
-            memory_operations = module.runtime().chaining == "stream memory operations"
+            memory_operations = module.has_memory_operations()
         except RuntimeError as error:
             reason = str(error)
     nccl_why_not = nccl if isinstance(nccl, str) else None

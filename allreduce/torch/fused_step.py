@@ -38,7 +38,14 @@ def kernels_on(device: torch.device) -> Any | None:
 class NodeMemory:
     """Flat gradients, flat parameters and signals of each rank of a node, which all ranks map."""
 
-    def __init__(self, comm: Communicator, kernels: Any, device: torch.device, count: int) -> None:
+    def __init__(
+        self,
+        comm: Communicator,
+        kernels: Any,
+        device: torch.device,
+        count: int,
+        importer: np.ndarray[Any, Any],
+    ) -> None:
         self.kernels, self.device, self.count = kernels, device, count
         self._floats = -(-count * _WORD // _ALIGN) * _ALIGN  # bytes of a flat array
         self._nbytes = 2 * self._floats + int(kernels.signals_bytes())
@@ -48,6 +55,7 @@ class NodeMemory:
             local_size=comm.world_size,
             local_rank=comm.rank,
             nbytes=self._nbytes,
+            importer=importer,
         )
 
     def show(self, rank: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -85,9 +93,10 @@ def map_memory(
     if not 2 <= comm.world_size <= _MOST_RANKS:
         return None, f"there are {comm.world_size} ranks, and it takes 2 to {_MOST_RANKS}"
     memory, reason = None, _obstacle(like)
+    importer = comm.symmetric_empty(_C.SharedDeviceMemory.importer_bytes(), "uint8")
     if not reason:
         try:
-            memory = NodeMemory(comm, kernels_on(like.device), like.device, count)
+            memory = NodeMemory(comm, kernels_on(like.device), like.device, count, importer)
         except (Error, OSError) as error:
             reason = str(error)
     mine = np.frombuffer(memory.shared.handle if memory else bytes(64), np.uint8)
@@ -97,8 +106,8 @@ def map_memory(
         try:
             memory.shared.open([handle.tobytes() for handle in handles])
         except (Error, OSError) as error:
-            memory, reason = None, str(error)
-    opened = comm.allgather(np.array([memory is not None])).ravel()
+            reason = str(error)
+    opened = comm.allgather(np.array([memory is not None and not reason])).ravel()
     failed = np.flatnonzero(~(able & opened))
     if memory and not failed.size:
         return memory, ""

@@ -7,12 +7,14 @@
 #include <chrono>
 #include <cstring>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <thread>
 
 #include "base/error.h"
 #include "cuda/device.h"
 #include "cuda/reduce.h"
+#include "device/flag_trial.h"
 
 namespace hier::cuda {
 
@@ -38,6 +40,10 @@ Function* driver_function(const char* name) {
 }
 
 using ValueOperation = CUresult(CUstream, CUdeviceptr, cuuint32_t, unsigned);
+using ContextState = CUresult(CUdevice, unsigned*, int*);
+
+constexpr const char* kWrite = "cuStreamWriteValue32";
+constexpr const char* kWait = "cuStreamWaitValue32";
 
 struct FlagTask {
   Flag* flag;
@@ -60,16 +66,17 @@ class CudaRuntime final : public DeviceRuntime {
  public:
   explicit CudaRuntime(bool callbacks) {
     if (const std::string reason = why_not(); !reason.empty()) throw CudaError(reason);
+    context_state_ = driver_function<ContextState>("cuDevicePrimaryCtxGetState");
     if (callbacks) return;
-    write_value_ = driver_function<ValueOperation>("cuStreamWriteValue32");
-    wait_value_ = driver_function<ValueOperation>("cuStreamWaitValue32");
+    write_value_ = driver_function<ValueOperation>(kWrite);
+    wait_value_ = driver_function<ValueOperation>(kWait);
   }
 
   const char* name() const override { return "cuda"; }
-  const char* chaining() const override {
+  const char* chaining() override {
     return has_memory_operations() ? "stream memory operations" : "host callbacks";
   }
-  bool waits_are_apart() const override { return has_memory_operations(); }
+  bool waits_are_apart() override { return has_memory_operations(); }
 
   int device_of(const void* pointer) override {
     cudaPointerAttributes found{};
@@ -80,11 +87,16 @@ class CudaRuntime final : public DeviceRuntime {
     return found.device;
   }
 
-  int exchange_device(int device) override {
-    int before = 0;
-    check_cuda(cudaGetDevice(&before), "asking for the current GPU");
-    if (before != device) check_cuda(cudaSetDevice(device), "choosing a GPU");
-    return before;
+  int current_device() override {
+    int device = 0;
+    check_cuda(cudaGetDevice(&device), "asking for the current GPU");
+    return device;
+  }
+  void set_device(int device) override { check_cuda(cudaSetDevice(device), "choosing a GPU"); }
+  bool has_context(int device) override {
+    unsigned flags = 0;
+    int active = 0;
+    return !context_state_ || context_state_(device, &flags, &active) != CUDA_SUCCESS || active;
   }
 
   std::byte* allocate_pinned(size_t bytes) override {
@@ -136,7 +148,10 @@ class CudaRuntime final : public DeviceRuntime {
   Stream create_stream(int device) override {
     const CurrentDevice current(*this, device);
     cudaStream_t stream = nullptr;
-    check_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "creating a stream");
+    int least = 0, greatest = 0;  // a reduction must not queue behind the blocks of backprop
+    check_cuda(cudaDeviceGetStreamPriorityRange(&least, &greatest), "asking for priorities");
+    check_cuda(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, greatest),
+               "creating a stream");
     return stream;
   }
   void destroy_stream(Stream stream) noexcept override { (void)cudaStreamDestroy(raw(stream)); }
@@ -178,24 +193,39 @@ class CudaRuntime final : public DeviceRuntime {
     cuda::reduce_many(dtype, op, outs, sources, count, divisor, stream);
   }
   void write_flag(Flag* flag, uint32_t value, Stream stream) override {
-    if (has_memory_operations()) {
-      check_driver(write_value_(raw(stream), address(flag), value, CU_STREAM_WRITE_VALUE_DEFAULT),
-                   "enqueuing a write of a flag");
-    } else {
-      enqueue(write_callback, flag, value, stream);
-    }
+    if (has_memory_operations()) return write_value(flag, value, stream);
+    enqueue(write_callback, flag, value, stream);
   }
   void wait_flag(Flag* flag, uint32_t value, Stream stream) override {
-    if (has_memory_operations()) {
-      check_driver(wait_value_(raw(stream), address(flag), value, CU_STREAM_WAIT_VALUE_GEQ),
-                   "enqueuing a wait for a flag");
-    } else {
-      enqueue(wait_callback, flag, value, stream);
-    }
+    if (has_memory_operations()) return wait_value(flag, value, stream);
+    enqueue(wait_callback, flag, value, stream);
   }
 
  private:
-  bool has_memory_operations() const { return write_value_ && wait_value_; }
+  bool has_memory_operations() {
+    std::call_once(tried_, [this] {
+      if (!write_value_ || !wait_value_) return;
+      const int device = current_device();
+      int same_address = 0;  // of registered memory, on the GPU and here
+      check_cuda(cudaDeviceGetAttribute(&same_address, cudaDevAttrCanUseHostPointerForRegisteredMem,
+                                        device),
+                 "asking for the address of pinned memory");
+      if (!same_address) return;
+      has_memory_operations_ = flags_work(
+          *this, device, [this](Flag* f, uint32_t v, Stream s) { write_value(f, v, s); },
+          [this](Flag* f, uint32_t v, Stream s) { wait_value(f, v, s); });
+    });
+    return has_memory_operations_;
+  }
+
+  void write_value(Flag* flag, uint32_t value, Stream stream) const {
+    check_driver(write_value_(raw(stream), address(flag), value, CU_STREAM_WRITE_VALUE_DEFAULT),
+                 "enqueuing a write of a flag");
+  }
+  void wait_value(Flag* flag, uint32_t value, Stream stream) const {
+    check_driver(wait_value_(raw(stream), address(flag), value, CU_STREAM_WAIT_VALUE_GEQ),
+                 "enqueuing a wait for a flag");
+  }
 
   // Pinned memory is mapped: its address is the same on the GPU.
   static CUdeviceptr address(Flag* flag) { return reinterpret_cast<CUdeviceptr>(flag); }
@@ -222,9 +252,16 @@ class CudaRuntime final : public DeviceRuntime {
 
   ValueOperation* write_value_ = nullptr;
   ValueOperation* wait_value_ = nullptr;
+  ContextState* context_state_ = nullptr;
+  std::once_flag tried_;
+  bool has_memory_operations_ = false;  // written once, by who tries
 };
 
 }  // namespace
+
+bool has_memory_operations() {
+  return driver_function<ValueOperation>(kWrite) && driver_function<ValueOperation>(kWait);
+}
 
 DeviceRuntime& runtime(bool callbacks) {
   if (callbacks) {

@@ -9,4 +9,8 @@ namespace hier::cuda {
 // callbacks: does without stream memory operations, as where the driver lacks them.
 DeviceRuntime& runtime(bool callbacks);
 
+// Whether the driver has stream memory operations; that they work here is known once a group has
+// tried them, which makes a context.
+bool has_memory_operations();
+
 }  // namespace hier::cuda

@@ -4,9 +4,11 @@
 #include <fcntl.h>
 #include <sched.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstdlib>
@@ -17,6 +19,7 @@
 #include <memory>
 #include <mutex>
 #include <new>
+#include <set>
 #include <string>
 #include <thread>
 #include <vector>
@@ -25,6 +28,7 @@
 #include "base/fd.h"
 #include "base/floating_point.h"
 #include "base/mapping.h"
+#include "device/flag_trial.h"
 
 namespace hier {
 
@@ -94,6 +98,13 @@ struct CpuEvent {
   }
 };
 
+std::atomic<uint64_t> enqueued{0};  // by whom does not matter, nor in which order
+
+CpuStream& count_on(DeviceRuntime::Stream stream) {
+  enqueued.fetch_add(1, std::memory_order_relaxed);
+  return CpuStream::of(stream);
+}
+
 using EventPtr = std::shared_ptr<CpuEvent>;  // streams may be on their way to a destroyed event
 
 const EventPtr& event_of(DeviceRuntime::Event event) { return *static_cast<EventPtr*>(event); }
@@ -103,11 +114,10 @@ uint64_t recorded(CpuEvent& event) {
   return event.recorded;
 }
 
-// On the stream itself, or on the one thread of all callbacks, which the stream waits for.
-void push_flag_operation(DeviceRuntime::Stream stream, bool callback, std::function<void()> run) {
-  if (!callback) return CpuStream::of(stream).push(std::move(run));
+// On the one thread of all callbacks, which the stream waits for.
+void push_callback(DeviceRuntime::Stream stream, std::function<void()> run) {
   static auto* callbacks = new CpuStream;  // never destroyed, as the default stream
-  CpuStream::of(stream).push([run = std::move(run)] {
+  count_on(stream).push([run = std::move(run)] {
     std::promise<void> ended;
     callbacks->push([&] {
       run();
@@ -117,13 +127,24 @@ void push_flag_operation(DeviceRuntime::Stream stream, bool callback, std::funct
   });
 }
 
+void await(const DeviceRuntime::Flag& flag, uint32_t value) {
+  constexpr int kYields = 20;
+  for (int tries = 0; !DeviceRuntime::has_reached(flag, value); ++tries) {
+    if (tries < kYields) {
+      ::sched_yield();
+    } else {
+      std::this_thread::sleep_for(std::chrono::microseconds(50));
+    }
+  }
+}
+
 // Device memory that is mapped here: this process's own, with its descriptor, and that of others.
 class SharedMemory {
  public:
-  std::byte* add(std::shared_ptr<SharedMapping> mapping, Fd own) {
+  std::byte* add(std::shared_ptr<SharedMapping> mapping, ino_t file, Fd own) {
     const std::lock_guard lock(mutex_);
     std::byte* data = mapping->data();
-    entries_.push_back({std::move(mapping), std::move(own)});
+    entries_.push_back({std::move(mapping), file, std::move(own)});
     return data;
   }
   void remove(const std::byte* data, bool own) {
@@ -131,16 +152,30 @@ class SharedMemory {
     const auto found = std::find_if(entries_.begin(), entries_.end(), [&](const Entry& entry) {
       return entry.mapping->data() == data && static_cast<bool>(entry.own) == own;
     });
-    if (found != entries_.end()) entries_.erase(found);
+    if (found == entries_.end()) return;
+    const ino_t file = found->file;
+    entries_.erase(found);
+    if (own && std::any_of(entries_.begin(), entries_.end(),
+                           [&](const Entry& entry) { return entry.file == file; })) {
+      ++freed_while_mapped_;
+    }
+  }
+  CpuRuntime::SharedCounts counts() {
+    const std::lock_guard lock(mutex_);
+    const auto owned = std::count_if(entries_.begin(), entries_.end(),
+                                     [](const Entry& entry) { return bool(entry.own); });
+    return {static_cast<int>(owned), freed_while_mapped_};
   }
 
  private:
   struct Entry {
     std::shared_ptr<SharedMapping> mapping;
+    ino_t file;
     Fd own;
   };
-  std::mutex mutex_;  // guards entries_
+  std::mutex mutex_;  // guards what follows
   std::vector<Entry> entries_;
+  int freed_while_mapped_ = 0;
 };
 
 SharedMemory& shared() {
@@ -148,7 +183,46 @@ SharedMemory& shared() {
   return *memory;
 }
 
+ino_t file_of(const Fd& fd) {
+  struct stat status{};
+  check_errno(::fstat(fd.get(), &status), "fstat of device memory");
+  return status.st_ino;
+}
+
+thread_local int current = 0;  // device of this thread
+
+// The devices that this process has a context on.
+class Contexts {
+ public:
+  void add(int device) {
+    const std::lock_guard lock(mutex_);
+    devices_.insert(device);
+  }
+  bool has(int device) {
+    const std::lock_guard lock(mutex_);
+    return devices_.contains(device);
+  }
+
+ private:
+  std::mutex mutex_;  // guards devices_
+  std::set<int> devices_;
+};
+
+Contexts& contexts() {
+  static auto* contexts = new Contexts;
+  return *contexts;
+}
+
 }  // namespace
+
+int CpuRuntime::current_device() { return current; }
+
+void CpuRuntime::set_device(int device) {
+  current = device;
+  contexts().add(device);
+}
+
+bool CpuRuntime::has_context(int device) { return contexts().has(device); }
 
 std::byte* CpuRuntime::allocate_pinned(size_t bytes) {
   const size_t size = (bytes + kPage - 1) / kPage * kPage;
@@ -167,7 +241,8 @@ std::byte* CpuRuntime::allocate_shared(int, size_t bytes, SharedHandle& handle) 
   const int32_t place[] = {::getpid(), fd.get()};
   std::memcpy(handle.data(), place, sizeof place);
   auto mapping = SharedMapping::open(fd.get(), bytes);
-  return shared().add(std::move(mapping), std::move(fd));
+  const ino_t file = file_of(fd);
+  return shared().add(std::move(mapping), file, std::move(fd));
 }
 
 void CpuRuntime::free_shared(std::byte* memory) noexcept { shared().remove(memory, true); }
@@ -177,8 +252,10 @@ std::byte* CpuRuntime::open_shared(int, const SharedHandle& handle) {
   std::memcpy(place, handle.data(), sizeof place);
   const std::string path = "/proc/" + std::to_string(place[0]) + "/fd/" + std::to_string(place[1]);
   const Fd fd(check_errno(::open(path.c_str(), O_RDWR | O_CLOEXEC), "open of device memory"));
-  return shared().add(SharedMapping::open(fd.get(), 0), Fd());
+  return shared().add(SharedMapping::open(fd.get(), 0), file_of(fd), Fd());
 }
+
+CpuRuntime::SharedCounts CpuRuntime::shared_counts() { return shared().counts(); }
 
 void CpuRuntime::close_shared(std::byte* memory) noexcept { shared().remove(memory, false); }
 
@@ -199,7 +276,7 @@ void CpuRuntime::record(Event event, Stream stream) {
     const std::lock_guard lock(shared->mutex);
     number = ++shared->recorded;
   }
-  CpuStream::of(stream).push([shared, number] {
+  count_on(stream).push([shared, number] {
     const std::lock_guard lock(shared->mutex);
     shared->passed = number;
     shared->reached.notify_all();
@@ -208,7 +285,7 @@ void CpuRuntime::record(Event event, Stream stream) {
 
 void CpuRuntime::wait(Stream stream, Event event) {
   const EventPtr& shared = event_of(event);
-  CpuStream::of(stream).push([shared, number = recorded(*shared)] { shared->await(number); });
+  count_on(stream).push([shared, number = recorded(*shared)] { shared->await(number); });
 }
 
 bool CpuRuntime::finished(Event event) {
@@ -223,7 +300,7 @@ void CpuRuntime::synchronize(Event event) {
 }
 
 void CpuRuntime::copy(void* to, const void* from, size_t bytes, Stream stream) {
-  CpuStream::of(stream).push([=] { std::memcpy(to, from, bytes); });
+  count_on(stream).push([=] { std::memcpy(to, from, bytes); });
 }
 
 void CpuRuntime::reduce_many(DType dtype, ReduceOp op, std::span<void* const> outs,
@@ -231,28 +308,44 @@ void CpuRuntime::reduce_many(DType dtype, ReduceOp op, std::span<void* const> ou
                              Stream stream) {
   const std::vector<void*> to(outs.begin(), outs.end());
   const std::vector<const void*> from(sources.begin(), sources.end());
-  CpuStream::of(stream).push([=] { hier::reduce_many(dtype, op, to, from, count, divisor); });
+  count_on(stream).push([=] { hier::reduce_many(dtype, op, to, from, count, divisor); });
 }
 
+uint64_t CpuRuntime::num_enqueued() { return enqueued.load(std::memory_order_relaxed); }
+
 void CpuRuntime::launch(std::function<void()> kernel, Stream stream) {
-  CpuStream::of(stream).push(std::move(kernel));
+  count_on(stream).push(std::move(kernel));
 }
 
 void CpuRuntime::write_flag(Flag* flag, uint32_t value, Stream stream) {
-  push_flag_operation(stream, callbacks_, [=] { flag->store(value, std::memory_order_release); });
+  if (by_streams()) return write_by_stream(flag, value, stream);
+  push_callback(stream, [=] { flag->store(value, std::memory_order_release); });
 }
 
 void CpuRuntime::wait_flag(Flag* flag, uint32_t value, Stream stream) {
-  push_flag_operation(stream, callbacks_, [=] {
-    constexpr int kYields = 20;
-    for (int tries = 0; !has_reached(*flag, value); ++tries) {
-      if (tries < kYields) {
-        ::sched_yield();
-      } else {
-        std::this_thread::sleep_for(std::chrono::microseconds(50));
-      }
-    }
+  if (by_streams()) return wait_by_stream(flag, value, stream);
+  push_callback(stream, [=] { await(*flag, value); });
+}
+
+bool CpuRuntime::by_streams() {
+  std::call_once(tried_, [this] {
+    if (flags_ == Flags::callbacks) return;
+    by_streams_ = flags_work(
+        *this, current_device(),
+        [this](Flag* flag, uint32_t value, Stream stream) { write_by_stream(flag, value, stream); },
+        [this](Flag* flag, uint32_t value, Stream stream) { wait_by_stream(flag, value, stream); });
   });
+  return by_streams_;
+}
+
+void CpuRuntime::write_by_stream(Flag* flag, uint32_t value, Stream stream) const {
+  if (flags_ == Flags::lost) return;
+  if (flags_ == Flags::refused) throw CudaError("a write of a flag: not supported");
+  count_on(stream).push([=] { flag->store(value, std::memory_order_release); });
+}
+
+void CpuRuntime::wait_by_stream(Flag* flag, uint32_t value, Stream stream) const {
+  count_on(stream).push([=] { await(*flag, value); });
 }
 
 }  // namespace hier

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <functional>
+#include <mutex>
 
 #include "device/runtime.h"
 
@@ -10,15 +11,23 @@ namespace hier {
 
 class CpuRuntime final : public DeviceRuntime {
  public:
-  // With callbacks: flags are handled by one thread for all streams, as by a driver without stream
-  // memory operations.
-  explicit CpuRuntime(bool callbacks) : callbacks_(callbacks) {}
+  // How flags are written and awaited.
+  enum class Flags {
+    atomics,    // by the streams, as by memory operations
+    callbacks,  // by one thread for all streams, as by a driver without memory operations
+    lost,       // as atomics, but what streams write is not seen: a trial finds it
+    refused,    // as atomics, but each throws CudaError
+  };
+  explicit CpuRuntime(Flags flags) : flags_(flags) {}
 
   const char* name() const override { return "cpu"; }
-  const char* chaining() const override { return callbacks_ ? "host callbacks" : "atomics"; }
-  bool waits_are_apart() const override { return !callbacks_; }
+  const char* chaining() override { return by_streams() ? "atomics" : "host callbacks"; }
+  bool waits_are_apart() override { return by_streams(); }
   int device_of(const void*) override { return 0; }
-  int exchange_device(int) override { return 0; }
+  // Contexts are counted alone: the memory is the same everywhere.
+  int current_device() override;
+  void set_device(int device) override;
+  bool has_context(int device) override;
 
   std::byte* allocate_pinned(size_t bytes) override;
   void free_pinned(std::byte* memory) noexcept override;
@@ -31,6 +40,13 @@ class CpuRuntime final : public DeviceRuntime {
   void free_shared(std::byte* memory) noexcept override;
   std::byte* open_shared(int device, const SharedHandle& handle) override;
   void close_shared(std::byte* memory) noexcept override;
+
+  // Shared memory of this process, and how often it was freed while this process mapped it: an
+  // error with CUDA.
+  struct SharedCounts {
+    int owned, freed_while_mapped;
+  };
+  static SharedCounts shared_counts();
 
   Stream create_stream(int device) override;
   void destroy_stream(Stream stream) noexcept override;
@@ -49,11 +65,20 @@ class CpuRuntime final : public DeviceRuntime {
   void write_flag(Flag* flag, uint32_t value, Stream stream) override;
   void wait_flag(Flag* flag, uint32_t value, Stream stream) override;
 
+  // Operations that were enqueued, of all runtimes: with CUDA each is a call of the driver's.
+  static uint64_t num_enqueued();
+
   // Enqueues a function, as a kernel's launch.
   void launch(std::function<void()> kernel, Stream stream);
 
  private:
-  const bool callbacks_;
+  bool by_streams();
+  void write_by_stream(Flag* flag, uint32_t value, Stream stream) const;
+  void wait_by_stream(Flag* flag, uint32_t value, Stream stream) const;
+
+  const Flags flags_;
+  std::once_flag tried_;
+  bool by_streams_ = false;  // written once, by who tries
 };
 
 }  // namespace hier

@@ -47,6 +47,12 @@ class DeviceLocalStage {
                          std::span<const Shard> shards, DType dtype,
                          DeviceRuntime::Stream stream) = 0;
 
+  // Of a whole call, in place of both where the group is one node; false where a stage has no such.
+  virtual bool allreduce(std::byte*, size_t, DType, ReduceOp, int /*divisor*/,
+                         DeviceRuntime::Stream) {
+    return false;
+  }
+
   // Lets all streams that wait in this stage go on, from now on: the group has failed.
   virtual void abandon() noexcept = 0;
 };

@@ -40,7 +40,12 @@ MappedMemory::MappedMemory(DeviceRuntime& runtime, int device, int local_rank,
       importers_(std::move(importers)),
       memory_(importers_.size()) {
   importers_[own_]->process.store(::getpid(), std::memory_order_release);
-  memory_[own_] = runtime_.allocate_shared(device_, bytes, handle_);
+  try {
+    memory_[own_] = runtime_.allocate_shared(device_, bytes, handle_);
+  } catch (...) {
+    importers_[own_]->closed.store(1, std::memory_order_release);
+    throw;
+  }
 }
 
 MappedMemory::~MappedMemory() {

@@ -52,6 +52,9 @@ std::optional<nccl::ReduceOp> operation(ReduceOp op) {
 nccl::Options options(const NcclStageConfig& config) {
   nccl::Options chosen;
   chosen.timeout = config.timeout;
+  chosen.use_gpu = [runtime = config.runtime, device = config.device] {
+    runtime->set_device(device);
+  };
   return chosen;
 }
 
@@ -59,8 +62,8 @@ nccl::Options options(const NcclStageConfig& config) {
 
 NcclStage::NcclStage(const nccl::Library& library, NcclStageConfig config)
     : config_(config),
-      scatter_(library, config.ids[0], config.local_rank, config.local_size, options(config)),
-      gather_(library, config.ids[1], config.local_rank, config.local_size, options(config)) {
+      comm_(library, config.id, config.local_rank, config.local_size, options(config)) {
+  last_ = config_.runtime->create_event(config_.device);
   memory_ = config_.runtime->allocate(config_.device, 2 * kSlots * kSlotBytes);
   for (uint32_t i = 0; i < kSlots; ++i) {
     slots_[i].whole = memory_ + 2 * i * kSlotBytes;
@@ -70,20 +73,14 @@ NcclStage::NcclStage(const nccl::Library& library, NcclStageConfig config)
 }
 
 NcclStage::~NcclStage() {
-  for (const Slot& slot : slots_) {
-    try {
-      config_.runtime->synchronize(slot.gathered);
-    } catch (...) {
-      // A device that has failed: nothing runs on it any more.
-    }
-    config_.runtime->destroy_event(slot.gathered);
-  }
   try {
-    scatter_.close();
-    gather_.close();
+    config_.runtime->synchronize(last_);
+    comm_.close();
   } catch (...) {
-    // The others have gone: the destructors abort what is left.
+    // A device that has failed, on which nothing runs any more; or the others have gone.
   }
+  for (const Slot& slot : slots_) config_.runtime->destroy_event(slot.gathered);
+  config_.runtime->destroy_event(last_);
   config_.runtime->free(memory_);
 }
 
@@ -101,6 +98,23 @@ bool NcclStage::is_even(size_t count, std::span<const Shard> shards) const {
   return shards.front().count * shards.size() == count;
 }
 
+void NcclStage::start(const nccl::Call& call, DeviceRuntime::Stream stream) {
+  const CurrentDevice current(*config_.runtime, config_.device);  // NCCL leaves it as it finds it
+  config_.runtime->wait(stream, last_);
+  comm_.start(call, stream);
+  config_.runtime->record(last_, stream);
+}
+
+bool NcclStage::allreduce(std::byte* data, size_t count, DType dtype, ReduceOp op, int divisor,
+                          DeviceRuntime::Stream stream) {
+  start({Collective::all_reduce, data, data, count, *data_type(dtype), *operation(op)}, stream);
+  if (divisor == 1) return true;
+  void* const out[] = {data};
+  const void* const in[] = {data};
+  config_.runtime->reduce_many(dtype, op, out, in, count, divisor, stream);
+  return true;
+}
+
 void NcclStage::reduce_scatter(uint32_t piece, const std::byte* data, size_t count,
                                std::span<const Shard> shards, DType dtype, ReduceOp op, int divisor,
                                DeviceRuntime::Stream stream) {
@@ -113,9 +127,8 @@ void NcclStage::reduce_scatter(uint32_t piece, const std::byte* data, size_t cou
     source = slot.whole;
   }
   const size_t each = shards.front().count;
-  scatter_.start(
-      {{Collective::reduce_scatter, source, slot.shard, each, *data_type(dtype), *operation(op)}},
-      stream);
+  start({Collective::reduce_scatter, source, slot.shard, each, *data_type(dtype), *operation(op)},
+        stream);
   if (divisor == 1) return;
   void* const out[] = {slot.shard};
   const void* const in[] = {slot.shard};
@@ -128,16 +141,13 @@ void NcclStage::allgather(uint32_t piece, std::byte* data, size_t count,
   DeviceRuntime& runtime = *config_.runtime;
   const Slot& slot = slots_[piece % kSlots];
   const bool even = is_even(count, shards);
-  gather_.start({{Collective::all_gather, slot.shard, even ? data : slot.whole,
-                  shards.front().count, *data_type(dtype)}},
-                stream);
+  start({Collective::all_gather, slot.shard, even ? data : slot.whole, shards.front().count,
+         *data_type(dtype)},
+        stream);
   if (!even) runtime.copy(data, slot.whole, count * size_of(dtype), stream);
   runtime.record(slot.gathered, stream);
 }
 
-void NcclStage::abandon() noexcept {
-  scatter_.abort();
-  gather_.abort();
-}
+void NcclStage::abandon() noexcept { comm_.abort(); }
 
 }  // namespace hier

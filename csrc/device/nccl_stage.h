@@ -1,5 +1,10 @@
-// The local stage by NCCL: its reduce-scatter and allgather, each with a communicator of its own,
-// so that a piece is reduced while an earlier one waits to be gathered.
+// The local stage by NCCL: its reduce-scatter and allgather, or on one node its allreduce.
+//
+// All of them belong to one communicator, and each runs behind the one that was enqueued before.
+// NCCL's kernels wait on the GPU for those of the other ranks; two of them that run at once, or
+// that two ranks run in different orders, may deadlock. Group enqueues the first pieces'
+// reduce-scatters ahead, so that a piece is reduced while an earlier one is on its way through the
+// network.
 #pragma once
 
 #include <array>
@@ -13,8 +18,8 @@ struct NcclStageConfig {
   DeviceRuntime* runtime = nullptr;
   int device = 0;
   int local_size = 1, local_rank = 0;
-  std::array<nccl::UniqueId, 2> ids{};  // the same on all ranks of the node
-  double timeout = 300;                 // seconds to join
+  nccl::UniqueId id{};   // the same on all ranks of the node
+  double timeout = 300;  // seconds to join
 };
 
 class NcclStage final : public DeviceLocalStage {
@@ -38,6 +43,8 @@ class NcclStage final : public DeviceLocalStage {
   }
   void allgather(uint32_t piece, std::byte* data, size_t count, std::span<const Shard> shards,
                  DType dtype, DeviceRuntime::Stream stream) override;
+  bool allreduce(std::byte* data, size_t count, DType dtype, ReduceOp op, int divisor,
+                 DeviceRuntime::Stream stream) override;
   void abandon() noexcept override;
 
  private:
@@ -47,9 +54,11 @@ class NcclStage final : public DeviceLocalStage {
     DeviceRuntime::Event gathered = nullptr;
   };
   bool is_even(size_t count, std::span<const Shard> shards) const;
+  void start(const nccl::Call& call, DeviceRuntime::Stream stream);
 
   NcclStageConfig config_;
-  nccl::Communicator scatter_, gather_;
+  nccl::Communicator comm_;
+  DeviceRuntime::Event last_ = nullptr;  // NCCL's last operation has ended
   std::byte* memory_ = nullptr;
   std::array<Slot, kSlots> slots_;
   uint32_t next_call_ = 0, next_piece_ = 0;

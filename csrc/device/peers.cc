@@ -2,6 +2,7 @@
 #include "device/peers.h"
 
 #include <limits>
+#include <utility>
 
 #include "base/clock.h"
 #include "base/error.h"
@@ -26,6 +27,7 @@ struct DevicePeers::Counters {
   alignas(64) Flag arrived;
   alignas(64) Flag reduced;
   alignas(64) Flag done;
+  MappedMemory::Importer importer;
   alignas(64) std::atomic<uint64_t> calls[kCalls];  // number (from 1), then a hash
 
   static uint64_t entry(uint32_t call, uint64_t hash) {
@@ -35,22 +37,28 @@ struct DevicePeers::Counters {
 
 size_t DevicePeers::counter_bytes() { return sizeof(Counters); }
 
-DevicePeers::DevicePeers(PeersConfig config)
-    : config_(config), slots_(static_cast<size_t>(config.local_size)) {
+DevicePeers::DevicePeers(PeersConfig config) : config_(config) {
+  const CurrentDevice current(*config_.runtime, config_.device);  // where they are tried
   if (!config_.runtime->waits_are_apart()) {
     throw CudaError(
-        "the driver has no stream memory operations, by which streams wait for another");
+        "the driver has no stream memory operations that work here, by which streams wait for "
+        "another");
   }
   const auto size = static_cast<size_t>(config_.local_size);
   config_.runtime->register_pinned(config_.counters, sizeof(Counters) * size);
   try {
-    slots_[static_cast<size_t>(config_.local_rank)] =
-        config_.runtime->allocate_shared(config_.device, kSlotBytes * kSlots, handle_);
+    std::vector<MappedMemory::Importer*> importers;
+    for (int rank = 0; rank < config_.local_size; ++rank) {
+      importers.push_back(&counters(rank).importer);
+    }
+    slots_ = std::make_unique<MappedMemory>(*config_.runtime, config_.device, config_.local_rank,
+                                            std::move(importers), kSlotBytes * kSlots);
+    for (auto& event : emptied_) event = config_.runtime->create_event(config_.device);
   } catch (...) {
+    slots_.reset();
     config_.runtime->unregister_pinned(config_.counters);
     throw;
   }
-  for (auto& event : emptied_) event = config_.runtime->create_event(config_.device);
 }
 
 // Nobody reads this rank's slots any more, nor writes its counters.
@@ -70,24 +78,12 @@ DevicePeers::~DevicePeers() {
   while (!all_done() && Clock::now() < until) std::this_thread::sleep_for(kPause);
   releaser_ = {};  // stops and joins
   for (const auto event : emptied_) config_.runtime->destroy_event(event);
-  for (int rank = 0; rank < config_.local_size; ++rank) {
-    std::byte* slots = slots_[static_cast<size_t>(rank)];
-    if (!slots) continue;
-    if (rank == config_.local_rank) {
-      config_.runtime->free_shared(slots);
-    } else {
-      config_.runtime->close_shared(slots);
-    }
-  }
+  slots_.reset();  // before the counters, in which the ranks tell what they have closed
   config_.runtime->unregister_pinned(config_.counters);
 }
 
 void DevicePeers::open(const std::vector<DeviceRuntime::SharedHandle>& handles) {
-  for (int rank = 0; rank < config_.local_size; ++rank) {
-    if (rank == config_.local_rank) continue;
-    const auto i = static_cast<size_t>(rank);
-    slots_[i] = config_.runtime->open_shared(config_.device, handles[i]);
-  }
+  slots_->open(handles);
 }
 
 DevicePeers::Counters& DevicePeers::counters(int local_rank) const {
@@ -135,7 +131,7 @@ void DevicePeers::reduce_scatter(uint32_t piece, const std::byte* data, size_t c
                                  int divisor, Stream stream) {
   const size_t element = size_of(dtype);
   const Shard own = shards[static_cast<size_t>(config_.local_rank)];
-  std::byte* slot = slots_[static_cast<size_t>(config_.local_rank)] + offset(piece);
+  std::byte* slot = slots_->own() + offset(piece);
   // All have read what is in it. This rank's own streams meet by an event, which nothing releases:
   // they keep their order after a failure, too.
   if (piece >= kSlots) await(&Counters::done, piece - kSlots, stream);
@@ -145,7 +141,8 @@ void DevicePeers::reduce_scatter(uint32_t piece, const std::byte* data, size_t c
   await(&Counters::arrived, piece, stream);
   if (own.count == 0) return;
   std::vector<const void*> sources;
-  for (std::byte* slots : slots_) sources.push_back(slots + offset(piece) + own.begin * element);
+  for (std::byte* slots : slots_->all())
+    sources.push_back(slots + offset(piece) + own.begin * element);
   void* const out[] = {shard_memory(piece, own, dtype)};
   config_.runtime->reduce_many(dtype, op, out, sources, own.count, divisor, stream);
 }
@@ -158,7 +155,8 @@ void DevicePeers::allgather(uint32_t piece, std::byte* data, size_t, std::span<c
     const auto [begin, count] = shards[rank];
     config_.runtime->wait_flag(&counters(static_cast<int>(rank)).reduced, piece + 1, stream);
     if (count == 0) continue;
-    config_.runtime->copy(data + begin * element, slots_[rank] + offset(piece) + begin * element,
+    config_.runtime->copy(data + begin * element,
+                          slots_->of(static_cast<int>(rank)) + offset(piece) + begin * element,
                           count * element, stream);
   }
   publish(&Counters::done, piece, stream);

@@ -9,10 +9,12 @@
 // Kernels contain no spin: a stream that waits costs nothing, and no grid must be resident.
 #pragma once
 
+#include <memory>
 #include <thread>
 #include <vector>
 
 #include "device/local_stage.h"
+#include "device/mapped_memory.h"
 
 namespace hier {
 
@@ -35,7 +37,7 @@ class DevicePeers final : public DeviceLocalStage {
   ~DevicePeers() override;
 
   int device() const override { return config_.device; }
-  const DeviceRuntime::SharedHandle& handle() const { return handle_; }
+  const DeviceRuntime::SharedHandle& handle() const { return slots_->handle(); }
   void open(const std::vector<DeviceRuntime::SharedHandle>& handles);  // of all local ranks
 
   bool supports(DType, ReduceOp, bool) const override { return true; }
@@ -46,8 +48,7 @@ class DevicePeers final : public DeviceLocalStage {
                       std::span<const Shard> shards, DType dtype, ReduceOp op, int divisor,
                       DeviceRuntime::Stream stream) override;
   std::byte* shard_memory(uint32_t piece, Shard own, DType dtype) const override {
-    return slots_[static_cast<size_t>(config_.local_rank)] + offset(piece) +
-           own.begin * size_of(dtype);
+    return slots_->own() + offset(piece) + own.begin * size_of(dtype);
   }
   void allgather(uint32_t piece, std::byte* data, size_t count, std::span<const Shard> shards,
                  DType dtype, DeviceRuntime::Stream stream) override;
@@ -65,8 +66,7 @@ class DevicePeers final : public DeviceLocalStage {
                DeviceRuntime::Stream stream);
 
   PeersConfig config_;
-  DeviceRuntime::SharedHandle handle_{};
-  std::vector<std::byte*> slots_;                       // by local rank
+  std::unique_ptr<MappedMemory> slots_;
   std::array<DeviceRuntime::Event, kSlots> emptied_{};  // by slot: its last allgather has ended
   uint32_t next_call_ = 0;
   std::atomic<uint32_t> next_piece_{0};

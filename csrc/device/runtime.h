@@ -32,15 +32,19 @@ class DeviceRuntime {
   }
 
   virtual const char* name() const = 0;
-  // How streams and host threads are chained: for reports.
-  virtual const char* chaining() const = 0;
+  // How streams and host threads are chained: for reports. Memory operations are tried once, on
+  // the device that is current then.
+  virtual const char* chaining() = 0;
   // Whether other streams go on while one waits for a flag. Callbacks share one thread: a flag that
   // is written behind a wait would never be.
-  virtual bool waits_are_apart() const = 0;
+  virtual bool waits_are_apart() = 0;
   // On which device a pointer lies. Throws UsageError for host memory.
   virtual int device_of(const void* pointer) = 0;
-  // Makes a device this thread's current one, which default streams belong to; returns the last.
-  virtual int exchange_device(int device) = 0;
+  // This thread's current device, which default streams belong to. Asking makes no context.
+  virtual int current_device() = 0;
+  // Makes a device the current one; this process has a context there from then on.
+  virtual void set_device(int device) = 0;
+  virtual bool has_context(int device) = 0;
 
   virtual std::byte* allocate_pinned(size_t bytes) = 0;  // zero
   virtual void free_pinned(std::byte* memory) noexcept = 0;
@@ -78,18 +82,29 @@ class DeviceRuntime {
   virtual void wait_flag(Flag* flag, uint32_t value, Stream stream) = 0;
 };
 
-// Makes a device this thread's current one for a while: kernels are launched on it.
+// Makes a device this thread's current one for a while: kernels are launched on it. A thread that
+// never chose a device would go back to device 0, and make a context there, hundreds of MB that
+// nobody asked for: it stays, unless device 0 has a context already.
 class CurrentDevice {
  public:
   CurrentDevice(DeviceRuntime& runtime, int device)
-      : runtime_(runtime), before_(runtime.exchange_device(device)) {}
-  ~CurrentDevice() { runtime_.exchange_device(before_); }
+      : runtime_(runtime), before_(runtime.current_device()), changed_(before_ != device) {
+    if (changed_) runtime_.set_device(device);
+  }
+  ~CurrentDevice() {
+    try {
+      if (changed_ && runtime_.has_context(before_)) runtime_.set_device(before_);
+    } catch (...) {
+      // A device that has failed.
+    }
+  }
   CurrentDevice(const CurrentDevice&) = delete;
   CurrentDevice& operator=(const CurrentDevice&) = delete;
 
  private:
   DeviceRuntime& runtime_;
   const int before_;
+  const bool changed_;
 };
 
 }  // namespace hier

@@ -152,6 +152,11 @@ void Group::enqueue_between_devices(Run& run, const Call& on_device, const Local
   };
 
   stage.begin(run.call.use->leave_to_device());
+  if (!network &&
+      device_stage_->allreduce(data, cut.count, on_device.dtype, on_device.op, divisor, out)) {
+    stage.end();
+    return;
+  }
   // In an order in which each waits for what was enqueued before, for streams may share a queue.
   const size_t pieces = cut.num_pieces();
   for (size_t k = 0; k < pieces + DeviceLocalStage::kSlots - 1; ++k) {

@@ -318,7 +318,6 @@ void Group::end_all(std::exception_ptr error) {
   }
   for (const auto& run : trailing_) works.push_back(run->work);
   trailing_.clear();
-  if (device_stage_) device_stage_->abandon();
   auto transfers = messages_->take_unfinished();
   {
     const std::lock_guard lock(mutex_);
@@ -332,6 +331,8 @@ void Group::end_all(std::exception_ptr error) {
     num_pending_.store(0, std::memory_order_release);
     in_flight_ = 0;
   }
+  // Last of all, since it may wait for what its streams wait for: the flags of all runs.
+  if (device_stage_) device_stage_->abandon();
   for (const auto& work : works) work->finish(error);
   for (const auto& transfer : transfers) transfer->ended(error);
 }

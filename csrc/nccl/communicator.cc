@@ -1,19 +1,40 @@
-// Joining, starting collectives, and leaving, each as: begin, then look until NCCL has done it.
+// Joining, starting collectives, and leaving.
 #include "nccl/communicator.h"
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
-#include <thread>
+#include <memory>
 #include <utility>
 
-#include "base/clock.h"
 #include "base/error.h"
+#include "nccl/attempt.h"
 
 namespace hier::nccl {
 namespace {
 
-using std::chrono::microseconds;
+// For a thread to come back from a call that does not wait: NCCL connects at a first collective.
+constexpr auto kPatience = std::chrono::seconds(2);
+constexpr double kFarewell = 10;  // seconds
+
+// What a thread that joins, or leaves, takes along: it may outlive the communicator.
+struct Joining {
+  Functions nccl;
+  std::function<void()> use_gpu;
+  UniqueId id;
+  int rank, size;
+  Config config;
+  Comm* comm = nullptr;
+
+  Result join() {
+    if (use_gpu) use_gpu();
+    return nccl.comm_init_rank_config(&comm, size, id, rank, &config);
+  }
+  Result leave() const {
+    if (use_gpu) use_gpu();
+    const Result finalized = nccl.comm_finalize(comm);
+    return finalized == Result::success ? nccl.comm_destroy(comm) : finalized;
+  }
+};
 
 const char* name_of(Collective collective) {
   switch (collective) {
@@ -25,16 +46,6 @@ const char* name_of(Collective collective) {
       return "all_reduce";
   }
   return "?";
-}
-
-std::string describe(const std::vector<Call>& calls) {
-  std::string text = "NCCL ";
-  for (const Call& call : calls) {
-    if (&call != calls.data()) text += " and ";
-    text +=
-        std::string(name_of(call.collective)) + " of " + std::to_string(call.count) + " elements";
-  }
-  return text;
 }
 
 Result enqueue(const Functions& nccl, const Call& c, Comm* comm, void* stream) {
@@ -76,107 +87,85 @@ Communicator::Communicator(const Library& library, const UniqueId& id, int rank,
   if (options_.max_ctas < 1) {
     throw UsageError("max_ctas=" + std::to_string(options_.max_ctas) + ", but NCCL needs one");
   }
-  Config config;
-  config.blocking = 0;
-  config.max_ctas = options_.max_ctas;
+  const auto joining =
+      std::make_shared<Joining>(Joining{library.call, options_.use_gpu, id, rank, size, Config{}});
+  joining->config.blocking = 1;
+  joining->config.max_ctas = options_.max_ctas;
   const std::string attempted = "joining " + whole();
-  try {
-    settle(run([&](Comm*) {
-             const Result result =
-                 library_.call.comm_init_rank_config(&joining_, size_, id, rank_, &config);
-             comm_ = std::atomic_ref(joining_).load(std::memory_order_acquire);
-             return result;
-           }),
-           attempted);
-  } catch (...) {
-    stop("it has not come about");  // no destructor runs
-    throw;
-  }
+  const Result result =
+      attempt({attempted, options_.timeout, options_.on_wake, [joining] { return joining->join(); },
+               [joining] { joining->nccl.comm_abort(joining->comm); }});
+  if (result != Result::success) raise(result, attempted + ": " + says(result));
+  comm_ = joining->comm;
 }
 
 Communicator::~Communicator() { stop("it is gone"); }
 
-void Communicator::start(const std::vector<Call>& calls, void* stream) {
-  const Functions& nccl = library_.call;
-  settle(run([&](Comm* comm) {
-           Result result = nccl.group_start();
-           if (!is_good(result)) return result;
-           for (const Call& call : calls) {
-             result = enqueue(nccl, call, comm, stream);
-             if (!is_good(result)) break;
-           }
-           const Result ended = nccl.group_end();  // in any case: NCCL counts them in each thread
-           return is_good(result) ? ended : result;
-         }),
-         describe(calls) + " in " + whole());
+void Communicator::start(const Call& call, void* stream) {
+  use([&](Comm* comm) { return enqueue(library_.call, call, comm, stream); },
+      [&] {
+        return std::string("NCCL ") + name_of(call.collective) + " of " +
+               std::to_string(call.count) + " elements in " + whole();
+      });
 }
 
-void Communicator::check() { expect(look(), "looking after " + whole()); }
+void Communicator::check() {
+  use(
+      [&](Comm* comm) {
+        Result state = Result::success;
+        const Result asked = library_.call.comm_get_async_error(comm, &state);
+        return asked == Result::success ? state : asked;
+      },
+      [&] { return "looking after " + whole(); });
+}
 
 void Communicator::close() {
+  Comm* comm = nullptr;
   {
+    const std::lock_guard alone(in_nccl_);
     const std::lock_guard lock(mutex_);
-    if (comm_ == nullptr) return;
+    comm = std::exchange(comm_, nullptr);
+    if (comm == nullptr) return;
+    ended_ = "it is closed";
   }
+  const auto leaving = std::make_shared<Joining>(
+      Joining{library_.call, options_.use_gpu, {}, rank_, size_, {}, comm});
   const std::string attempted = "closing " + whole();
-  settle(run([&](Comm* comm) { return library_.call.comm_finalize(comm); }), attempted);
-  expect(run([&](Comm* comm) {
-           comm_ = nullptr;
-           ended_ = "it is closed";
-           return library_.call.comm_destroy(comm);
-         }),
-         attempted);
+  const Result result = attempt({attempted, std::min(options_.timeout, kFarewell), options_.on_wake,
+                                 [leaving] { return leaving->leave(); }});
+  if (result != Result::success) raise(result, attempted + ": " + says(result));
 }
 
-// Calls NCCL under the lock. Its words about a failure are read at once: they are the last ones.
-Communicator::Outcome Communicator::run(const std::function<Result(Comm*)>& call) {
+// Makes a call that does not wait for other ranks. An error of NCCL's ends the communicator.
+void Communicator::use(const std::function<Result(Comm*)>& call,
+                       const std::function<std::string()>& attempted) {
+  Result result = Result::success;
+  std::string words;
+  {
+    const std::lock_guard alone(in_nccl_);
+    result = call(current());
+    if (is_good(result)) return;
+    words = says(result);  // at once: they are NCCL's last ones
+  }
+  current();  // throws if this is NCCL's answer to an abort
+  const std::string what = attempted() + ": " + words;
+  stop(what);
+  raise(result, what);
+}
+
+Comm* Communicator::current() {
   const std::lock_guard lock(mutex_);
   if (!ended_.empty()) throw AbortedError(whole() + " cannot be used: " + ended_);
-  const Result result = call(comm_);
-  if (is_good(result)) return {result, ""};
+  return comm_;
+}
+
+// NCCL's own words about a failure.
+std::string Communicator::says(Result result) const {
   const char* const kind = library_.call.get_error_string(result);
-  const char* const last = library_.call.get_last_error(comm_);
-  std::string says = kind == nullptr ? "unknown error" : kind;
-  if (last != nullptr && *last != '\0') says += std::string(" (") + last + ")";
-  return {result, says};
-}
-
-Communicator::Outcome Communicator::look() {
-  return run([&](Comm* comm) {
-    Result state = Result::success;
-    const Result asked = library_.call.comm_get_async_error(comm, &state);
-    return asked == Result::success ? state : asked;
-  });
-}
-
-// Waits until NCCL has done what was begun.
-void Communicator::settle(const Outcome& begun, const std::string& attempted) {
-  if (expect(begun, attempted) == Result::success) return;
-  const Clock::time_point deadline = after(options_.timeout);
-  for (microseconds pause{10};; pause = std::min(2 * pause, microseconds{2000})) {
-    if (expect(look(), attempted) == Result::success) return;
-    if (Clock::now() > deadline) {
-      const std::string what = attempted + " took longer than " + std::to_string(options_.timeout) +
-                               " s: another rank of this node has not come, or hangs";
-      stop(what);
-      throw Timeout(what);
-    }
-    try {
-      if (options_.on_wake) options_.on_wake();
-    } catch (...) {
-      stop("it was interrupted while " + attempted);
-      throw;
-    }
-    std::this_thread::sleep_for(pause);
-  }
-}
-
-// Passes success and in_progress through; anything else ends the communicator.
-Result Communicator::expect(const Outcome& outcome, const std::string& attempted) {
-  if (is_good(outcome.result)) return outcome.result;
-  const std::string what = attempted + ": " + outcome.says;
-  stop(what);
-  raise(outcome.result, what);
+  const char* const last = library_.call.get_last_error(nullptr);
+  std::string words = kind == nullptr ? "unknown error" : kind;
+  if (last != nullptr && *last != '\0') words += std::string(" (") + last + ")";
+  return words;
 }
 
 void Communicator::stop(const std::string& why) noexcept {
@@ -186,8 +175,11 @@ void Communicator::stop(const std::string& why) noexcept {
     if (ended_.empty()) ended_ = why;
     comm = std::exchange(comm_, nullptr);
   }
-  // Nobody else can reach it now. It may take a moment: kernels have to notice.
-  if (comm != nullptr) library_.call.comm_abort(comm);
+  if (comm == nullptr) return;
+  // Nobody new can reach it now. Who is in a call comes back soon, or waits inside NCCL for a rank
+  // that has died: then the abort alone lets him go.
+  const std::unique_lock alone(in_nccl_, kPatience);
+  library_.call.comm_abort(comm);  // it may take a moment: kernels have to notice
 }
 
 std::string Communicator::whole() const {

@@ -1,11 +1,12 @@
-// An NCCL communicator of the ranks of one node in which nothing can block for ever: it is
-// non-blocking on NCCL's side, and each step here has a deadline and can be aborted.
+// An NCCL communicator of the ranks of one node in which nobody waits for ever. On NCCL's side it
+// is a blocking one, since NCCL starts a thread for each call of another. Joining and closing wait
+// for other ranks, so they have a thread of their own and a deadline; a collective is only
+// enqueued.
 #pragma once
 
 #include <functional>
 #include <mutex>
 #include <string>
-#include <vector>
 
 #include "nccl/library.h"
 
@@ -26,10 +27,12 @@ struct Call {
 
 struct Options {
   int max_ctas = 8;      // multiprocessors taken from backpropagation; NCCL itself takes up to 32
-  double timeout = 300;  // seconds, for each step
+  double timeout = 300;  // seconds to join, and at most 10 of them to close
   // Called again and again by a thread that waits, without a lock. What it throws ends the wait,
   // and with it the communicator.
   std::function<void()> on_wake = {};
+  // Makes the communicator's GPU the current one of the threads that join and close.
+  std::function<void()> use_gpu = {};
 };
 
 // Poisoned by its first error, as a group is: NCCL's part is aborted, and each later call throws
@@ -37,20 +40,21 @@ struct Options {
 // come from any other, but not after the destructor.
 class Communicator {
  public:
-  // Returns once all ranks are here. Uses the calling thread's current GPU, which no other rank
-  // may use. Throws UsageError, CudaError, PeerError, Timeout, or AbortedError.
+  // Returns once all ranks are here. No other rank may use this one's GPU. Throws UsageError,
+  // CudaError, PeerError, Timeout, or SystemError.
   Communicator(const Library& library, const UniqueId& id, int rank, int size, Options options);
   ~Communicator();  // aborts, unless closed
   Communicator(const Communicator&) = delete;
   Communicator& operator=(const Communicator&) = delete;
 
-  // Enqueues the calls on `stream`, a cudaStream_t, as one launch; returns before they have run.
-  void start(const std::vector<Call>& calls, void* stream);
+  // Enqueues the call on `stream`, a cudaStream_t; returns before it has run.
+  void start(const Call& call, void* stream);
 
   // Throws what has gone wrong in the background meanwhile, such as the death of a peer.
   void check();
 
-  // Ends what runs, on the GPU as well. Every other rank has to abort too: it may wait for this.
+  // Ends what runs, on the GPU as well, and a thread that does not come back from a call. Every
+  // other rank has to abort too: it may wait for this.
   void abort() noexcept { stop("this process aborted it"); }
 
   // Lets what was started end. The other ranks have to close as well.
@@ -60,14 +64,9 @@ class Communicator {
   int size() const { return size_; }
 
  private:
-  struct Outcome {
-    Result result;
-    std::string says;  // NCCL's own words about a failure
-  };
-  Outcome run(const std::function<Result(Comm*)>& call);
-  Outcome look();
-  void settle(const Outcome& begun, const std::string& attempted);
-  Result expect(const Outcome& outcome, const std::string& attempted);
+  void use(const std::function<Result(Comm*)>& call, const std::function<std::string()>& attempted);
+  Comm* current();
+  std::string says(Result result) const;
   void stop(const std::string& why) noexcept;
   std::string whole() const;
 
@@ -75,12 +74,10 @@ class Communicator {
   const int rank_, size_;
   const Options options_;
 
-  // Guards what follows, and every use of comm_: NCCL's communicators are not for two threads. A
-  // non-blocking communicator returns from every call at once, so nobody waits for the lock.
-  std::mutex mutex_;
+  std::timed_mutex in_nccl_;  // of the thread that is in a call: communicators are not for two
+  std::mutex mutex_;          // guards what follows
   Comm* comm_ = nullptr;
-  Comm* joining_ = nullptr;  // NCCL's: its thread stores comm_ here again, even while it is aborted
-  std::string ended_;        // why there is no comm_
+  std::string ended_;  // why there is no comm_
 };
 
 }  // namespace hier::nccl

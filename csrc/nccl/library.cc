@@ -44,8 +44,6 @@ std::string resolve(void* handle, Functions& to) {
   symbol("ncclReduceScatter", to.reduce_scatter);
   symbol("ncclAllGather", to.all_gather);
   symbol("ncclAllReduce", to.all_reduce);
-  symbol("ncclGroupStart", to.group_start);
-  symbol("ncclGroupEnd", to.group_end);
   symbol("ncclGetErrorString", to.get_error_string);
   symbol("ncclGetLastError", to.get_last_error);
   return symbol.missing();

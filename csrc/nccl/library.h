@@ -65,8 +65,6 @@ struct Functions {
   Result (*reduce_scatter)(const void*, void*, size_t, DataType, ReduceOp, Comm*, void* stream);
   Result (*all_gather)(const void*, void*, size_t, DataType, Comm*, void* stream);
   Result (*all_reduce)(const void*, void*, size_t, DataType, ReduceOp, Comm*, void* stream);
-  Result (*group_start)();
-  Result (*group_end)();
   const char* (*get_error_string)(Result);
   const char* (*get_last_error)(Comm*);
 };

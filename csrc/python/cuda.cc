@@ -62,6 +62,7 @@ PYBIND11_MODULE(_cuda, m) {
   py::module_::import("allreduce._C");  // raises our errors as Python's
   m.def("runtime", &runtime, "The device runtime of the GPUs.", py::arg("callbacks") = false,
         py::return_value_policy::reference);
+  m.def("has_memory_operations", has_memory_operations, "Whether the driver has them; untried.");
   m.def("is_available", [] { return why_not().empty(); }, "Whether there is a usable GPU.");
   m.def("why_not", reason, "Why there is none, or None.");
   m.def("device_count", [] { return devices().size(); }, "How many GPUs can be used.");

@@ -62,20 +62,32 @@ DeviceRuntime::Stream stream_at(uintptr_t address) {
   return reinterpret_cast<DeviceRuntime::Stream>(address);
 }
 
-std::shared_ptr<DevicePeers> make_peers(DeviceRuntime& runtime, int device, int local_size,
-                                        int local_rank, uintptr_t counters) {
-  return std::make_shared<DevicePeers>(PeersConfig{&runtime, device, local_size, local_rank,
-                                                   reinterpret_cast<std::byte*>(counters)});
+// An object whose end may wait for other ranks, which may be threads that need the GIL.
+template <class Object, class... Arguments>
+std::shared_ptr<Object> make_waiting(Arguments&&... arguments) {
+  return {new Object(std::forward<Arguments>(arguments)...), [](Object* object) {
+            if (PyGILState_Check()) {
+              const py::gil_scoped_release release;
+              delete object;
+            } else {
+              delete object;
+            }
+          }};
 }
 
-// `ids` are the bytes of two unique ids, one behind the other.
+std::shared_ptr<DevicePeers> make_peers(DeviceRuntime& runtime, int device, int local_size,
+                                        int local_rank, uintptr_t counters) {
+  return make_waiting<DevicePeers>(PeersConfig{&runtime, device, local_size, local_rank,
+                                               reinterpret_cast<std::byte*>(counters)});
+}
+
 std::shared_ptr<NcclStage> make_nccl(const nccl::Library& library, DeviceRuntime& runtime,
                                      int device, int local_size, int local_rank,
-                                     const std::string& ids, double timeout) {
+                                     const std::string& unique_id, double timeout) {
   NcclStageConfig config{&runtime, device, local_size, local_rank, {}, timeout};
-  if (ids.size() != sizeof config.ids) throw UsageError("ids: must be two unique ids of NCCL");
-  std::memcpy(&config.ids, ids.data(), ids.size());
-  return std::make_shared<NcclStage>(library, config);
+  if (unique_id.size() != sizeof config.id) throw UsageError("unique_id: must be one of NCCL's");
+  std::memcpy(&config.id, unique_id.data(), unique_id.size());
+  return make_waiting<NcclStage>(library, config);
 }
 
 // Peers: DevicePeers or SharedDeviceMemory.
@@ -118,7 +130,7 @@ void register_local_stages(py::module_& m) {
   py::class_<DeviceLocalStage, std::shared_ptr<DeviceLocalStage>>(m, "DeviceLocalStage");
   py::class_<NcclStage, DeviceLocalStage, std::shared_ptr<NcclStage>>(m, "NcclStage")
       .def(py::init(&make_nccl), py::kw_only(), py::arg("library"), py::arg("runtime"),
-           py::arg("device"), py::arg("local_size"), py::arg("local_rank"), py::arg("ids"),
+           py::arg("device"), py::arg("local_size"), py::arg("local_rank"), py::arg("unique_id"),
            py::arg("timeout"), nogil());
   py::class_<DevicePeers, DeviceLocalStage, std::shared_ptr<DevicePeers>>(m, "DevicePeers")
       .def(py::init(&make_peers), py::kw_only(), py::arg("runtime"), py::arg("device"),
@@ -127,8 +139,15 @@ void register_local_stages(py::module_& m) {
       .def_static("counter_bytes", &DevicePeers::counter_bytes)
       .def("open", &open_handles<DevicePeers>);
   py::class_<SharedDeviceMemory, std::shared_ptr<SharedDeviceMemory>>(m, "SharedDeviceMemory")
-      .def(py::init<DeviceRuntime&, int, int, int, size_t>(), py::kw_only(), py::arg("runtime"),
-           py::arg("device"), py::arg("local_size"), py::arg("local_rank"), py::arg("nbytes"))
+      .def(py::init([](DeviceRuntime& runtime, int device, int local_size, int local_rank,
+                       size_t nbytes, const py::buffer& importer) {
+             auto* own = static_cast<MappedMemory::Importer*>(importer.request(true).ptr);
+             return make_waiting<SharedDeviceMemory>(runtime, device, local_size, local_rank,
+                                                     nbytes, own - local_rank);
+           }),
+           py::kw_only(), py::arg("runtime"), py::arg("device"), py::arg("local_size"),
+           py::arg("local_rank"), py::arg("nbytes"), py::arg("importer"), py::keep_alive<1, 7>())
+      .def_static("importer_bytes", [] { return sizeof(MappedMemory::Importer); })
       .def_property_readonly("handle", &handle_of<SharedDeviceMemory>)
       .def("open", &open_handles<SharedDeviceMemory>)
       .def("address", [](const SharedDeviceMemory& self, int local_rank) {
@@ -143,6 +162,7 @@ void register_device(py::module_& m) {
   py::class_<DeviceRuntime, std::unique_ptr<DeviceRuntime, py::nodelete>>(m, "DeviceRuntime")
       .def_property_readonly("name", &DeviceRuntime::name)
       .def_property_readonly("chaining", &DeviceRuntime::chaining)
+      .def("has_context", &DeviceRuntime::has_context)
       .def("capsule", [](DeviceRuntime& self) { return py::capsule(&self, "hier::DeviceRuntime"); })
       .def("device_of",
            [](DeviceRuntime& self, uintptr_t address) {
@@ -190,10 +210,23 @@ void register_device(py::module_& m) {
   m.def(
       "cpu_device_runtime",
       [](bool callbacks) -> DeviceRuntime& {
-        static CpuRuntime with_atomics(false), with_callbacks(true);
+        static CpuRuntime with_atomics(CpuRuntime::Flags::atomics);
+        static CpuRuntime with_callbacks(CpuRuntime::Flags::callbacks);
         return callbacks ? with_callbacks : with_atomics;
       },
       py::arg("callbacks") = false, py::return_value_policy::reference);
+  m.def(
+      "cpu_device_runtime_of_broken_flags",
+      [](bool refused) -> DeviceRuntime* {
+        return new CpuRuntime(refused ? CpuRuntime::Flags::refused : CpuRuntime::Flags::lost);
+      },
+      "For tests: never destroyed.", py::kw_only(), py::arg("refused"),
+      py::return_value_policy::reference);
+  m.def("cpu_num_enqueued", &CpuRuntime::num_enqueued);
+  m.def("cpu_shared_counts", [] {
+    const auto [owned, freed_while_mapped] = CpuRuntime::shared_counts();
+    return std::pair(owned, freed_while_mapped);
+  });
   m.def("read_dlpack", &read_dlpack);
 }
 

@@ -96,7 +96,7 @@ std::unique_ptr<Communicator> join(const Library& library, const std::string& un
   std::copy(unique_id.begin(), unique_id.end(), id.bytes.begin());
   const py::gil_scoped_release release;
   return std::make_unique<Communicator>(library, id, rank, size,
-                                        nccl::Options{max_ctas, timeout, &raise_signals});
+                                        nccl::Options{max_ctas, timeout, &raise_signals, {}});
 }
 
 }  // namespace
@@ -129,11 +129,11 @@ void register_nccl(py::module_& m) {
       .def_property_readonly("size", &Communicator::size)
       .def(
           "start",
-          [](Communicator& self, const std::vector<Call>& calls, uintptr_t stream) {
+          [](Communicator& self, const Call& call, uintptr_t stream) {
             const py::gil_scoped_release release;
-            self.start(calls, reinterpret_cast<void*>(stream));
+            self.start(call, reinterpret_cast<void*>(stream));
           },
-          py::arg("calls"), py::arg("stream") = 0)
+          py::arg("call"), py::arg("stream") = 0)
       .def("check", &Communicator::check, NoGil())
       .def("abort", &Communicator::abort, NoGil())
       .def("close", &Communicator::close, NoGil());

@@ -51,6 +51,8 @@ inline DeviceRuntime::Stream handle_of(const c10::Stream& stream) {
 
 // A device as a backend uses it.
 struct Side {
+  static constexpr int kHigh = -1;  // priority: a reduction must not queue behind backprop's blocks
+
   c10::Device device;
   DeviceRuntime& runtime;
   c10::impl::VirtualGuardImpl torch;
@@ -60,8 +62,8 @@ struct Side {
       : device(device),
         runtime(runtime),
         torch(device.type()),
-        in(torch.getNewStream(device)),
-        out(torch.getNewStream(device)) {}
+        in(torch.getNewStream(device, kHigh)),
+        out(torch.getNewStream(device, kHigh)) {}
 
   // What is enqueued on `second` from now on comes after what is on `first` now.
   void order(const c10::Stream& first, const c10::Stream& second) const {

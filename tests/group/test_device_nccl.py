@@ -1,5 +1,6 @@
 """NCCL as the local stage, on the CPU runtime and a fake libnccl.so.2 whose ranks are threads."""
 
+import ctypes
 import time
 from pathlib import Path
 
@@ -38,8 +39,12 @@ def chosen(monkeypatch, fake):
     monkeypatch.setenv("ALLREDUCE_DEVICE_LOCAL", "nccl")
     monkeypatch.setenv("NCCL_LIB", str(fake))
     _nccl.library.cache_clear()
+    loaded = ctypes.CDLL(str(fake))
+    loaded.fake_violation.restype = ctypes.c_char_p
+    loaded.fake_violation()
     yield
     _nccl.library.cache_clear()
+    assert loaded.fake_violation() == b""
 
 
 @pytest.mark.parametrize("layout", ["1x2", "1x3", "2x2"])
@@ -58,6 +63,42 @@ def test_results_of_every_size(layout, op):
             return comm.device_stage
 
     assert run_threads(world_size, body, nodes=nodes(layout)) == ["nccl"] * world_size
+
+
+@pytest.mark.parametrize(
+    ("layout", "kinds"), [("1x2", {"all_reduce"}), ("2x2", {"reduce_scatter", "all_gather"})]
+)
+def test_a_node_alone_takes_one_call_of_nccl(fake, layout, kinds):
+    loaded = ctypes.CDLL(str(fake))
+    known = ("all_reduce", "reduce_scatter", "all_gather")
+    before = [loaded.fake_calls(kind.encode()) for kind in known]
+    assert len(before) == 3
+
+    def body(comm):
+        with a_device() as device:
+            x = device.array(np.ones(6_000_011, np.float32))
+            comm.allreduce(x)
+            device.synchronize()
+
+    run_threads(size(layout), body, nodes=nodes(layout))
+    counts = {kind: loaded.fake_calls(kind.encode()) for kind in known}
+    assert {kind for kind, count in counts.items() if count} == kinds
+    if kinds == {"all_reduce"}:
+        assert counts["all_reduce"] == size(layout)
+
+
+def test_it_is_joined_on_the_gpu_of_the_call(fake):
+    """Not on the one that is current in whichever thread makes the first call."""
+    loaded = ctypes.CDLL(str(fake))
+    library = _nccl.library()
+    runtime = _C.cpu_device_runtime()
+    unique_id = _C.nccl_unique_id(library)
+    stage = _C.NcclStage(
+        library=library, runtime=runtime, device=5, local_size=1, local_rank=0,
+        unique_id=unique_id, timeout=60,
+    )  # fmt: skip
+    assert loaded.fake_last_device() == 5
+    del stage
 
 
 def test_what_nccl_does_not_have_goes_through_the_host():

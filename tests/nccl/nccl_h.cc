@@ -78,7 +78,5 @@ static_assert(alike(kOurs.comm_abort, decltype(&ncclCommAbort){}));
 static_assert(alike(kOurs.reduce_scatter, decltype(&ncclReduceScatter){}));
 static_assert(alike(kOurs.all_gather, decltype(&ncclAllGather){}));
 static_assert(alike(kOurs.all_reduce, decltype(&ncclAllReduce){}));
-static_assert(alike(kOurs.group_start, decltype(&ncclGroupStart){}));
-static_assert(alike(kOurs.group_end, decltype(&ncclGroupEnd){}));
 static_assert(alike(kOurs.get_error_string, decltype(&ncclGetErrorString){}));
 static_assert(alike(kOurs.get_last_error, decltype(&ncclGetLastError){}));

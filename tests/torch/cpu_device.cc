@@ -38,7 +38,7 @@ constexpr auto kType = c10::DeviceType::PrivateUse1;
 const c10::Device kDevice(kType, 0);
 
 hier::CpuRuntime& runtime() {
-  static auto* runtime = new hier::CpuRuntime(false);
+  static auto* runtime = new hier::CpuRuntime(hier::CpuRuntime::Flags::atomics);
   return *runtime;
 }
 
