@@ -21,40 +21,36 @@ if TYPE_CHECKING:
     from allreduce.communicator import Communicator
 
 
-def _once(ranks: int) -> float:
-    return 1.0
-
-
-def _but_own(ranks: int) -> float:
-    return (ranks - 1) / ranks
-
-
-def _twice(ranks: int) -> float:
-    return 2 * (ranks - 1) / ranks
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
-    """What sets a collective apart. `factor` of the number of ranks is busbw / algbw."""
+    """What sets a collective apart, in nccl-tests' terms."""
 
-    factor: Callable[[int], float]
     reduces: bool = False
     rooted: bool = False
     parts: bool = False  # the buffer is split over the ranks
     input: bool = False  # it is read from a buffer of its own
+    twice: bool = False  # each byte crosses the busiest link twice: to be summed, and back
+
+    def factor(self, ranks: int) -> float:
+        """Return busbw / algbw among so many ranks."""
+        but_own = (ranks - 1) / ranks
+        return 2 * but_own if self.twice else but_own if self.parts else 1.0
+
+
+def _kind(what: _C.Collective) -> Kind:
+    parts = what.chunks != _C.Chunks.any
+    return Kind(
+        reduces=what.reduces,
+        rooted=what.rooted,
+        parts=parts,
+        input=what.chunks == _C.Chunks.per_pair,
+        twice=what.reduces and not what.rooted and not parts,
+    )
 
 
 KINDS = {
-    "allreduce": Kind(factor=_twice, reduces=True),
-    "reduce_scatter": Kind(factor=_but_own, reduces=True, parts=True),
-    "allgather": Kind(factor=_but_own, parts=True),
-    "broadcast": Kind(factor=_once, rooted=True),
-    "reduce": Kind(factor=_once, reduces=True, rooted=True),
-    "gather": Kind(factor=_but_own, rooted=True, parts=True),
-    "scatter": Kind(factor=_but_own, rooted=True, parts=True),
-    "alltoall": Kind(factor=_but_own, parts=True, input=True),
-    "sendrecv": Kind(factor=_once, input=True),
-}
+    name: _kind(what) for name, what in _C.Collective.__members__.items() if name != "barrier"
+} | {"sendrecv": Kind(input=True)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +82,7 @@ class Case:
         input: Array,
     ) -> None:
         self.kind = KINDS[collective]
+        self._what = _C.Collective.__members__.get(collective)  # None: a message
         self.nbytes = nbytes_of(collective, nbytes, dtype, comm.world_size)
         self._comm, self._collective = comm, collective
         self._dtype, self._op, self._root = dtype, op, root
@@ -154,36 +151,48 @@ class Case:
         return call
 
     def _inputs(self, salt: int) -> list[_Span]:
-        comm, n = self._comm, self.count
-        me, ranks, root, dtype = comm.rank, comm.world_size, self._root, self._dtype
+        comm = self._comm
         if self.kind.reduces:
-            pattern = values.contribution(self._op, dtype, me, ranks, salt)
+            pattern = values.contribution(self._op, self._dtype, comm.rank, comm.world_size, salt)
             return [_Span(0, self._data.size, pattern)]
-        if self._collective in ("allgather", "gather"):
-            return [_Span(me * n, me * n + n, values.moved(dtype, me, 0, salt))]
-        if self.kind.rooted and me != root:
-            return []
-        parts = range(ranks) if self.kind.parts else [0]
-        return [_Span(r * n, r * n + n, values.moved(dtype, me, r, salt)) for r in parts]
+        if self._what is None:  # of a message
+            return [self._span(0, comm.rank, 0, salt)]
+        # A chunk per pair lies at its target's place in the input.
+        return [
+            self._span(chunk % comm.world_size, self._source(chunk), chunk, salt)
+            for chunk in self._chunks(self._what.starts_with)
+        ]
 
     def _results(self, salt: int) -> list[_Span]:
         comm, n = self._comm, self.count
-        me, ranks, root, dtype = comm.rank, comm.world_size, self._root, self._dtype
-        if self._collective in ("reduce", "gather") and me != root:
-            return []
+        if self._what is None:
+            return [self._span(0, (comm.rank - 1) % comm.world_size, 0, salt)]
+        chunks = self._chunks(self._what.ends_with)
         if self.kind.reduces:
-            pattern = values.reduced(self._op, dtype, ranks, salt)
-            if not self.kind.parts:
-                return [_Span(0, n, pattern)]
-            return [_Span(me * n, me * n + n, np.roll(pattern, -me * n))]
-        if self._collective == "broadcast":
-            return [_Span(0, n, values.moved(dtype, root, 0, salt))]
-        if self._collective == "scatter":
-            return [_Span(me * n, me * n + n, values.moved(dtype, root, me, salt))]
-        if self._collective == "sendrecv":
-            return [_Span(0, n, values.moved(dtype, (me - 1) % ranks, 0, salt))]
-        part = me if self._collective == "alltoall" else 0
-        return [_Span(r * n, r * n + n, values.moved(dtype, r, part, salt)) for r in range(ranks)]
+            pattern = values.reduced(self._op, self._dtype, comm.world_size, salt)
+            return [_Span(c * n, c * n + n, np.roll(pattern, -c * n)) for c in chunks]
+        # And at its source's place in the output.
+        places = [self._source(c) if self.kind.input else c for c in chunks]
+        return [
+            self._span(place, self._source(c), c, salt)
+            for place, c in zip(places, chunks, strict=True)
+        ]
+
+    def _chunks(self, holds: Callable[[int, int, int, int], bool]) -> list[int]:
+        """Return the chunks that this rank holds."""
+        comm = self._comm
+        ranks = comm.world_size if self.kind.parts else 1
+        many = ranks * ranks if self.kind.input else ranks
+        return [c for c in range(many) if holds(comm.rank, c, self._root, comm.world_size)]
+
+    def _source(self, chunk: int) -> int:
+        assert self._what is not None
+        return self._what.source_of(chunk, self._root, self._comm.world_size)
+
+    def _span(self, place: int, source: int, part: int, salt: int) -> _Span:
+        """Return the part of a buffer at `place`, which `source` fills."""
+        n = self.count
+        return _Span(place * n, place * n + n, values.moved(self._dtype, source, part, salt))
 
 
 def nbytes_of(collective: str, nbytes: int, dtype: str, ranks: int) -> int:

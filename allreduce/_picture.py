@@ -104,30 +104,19 @@ class Picture:
             yield [list(row) for row in cells]
 
     def _start(self) -> Cells:
-        def starts_with(rank: int, chunk: int) -> bool:
-            source = self._source(chunk)
-            return source is None or rank == source
-
+        what, p = self.collective, self.schedule.world_size
         return [
-            [1 << r if starts_with(r, c) else 0 for c in range(self.schedule.num_chunks)]
-            for r in range(self.schedule.world_size)
+            [
+                1 << r if what.starts_with(r, c, self.root, p) else 0
+                for c in range(self.schedule.num_chunks)
+            ]
+            for r in range(p)
         ]
 
     def _finished(self, chunk: int) -> int:
-        source = self._source(chunk)
-        world_size: int = self.schedule.world_size
-        return (1 << world_size) - 1 if source is None else 1 << source
-
-    def _source(self, chunk: int) -> int | None:
-        """The one rank whose data the chunk is; None where those of all are summed up."""
-        match self.collective.name:
-            case "allgather" | "gather":
-                return chunk
-            case "broadcast" | "scatter":
-                return self.root
-            case "alltoall":
-                return chunk // int(self.schedule.world_size)
-        return None
+        world_size = self.schedule.world_size
+        source = self.collective.source_of(chunk, self.root, world_size)
+        return (1 << world_size) - 1 if source < 0 else 1 << source
 
     def _glyphs(self, row: Sequence[int]) -> str:
         return "".join(self._glyph(held, c) for c, held in enumerate(row))

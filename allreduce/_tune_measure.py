@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from allreduce import _C
 from allreduce._measure import Field, allreduce_field, call_of, fit, ladder
 from allreduce._race import Effort, race
 from allreduce._store import PrefixStore
 from allreduce._tune_options import TuneOptions
 from allreduce.communicator import Communicator
+from allreduce.schedules import algorithms
 from allreduce.tuning import Times, Tuned, Tuning, decide, slopes
 
 __all__ = ["Trial", "algorithm_times", "best_options", "tuned_by"]
@@ -43,7 +43,7 @@ def algorithm_times(comm: Communicator, options: TuneOptions) -> Iterator[tuple[
         if collective == "allreduce":
             field = allreduce_field(comm.layout)
         else:
-            names = _C.algorithms(_C.Collective.__members__[collective])
+            names = algorithms(collective)
             if len(names) < 2:
                 continue
             field = Field(collective=collective, sent=dict.fromkeys(names, 0.0))

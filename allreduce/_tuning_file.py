@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from allreduce import _C
 from allreduce.cost import LOCAL_STAGE, NETWORK, SHARED_MEMORY, Link
 from allreduce.errors import UsageError
+from allreduce.schedules import algorithms
 from allreduce.tuning import LOCAL_STAGE_ALONE, Choice, Points, Tuned, Tuning
 
 if sys.version_info >= (3, 11):
@@ -170,7 +171,7 @@ def _layout(table: _Table) -> Tuned:
 
 def _choices(table: _Table, collective: str) -> tuple[Choice, ...]:
     rows = table.tables(collective)
-    known = _C.algorithms(_C.Collective.__members__[collective])
+    known = algorithms(collective)
     found: list[Choice] = []
     for row in rows:
         row.only("up_to", "algorithm")
@@ -186,7 +187,7 @@ def _choices(table: _Table, collective: str) -> tuple[Choice, ...]:
 
 
 def _times(table: _Table, collective: str) -> dict[str, Points]:
-    table.only(*_C.algorithms(_C.Collective.__members__[collective]), LOCAL_STAGE_ALONE)
+    table.only(*algorithms(collective), LOCAL_STAGE_ALONE)
     return {name: table.points(name) for name in table.values}
 
 

@@ -165,8 +165,7 @@ class Communicator(PartCollectives, PointToPoint):
 
         Args:
             x: array of any shape, the same count and dtype on all ranks.
-            algo: between nodes: "auto", "halving_doubling", "ring" (alias "bucket"),
-                "recursive_doubling", "bcube", "circulant", "direct", "binomial".
+            algo: between nodes: "auto", or one of `allreduce.schedules.algorithms("allreduce")`.
             async_op: return a `Work` at once.
             timeout: seconds, in place of the group's.
             name: checked to be the same on all ranks.

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from allreduce import _C
+from allreduce.schedules import algorithms
 
 __all__ = [
     "LOCAL_STAGE",
@@ -33,10 +34,6 @@ __all__ = [
 # Classes of links: the stages inside a node, and what schedules run over between nodes, or inside
 # one where there are no such stages.
 LOCAL_STAGE, NETWORK, SHARED_MEMORY = "local_stage", "network", "shared_memory"
-_PREFERENCE = (
-    *("recursive_doubling", "halving_doubling", "circulant", "bcube", "ring"),
-    *("torus", "direct", "binomial"),
-)
 _LARGE = 1 << 30  # bytes
 _SYNCHRONISATIONS = 2  # of the local stage: contributions are there, shards are final
 
@@ -188,14 +185,12 @@ def _path(algorithm: str, num_ranks: int, crowd: float) -> _Path:
 def representatives(num_ranks: int) -> Mapping[str, str]:
     """Return for each algorithm of an allreduce the preferred one that makes the same moves.
 
-    Among two ranks, say, a ring is halving and doubling. In order of preference: of equals the
-    first is taken, and the first two add in canonical order, so that bits depend on no layout.
+    Among two ranks, say, a ring is halving and doubling. Of equals the first of the table is taken.
+    The first two of the table add in canonical order, so that bits depend on no layout.
     """
-    names = _C.algorithms(_C.Collective.allreduce)
-    names.sort(key=lambda name: _PREFERENCE.index(name) if name in _PREFERENCE else len(names))
     first: dict[bytes, str] = {}
     found = {}
-    for name in names:
+    for name in algorithms("allreduce"):
         schedule = _C.build(_C.Collective.allreduce, name, num_ranks)
         moves = schedule.num_chunks.to_bytes(4, "little") + np.asarray(schedule.moves()).tobytes()
         found[name] = first.setdefault(moves, name)

@@ -18,6 +18,7 @@ __all__ = [
     "Collective",
     "Schedule",
     "algorithms",
+    "aliases",
     "by_name",
     "even_bounds",
     "from_moves",
@@ -42,9 +43,16 @@ def parse_collective(collective: Collective | str) -> Collective:
 
 
 def algorithms(collective: Collective | str = "allreduce") -> list[str]:
-    """Returns the names that `by_name` knows for a collective, without the hierarchical ones."""
-    names: list[str] = _C.algorithms(parse_collective(collective))
-    return names
+    """Returns the names that `by_name` knows for a collective, without the hierarchical ones.
+
+    They are in order of preference: of algorithms that make the same moves the first is meant.
+    """
+    return [row.name for row in _C.algorithms(parse_collective(collective))]
+
+
+def aliases() -> dict[str, str]:
+    """Returns for each alias the name of the algorithm that it stands for."""
+    return _C.algorithm_aliases()
 
 
 def by_name(

@@ -15,6 +15,7 @@ from typing import TypeAlias
 
 from allreduce import _C
 from allreduce.cost import Layout, Link, representatives
+from allreduce.schedules import algorithms
 
 __all__ = [
     "EXTRAPOLATED",
@@ -146,8 +147,7 @@ def candidates(layout: Layout) -> Mapping[str, str]:
     The values, in their order, are what there is to choose from.
     """
     if layout.ranks_of_schedule == 1:
-        names = _C.algorithms(_C.Collective.allreduce)
-        return dict.fromkeys(["auto", *names], LOCAL_STAGE_ALONE)
+        return dict.fromkeys(["auto", *algorithms("allreduce")], LOCAL_STAGE_ALONE)
     return representatives(layout.ranks_of_schedule)
 
 

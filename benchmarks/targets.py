@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from allreduce import _C
+from allreduce.schedules import algorithms
 from benchmarks.cells import AUTO, Cell
 from benchmarks.tables import size_name
 
 _KIB, _MIB = 1 << 10, 1 << 20
-_ALGORITHMS = _C.algorithms(_C.Collective.allreduce)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +115,7 @@ TARGETS = [
             what=f"auto vs the best fixed algorithm, {kind}",
             bounds=dict.fromkeys(ranks, 1.1),
             ours=AUTO,
-            peers=tuple(f"core:{name}" for name in _ALGORITHMS),
+            peers=tuple(f"core:{name}" for name in algorithms("allreduce")),
             kind=kind,
             test="algorithms",
             at_most=True,

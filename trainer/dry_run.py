@@ -146,7 +146,7 @@ def _messages(config: Config, network: nn.Module) -> list[_Message]:
         LOCAL_STAGE: Link(local.alpha, local.beta, gamma),
         NETWORK: Link(config.alpha * 1e-6, 8e-9 / config.gigabits, gamma),
     }
-    names = ALGORITHMS[:-1] if config.algo == "auto" else (config.algo,)
+    names = ALGORITHMS[1:] if config.algo == "auto" else (config.algo,)
     messages = []
     for members in buckets:
         sent = (parameters[index] for index in members)

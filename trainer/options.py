@@ -11,14 +11,14 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from allreduce.schedules import algorithms, aliases
 from trainer import checks
 from trainer.checks import ConfigError
 from trainer.data import DATASETS, Source
 
 __all__ = ["ALGORITHMS", "GROUPS", "Config", "ConfigError"]
 
-ALGORITHMS = ("halving_doubling", "ring", "recursive_doubling", "bcube", "circulant", "auto")
-_ALIASES = {"bucket": "ring"}  # the paper's word for the ring
+ALGORITHMS = ("auto", *algorithms("allreduce"))
 _MODELS = (
     "resnet8",
     "resnet18",
@@ -224,7 +224,7 @@ class Config:
     # communication
     algo: str = _option(
         "auto", _TALK, "allreduce between nodes; bucket is another name of ring",
-        choices=(*ALGORITHMS, *_ALIASES),
+        choices=(*ALGORITHMS, *aliases()),
     )  # fmt: skip
     bucket_bytes: int | Literal["auto"] = _option(
         4 << 20, _TALK,
@@ -298,7 +298,7 @@ class Config:
     )
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "algo", _ALIASES.get(self.algo, self.algo))
+        object.__setattr__(self, "algo", aliases().get(self.algo, self.algo))
         if self.deterministic and self.algo == "auto":  # which goes by what it measures
             object.__setattr__(self, "algo", "halving_doubling")
         object.__setattr__(self, "milestones", tuple(self.milestones))

@@ -27,8 +27,8 @@ uint64_t RunHeader::hash(uint64_t seed) const {
 std::string describe(const RunHeader& h) {
   std::string text = name_of(h.collective);
   text += std::string("(") + name_of(h.dtype) + "[" + std::to_string(h.count) + "]";
-  if (reduces(h.collective)) text += std::string(", ") + name_of(h.op);
-  if (has_root(h.collective)) text += ", root " + std::to_string(h.root);
+  if (info(h.collective).reduces) text += std::string(", ") + name_of(h.op);
+  if (info(h.collective).rooted) text += ", root " + std::to_string(h.root);
   if (h.algorithm[0]) text += ", " + std::string(h.algorithm, strnlen(h.algorithm, 24));
   return text + ") #" + std::to_string(h.run);
 }
@@ -70,7 +70,8 @@ std::optional<std::string> disagreement(const RunHeader& mine, const RunHeader& 
         "broadcast with another root";
   } else if (describe(mine) == describe(theirs)) {
     text +=
-        " with different names, shapes, split sizes, places in symmetric memory, or options (local, "
+        " with different names, shapes, split sizes, places in symmetric memory, or options "
+        "(local, "
         "rails, segment_bytes) of their communicators";
   }
   return text + ". All ranks must call the same collectives with the same arguments in one order";

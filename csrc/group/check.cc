@@ -20,7 +20,7 @@ void Group::check_memory(const Call& call) const {
   const char* what = name_of(call.collective);
   check_address(what, call.data, call.count, call.dtype);
   check_address(what, call.input, call.input_count, call.dtype);
-  if (!call.device || !reduces(call.collective)) return;
+  if (!call.device || !info(call.collective).reduces) return;
   if (is_aligned(call.data, size_of(call.dtype))) return;
   throw UsageError(std::string(what) + " on rank " + std::to_string(topology_.rank) +
                    ": an array in GPU memory does not begin at a multiple of the size of " +
@@ -29,12 +29,13 @@ void Group::check_memory(const Call& call) const {
 
 void Group::check_call(const Call& call) const {
   const int p = topology_.world_size;
-  const std::string what = name_of(call.collective);
+  const CollectiveInfo& collective = info(call.collective);
+  const std::string what = collective.name;
   if (call.root < 0 || call.root >= p) {
     throw UsageError(what + ": root " + std::to_string(call.root) + " is outside this group of " +
                      std::to_string(p) + " ranks");
   }
-  if (reduces(call.collective)) check_supported(call.dtype, call.op);
+  if (collective.reduces) check_supported(call.dtype, call.op);
   const auto check_parts = [&](const std::vector<size_t>& bounds, size_t count) {
     if (bounds.empty() && count % p != 0) {
       throw UsageError(what + ": " + std::to_string(count) + " elements do not split evenly over " +
@@ -45,9 +46,8 @@ void Group::check_call(const Call& call) const {
                            bounds.back() == count && std::is_sorted(bounds.begin(), bounds.end()));
     if (!fits) throw UsageError(what + ": the split sizes do not add up to the buffer");
   };
-  const bool exchange = call.collective == Collective::alltoall;
-  if (has_parts(call.collective) || exchange) check_parts(call.bounds, call.count);
-  if (exchange) {
+  if (collective.chunks != Chunks::any) check_parts(call.bounds, call.count);
+  if (collective.chunks == Chunks::per_pair) {
     check_parts(call.input_bounds, call.input_count);
     check_overlap(call);
   }

@@ -25,36 +25,19 @@ struct Image {
   }
 };
 
-struct Range {
-  size_t lo, hi;
-};
-
-// Which elements this rank puts in, and which it gets.
+// Which elements this rank puts in, and which it gets: nothing where it has them all.
 struct Halves {
   Range in, out;
 };
 
 Halves halves(const Call& call, int rank, int world_size) {
-  const Range all{0, call.count}, none{0, 0};
-  const auto parts = parts_of(call.bounds, call.count, world_size);
-  const Range own{parts[rank], parts[rank + 1]};
-  const bool root = call.root == rank;
-  switch (call.collective) {
-    case Collective::broadcast:
-      return {root ? all : none, root ? none : all};
-    case Collective::reduce:
-      return {all, root ? all : none};
-    case Collective::gather:
-      return {own, root ? all : none};
-    case Collective::scatter:
-      return {root ? all : none, own};
-    case Collective::allgather:
-      return {own, all};
-    case Collective::reduce_scatter:
-      return {all, own};
-    default:
-      return {all, all};
-  }
+  const CollectiveInfo& what = info(call.collective);
+  const auto range = [&](Holders holders) {
+    return range_of(holders, call.bounds, call.count, rank, call.root, world_size);
+  };
+  const Range in = range(what.before);
+  const bool has_all = what.before == Holders::root && rank == call.root;
+  return {in, has_all ? Range{0, 0} : range(what.after)};
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "group/group.h"
 #include "group/parts.h"
+#include "schedule/registry.h"
 
 namespace hier {
 
@@ -46,28 +47,7 @@ std::string Group::choose(Collective collective, size_t bytes) const {
   for (const Choice& choice : choices_) {
     if (choice.collective == collective && bytes <= choice.max_bytes) return choice.algorithm;
   }
-  switch (collective) {  // nobody has measured: thresholds that suit a switched Ethernet
-    case Collective::allreduce:
-      return bytes <= 16 << 10  ? "recursive_doubling"
-             : bytes <= 4 << 20 ? "halving_doubling"
-                                : "ring";
-    case Collective::reduce_scatter:
-    case Collective::allgather:
-      return bytes <= 256 << 10 ? "circulant" : "ring";
-    case Collective::broadcast:
-      // Of two ranks, scatter and allgather would send half of the buffer back to the root.
-      return bytes <= 256 << 10 || topology_.world_size == 2 ? "binomial" : "scatter_allgather";
-    case Collective::reduce:
-      return "binomial";
-    case Collective::gather:
-    case Collective::scatter:
-      return "binomial";
-    case Collective::alltoall:
-      return "pairwise";
-    case Collective::barrier:
-      break;
-  }
-  return "dissemination";
+  return std::string(choose_unmeasured(collective, bytes, topology_.world_size));
 }
 
 // Options that decide who sends what to whom: ranks that differ in them must not go on.
@@ -142,8 +122,8 @@ Plan Group::new_plan(const Call& call, RunHeader& header) {
       (call.collective == Collective::allreduce || call.collective == Collective::barrier);
   // Where there is a local stage, a barrier is an allreduce of one byte: two flags inside a node.
   const Collective as = staged ? Collective::allreduce : call.collective;
-  std::string algorithm = automatic ? choose(as, bytes) : call.algorithm;
-  if (algorithm == "bucket") algorithm = "ring";  // the paper's word
+  const std::string algorithm =
+      automatic ? choose(as, bytes) : std::string(resolve_alias(call.algorithm));
 
   fill_header(header, call, algorithm);
   if (call.collective == Collective::alltoall) return alltoall_plan(call, algorithm);
@@ -204,13 +184,11 @@ Plan Group::flat_plan(const Call& call, const std::string& algorithm) {
   plan.dtype = call.dtype;
   plan.op = call.op;
   plan.piece = std::max<size_t>(1, call.count);
-  plan.divisor = reduces(call.collective) && call.op == ReduceOp::avg ? topology_.world_size : 1;
-  if (call.collective == Collective::reduce_scatter) {
-    const auto parts = parts_of(call.bounds, call.count, topology_.world_size);
-    plan.divide_lo = parts[topology_.rank], plan.divide_hi = parts[topology_.rank + 1];
-  } else if (call.collective != Collective::reduce || call.root == topology_.rank) {
-    plan.divide_hi = call.count;
-  }
+  const CollectiveInfo& collective = info(call.collective);
+  if (collective.reduces && call.op == ReduceOp::avg) plan.divisor = topology_.world_size;
+  const Range finished = range_of(collective.after, call.bounds, call.count, topology_.rank,
+                                  call.root, topology_.world_size);
+  plan.divide_lo = finished.lo, plan.divide_hi = finished.hi;
   auto program = flat_program(call, algorithm);
   plan.program = [program](size_t) { return program; };
   return plan;
@@ -288,7 +266,7 @@ std::shared_ptr<const Program> Group::lowered(const std::string& what, size_t el
 
 std::shared_ptr<const Program> Group::flat_program(const Call& call, const std::string& algorithm) {
   const Schedule& s = schedule(call.collective, algorithm, topology_.world_size, call.root);
-  const auto bounds = has_parts(call.collective)
+  const auto bounds = info(call.collective).chunks == Chunks::per_rank
                           ? parts_of(call.bounds, call.count, topology_.world_size)
                           : even_bounds(call.count, s.num_chunks);
   const std::string what = std::string(name_of(call.collective)) + ":" + algorithm;

@@ -21,7 +21,7 @@ std::unique_ptr<Group::Run> Group::prepare(Call call) {
   check_memory(call);
   auto run = std::make_unique<Run>();
   void* const place = call.data;
-  if (reduces(call.collective) && !is_aligned(place, size_of(call.dtype))) {
+  if (info(call.collective).reduces && !is_aligned(place, size_of(call.dtype))) {
     constexpr size_t kUnit = sizeof(std::max_align_t);
     const size_t units = (call.bytes() + kUnit - 1) / kUnit;
     run->aligned = std::make_unique_for_overwrite<std::max_align_t[]>(units);

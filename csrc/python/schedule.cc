@@ -7,6 +7,7 @@
 #include <stdexcept>
 
 #include "schedule/builders.h"
+#include "schedule/registry.h"
 
 namespace py = pybind11;
 
@@ -100,23 +101,65 @@ void register_class(py::module_& m) {
       .def("__repr__", repr);
 }
 
+void register_collectives(py::module_& m) {
+  py::enum_<Chunks>(m, "Chunks", "Into how many chunks a schedule cuts the buffer.")
+      .value("any", Chunks::any)
+      .value("per_rank", Chunks::per_rank)
+      .value("per_pair", Chunks::per_pair);
+  py::enum_<Collective> names(m, "Collective", "What a schedule promises.");
+  for (const CollectiveInfo& row : collectives()) names.value(row.name, row.collective);
+  const auto of = [](auto member) {
+    return py::cpp_function([member](Collective c) { return info(c).*member; });
+  };
+  names.def_property_readonly("reduces", of(&CollectiveInfo::reduces))
+      .def_property_readonly("rooted", of(&CollectiveInfo::rooted))
+      .def_property_readonly("chunks", of(&CollectiveInfo::chunks))
+      .def_property_readonly("promise", of(&CollectiveInfo::promise))
+      .def(
+          "source_of",
+          [](Collective c, int chunk, int root, int p) {
+            return source_of(info(c), chunk, root, p);
+          },
+          py::arg("chunk"), py::arg("root"), py::arg("world_size"),
+          "The one rank whose data a finished chunk is; -1 where those of all are combined.")
+      .def(
+          "starts_with",
+          [](Collective c, int rank, int chunk, int root, int p) {
+            return holds(info(c).before, rank, chunk, root, p);
+          },
+          py::arg("rank"), py::arg("chunk"), py::arg("root"), py::arg("world_size"),
+          "Whether the rank holds the chunk, or its contribution to it, before.")
+      .def(
+          "ends_with",
+          [](Collective c, int rank, int chunk, int root, int p) {
+            return holds(info(c).after, rank, chunk, root, p);
+          },
+          py::arg("rank"), py::arg("chunk"), py::arg("root"), py::arg("world_size"),
+          "Whether the rank holds the finished chunk after.");
+}
+
+void register_algorithms(py::module_& m) {
+  py::class_<AlgorithmInfo>(m, "AlgorithmInfo", "A row of the table of algorithms.")
+      .def_readonly("name", &AlgorithmInfo::name)
+      .def_readonly("what", &AlgorithmInfo::what)
+      .def_readonly("canonical", &AlgorithmInfo::canonical);
+  m.def("algorithms", algorithms, py::arg("collective"),
+        "The rows of a collective, in order of preference.");
+  m.def("algorithm_aliases", [] {
+    py::dict names;
+    for (const auto& [alias, name] : algorithm_aliases()) names[py::str(alias)] = name;
+    return names;
+  });
+}
+
 }  // namespace
 
 void register_schedule(py::module_& m) {
-  py::enum_<Collective>(m, "Collective", "What a schedule promises.")
-      .value("allreduce", Collective::allreduce)
-      .value("reduce_scatter", Collective::reduce_scatter)
-      .value("allgather", Collective::allgather)
-      .value("broadcast", Collective::broadcast)
-      .value("reduce", Collective::reduce)
-      .value("gather", Collective::gather)
-      .value("barrier", Collective::barrier)
-      .value("scatter", Collective::scatter)
-      .value("alltoall", Collective::alltoall);
+  register_collectives(m);
   register_class(m);
   m.def("build", build, py::arg("collective"), py::arg("algorithm"), py::arg("world_size"),
         py::arg("root") = 0, "The schedule that an algorithm uses for a collective.");
-  m.def("algorithms", algorithms, py::arg("collective"), "The names that build() knows.");
+  register_algorithms(m);
   m.def("hierarchical", hierarchical, py::arg("node_sizes"), py::arg("local"), py::arg("inter"),
         py::arg("rails"), "Reduce-scatter in each node, allreduce across, allgather in each node.");
 }

@@ -38,15 +38,15 @@ class WriteMarks {
 // nobody may read. Only written cells are touched.
 class Holdings {
  public:
-  Holdings(const Schedule& schedule, Collective collective, int root)
+  Holdings(const Schedule& schedule, const CollectiveInfo& what, int root)
       : world_size_(schedule.world_size),
         num_chunks_(schedule.num_chunks),
         words_((static_cast<size_t>(world_size_) + 63) / 64),
         bits_(static_cast<size_t>(world_size_) * static_cast<size_t>(num_chunks_) * words_, 0),
-        overlap_(collective == Collective::barrier) {
+        overlap_(what.collective == Collective::barrier) {
     for (int r = 0; r < world_size_; ++r)
       for (int c = 0; c < num_chunks_; ++c)
-        if (starts_with(collective, root, r, c))
+        if (holds(what.before, r, c, root, world_size_))
           cell(r, c)[static_cast<size_t>(r) / 64] |= uint64_t{1} << (r % 64);
   }
 
@@ -77,20 +77,6 @@ class Holdings {
   }
 
  private:
-  bool starts_with(Collective collective, int root, int rank, int chunk) const {
-    switch (collective) {
-      case Collective::allgather:
-      case Collective::gather:
-        return chunk == rank;
-      case Collective::broadcast:
-      case Collective::scatter:
-        return rank == root;
-      case Collective::alltoall:
-        return chunk / world_size_ == rank;
-      default:
-        return true;
-    }
-  }
   size_t offset(int rank, int chunk) const {
     return (static_cast<size_t>(rank) * static_cast<size_t>(num_chunks_) +
             static_cast<size_t>(chunk)) *
@@ -120,51 +106,15 @@ class Holdings {
   bool overlap_;
 };
 
-// Which cells a collective promises, and what is in them.
-struct Promise {
-  Collective collective;
-  int root, world_size;
-
-  bool covers(int rank, int chunk) const {
-    switch (collective) {
-      case Collective::reduce_scatter:
-      case Collective::scatter:
-        return rank == chunk;
-      case Collective::alltoall:
-        return rank == chunk % world_size;
-      case Collective::reduce:
-      case Collective::gather:
-        return rank == root;
-      default:
-        return true;
-    }
-  }
-  // The only contribution that must be in the chunk, or -1 for all of them.
-  int single(int chunk) const {
-    switch (collective) {
-      case Collective::allgather:
-      case Collective::gather:
-        return chunk;
-      case Collective::broadcast:
-      case Collective::scatter:
-        return root;
-      case Collective::alltoall:
-        return chunk / world_size;
-      default:
-        return -1;
-    }
-  }
-};
-
-std::string unfinished(const Holdings& holdings, const Promise& promise, int world_size, int rank,
-                       int chunk) {
-  const int single = promise.single(chunk), count = holdings.count(rank, chunk);
+// `source`: the only rank whose data must be in the chunk, or -1 for all of them.
+std::string unfinished(const Holdings& holdings, int source, int world_size, int rank, int chunk) {
+  const int count = holdings.count(rank, chunk);
   const std::string where =
       "at the end, rank " + std::to_string(rank) + " chunk " + std::to_string(chunk) + ": ";
-  if (single >= 0)
-    return count == 1 && holdings.has(rank, chunk, single)
+  if (source >= 0)
+    return count == 1 && holdings.has(rank, chunk, source)
                ? ""
-               : where + "not the data of rank " + std::to_string(single);
+               : where + "not the data of rank " + std::to_string(source);
   if (count == world_size) return "";
   int missing = 0;
   while (holdings.has(rank, chunk, missing)) ++missing;
@@ -173,6 +123,13 @@ std::string unfinished(const Holdings& holdings, const Promise& promise, int wor
 }
 
 }  // namespace
+
+std::string describe(const Move& move) {
+  std::string text = std::to_string(move.src) + (move.reduce ? "+>" : "=>");
+  text += std::to_string(move.dst) + "[" + std::to_string(move.lo);
+  if (move.hi - move.lo != 1) text += "-" + std::to_string(move.hi - 1);
+  return text + "]";
+}
 
 std::string malformed(const Schedule& schedule) {
   if (schedule.world_size < 1) return "the world size must be at least 1";
@@ -193,21 +150,21 @@ std::string malformed(const Schedule& schedule) {
 
 std::string check(const Schedule& schedule, Collective collective, int root) {
   if (std::string wrong = malformed(schedule); !wrong.empty()) return wrong;
-  const Promise promise{collective, root, schedule.world_size};
-  if (root < 0 || root >= schedule.world_size) return "the root is not a rank";
-  if (has_parts(collective) && schedule.num_chunks != schedule.world_size)
-    return std::string(name_of(collective)) + " needs one chunk per rank";
-  if (collective == Collective::alltoall &&
-      schedule.num_chunks != schedule.world_size * schedule.world_size)
-    return "alltoall needs one chunk for each pair of ranks";
+  const int p = schedule.world_size;
+  if (root < 0 || root >= p) return "the root is not a rank";
+  const CollectiveInfo& what = info(collective);
+  const int needed = num_chunks_of(what.chunks, p);
+  if (needed != 0 && schedule.num_chunks != needed)
+    return std::string(what.name) + " needs one chunk " +
+           (what.chunks == Chunks::per_rank ? "per rank" : "for each pair of ranks");
 
-  Holdings holdings(schedule, collective, root);
+  Holdings holdings(schedule, what, root);
   for (size_t t = 0; t < schedule.rounds.size(); ++t)
     if (std::string wrong = holdings.run(schedule.rounds[t], t); !wrong.empty()) return wrong;
-  for (int r = 0; r < schedule.world_size; ++r)
+  for (int r = 0; r < p; ++r)
     for (int c = 0; c < schedule.num_chunks; ++c) {
-      if (!promise.covers(r, c)) continue;
-      std::string wrong = unfinished(holdings, promise, schedule.world_size, r, c);
+      if (!holds(what.after, r, c, root, p)) continue;
+      std::string wrong = unfinished(holdings, source_of(what, c, root, p), p, r, c);
       if (!wrong.empty()) return wrong;
     }
   return "";

@@ -4,6 +4,7 @@
 #include <stdexcept>
 
 #include "schedule/builders.h"
+#include "schedule/registry.h"
 
 namespace hier {
 namespace {

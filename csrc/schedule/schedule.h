@@ -13,6 +13,8 @@
 #include <string_view>
 #include <vector>
 
+#include "schedule/collective.h"
+
 namespace hier {
 
 // Chunks [lo, hi) travel from src to dst; there they overwrite, or are reduced into, dst's own.
@@ -32,23 +34,6 @@ struct Schedule {
   bool operator==(const Schedule&) const = default;
 };
 
-// What a schedule promises. Append only: the value is part of the run header.
-enum class Collective : uint8_t {
-  allreduce = 1,
-  reduce_scatter,  // rank r ends with the finished chunk r; world_size chunks
-  allgather,       // rank r starts with chunk r, all end with all; world_size chunks
-  broadcast,
-  reduce,
-  gather,    // rank r starts with chunk r, root ends with all; world_size chunks
-  barrier,   // nobody leaves before everybody has entered; reductions may overlap
-  scatter,   // root starts with all chunks, rank r ends with chunk r; world_size chunks
-  alltoall,  // rank r starts with chunks r * world_size + i, rank i ends with them; all i
-};
-const char* name_of(Collective collective);
-bool has_root(Collective collective);
-bool reduces(Collective collective);
-bool has_parts(Collective collective);  // a chunk for each rank
-
 // Composition.
 Schedule then(Schedule first, const Schedule& second);  // first, then second
 Schedule refine(Schedule schedule, int factor);         // each chunk becomes `factor` chunks
@@ -57,12 +42,6 @@ Schedule reversed(const Schedule& reduce_scatter);  // the allgather that undoes
 // Runs `sub` among `ranks` from first_round and first_chunk on.
 void overlay(Schedule& schedule, size_t first_round, const Schedule& sub,
              const std::vector<int>& ranks, int first_chunk);
-
-// Builds the schedule that `algorithm` (a name of algorithms()) uses for a collective.
-// Throws std::invalid_argument with a sentence for an unknown name, or a world size or root out of
-// range. "auto" is no algorithm: the group resolves it first.
-Schedule build(Collective collective, std::string_view algorithm, int world_size, int root = 0);
-std::vector<std::string> algorithms(Collective collective);
 
 // Goyal et al. 2017, section 4: reduce-scatter within each node, `inter` among the ranks of each
 // rail, allgather within each node. Ranks are contiguous in a node; node_sizes may differ.

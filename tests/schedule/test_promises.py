@@ -69,7 +69,7 @@ def test_reduce_bcast_is_one_rail():
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("x", {"world_size": 4}, "allreduce has no algorithm 'x'; it has ring, halving_doubling"),
+        ("x", {"world_size": 4}, "allreduce has no algorithm 'x'; it has recursive_doubling"),
         ("ring", {"world_size": 0}, "world size must be 1 to 4096, not 0"),
         ("ring", {"world_size": 5000}, "world size must be 1 to 4096, not 5000"),
         ("ring", {}, "ring needs a world_size"),
