@@ -231,6 +231,9 @@ class Maker {
       refuse(the + "has no memory of its own, as inside a transformation of torch.func; call the " +
              "collective outside");
     }
+    if (tensor.is_cpu() && tensor.numel() > 0 && tensor.const_data_ptr() == nullptr) {
+      refuse(the + "has no memory, as a FakeTensor has none; pass one that has data");
+    }
     if (tensor.device() != device()) {
       refuse("invalid tensor " + the + "is on " + tensor.device().str() + ", the first one is on " +
              device().str() + "; tensors must all be on the same device");
