@@ -155,6 +155,29 @@ void register_local_stages(py::module_& m) {
       });
 }
 
+void register_cpu_runtime(py::module_& m) {
+  m.def(
+      "cpu_device_runtime",
+      [](bool callbacks) -> DeviceRuntime& {
+        static CpuRuntime with_atomics(CpuRuntime::Flags::atomics);
+        static CpuRuntime with_callbacks(CpuRuntime::Flags::callbacks);
+        return callbacks ? with_callbacks : with_atomics;
+      },
+      py::arg("callbacks") = false, py::return_value_policy::reference);
+  m.def(
+      "cpu_device_runtime_of_broken_flags",
+      [](bool refused) -> DeviceRuntime* {
+        return new CpuRuntime(refused ? CpuRuntime::Flags::refused : CpuRuntime::Flags::lost);
+      },
+      "For tests: never destroyed.", py::kw_only(), py::arg("refused"),
+      py::return_value_policy::reference);
+  m.def("cpu_num_enqueued", &CpuRuntime::num_enqueued);
+  m.def("cpu_shared_counts", [] {
+    const auto [owned, freed_while_mapped] = CpuRuntime::shared_counts();
+    return std::pair(owned, freed_while_mapped);
+  });
+}
+
 }  // namespace
 
 void register_device(py::module_& m) {
@@ -207,26 +230,7 @@ void register_device(py::module_& m) {
            }),
            py::kw_only(), py::arg("runtime"), py::arg("device"), py::arg("caller"), py::arg("in_"),
            py::arg("out"));
-  m.def(
-      "cpu_device_runtime",
-      [](bool callbacks) -> DeviceRuntime& {
-        static CpuRuntime with_atomics(CpuRuntime::Flags::atomics);
-        static CpuRuntime with_callbacks(CpuRuntime::Flags::callbacks);
-        return callbacks ? with_callbacks : with_atomics;
-      },
-      py::arg("callbacks") = false, py::return_value_policy::reference);
-  m.def(
-      "cpu_device_runtime_of_broken_flags",
-      [](bool refused) -> DeviceRuntime* {
-        return new CpuRuntime(refused ? CpuRuntime::Flags::refused : CpuRuntime::Flags::lost);
-      },
-      "For tests: never destroyed.", py::kw_only(), py::arg("refused"),
-      py::return_value_policy::reference);
-  m.def("cpu_num_enqueued", &CpuRuntime::num_enqueued);
-  m.def("cpu_shared_counts", [] {
-    const auto [owned, freed_while_mapped] = CpuRuntime::shared_counts();
-    return std::pair(owned, freed_while_mapped);
-  });
+  register_cpu_runtime(m);
   m.def("read_dlpack", &read_dlpack);
 }
 
