@@ -294,7 +294,7 @@ def check_mixed_devices_are_refused() -> None:
     x = torch.ones(3).to(DEVICE)
     parts = [torch.zeros(3) for _ in range(WORLD_SIZE)]
     words = raises(UsageError, lambda: dist.all_gather(parts, x))
-    assert "all must be on one device" in words, words
+    assert "all be on the same device" in words, words
     assert "cpu" in words, words
 
 
