@@ -87,7 +87,7 @@ def meet_after(call, comm, *arguments) -> None:
 
 CALLS = {
     "op": ({"op": "mean"}, "unknown operation 'mean'; the operations are sum"),
-    "algorithm": ({"algo": "quick"}, "no algorithm 'quick'; it has ring"),
+    "algorithm": ({"algo": "quick"}, "no algorithm 'quick'; it has recursive_doubling"),
     "long algorithm": ({"algo": "x" * 60}, "x"),
     "timeout": ({"timeout": -1.0}, "timeout"),
     "no timeout": ({"timeout": 0.0}, "timeout"),
