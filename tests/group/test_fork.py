@@ -116,14 +116,8 @@ def test_the_group_of_a_child_outlives_the_one_it_inherits(tmp_path, nodes, orde
     assert [o.result for o in outcomes] == [0, 0]
 
 
-# What an inherited group may still be asked: it neither locks, drives nor waits.
-HARMLESS = {
-    *("close", "take_error_at_close", "capsule", "inherited", "timeout", "host_path_bytes"),
-}
-
-
 def wrong_answers(comm, work) -> str:
-    """Call everything that an inherited communicator, its group and its works have."""
+    """Call all that an inherited communicator, group and works have but what is `free` to use."""
     x, group = np.ones(4), comm._group
     plain = {"collective": _C.Collective.allreduce, "address": x.ctypes.data, "count": 4}
     plain["dtype"] = "float64"
@@ -166,9 +160,10 @@ def wrong_answers(comm, work) -> str:
         "Group.traffic": group.traffic,
         "Group.abort": lambda: group.abort("of the child"),
     }
+    free = {"close", "take_error_at_close", "capsule", "inherited", "timeout", "host_path_bytes"}
     known = {name.removeprefix("Group.") for name in refused if name.startswith("Group.")}
     public = {name for name in dir(type(group)) if not name.startswith("_")}
-    wrong = [f"{name} is not tried" for name in sorted(public - known - HARMLESS)]
+    wrong = [f"{name} is not tried" for name in sorted(public - known - free)]
     for name, call in refused.items():
         signal.alarm(10)  # whoever waits for a lock of the parent's dies here
         try:
