@@ -208,4 +208,4 @@ def check_wrong_lists_are_refused_as_by_gloo() -> None:
 
 
 if __name__ == "__main__":
-    main(globals())
+    main(dict(globals()))

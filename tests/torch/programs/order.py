@@ -328,4 +328,4 @@ def check_nothing_is_kept_once_a_call_is_over() -> None:
 
 
 if __name__ == "__main__":
-    main(globals())
+    main(dict(globals()))
