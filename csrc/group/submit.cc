@@ -1,5 +1,6 @@
 // Submitting collectives and messages, and who drives them: a caller that blocks, or the worker.
 #include <algorithm>
+#include <cstring>
 #include <system_error>
 #include <utility>
 
@@ -11,6 +12,18 @@ namespace hier {
 namespace {
 
 constexpr auto kLongestDoze = std::chrono::microseconds(1600);
+
+// In a group of one rank an alltoall is a copy, and nothing else moves.
+void copy_alone(const Call& call, const Plan& plan) {
+  if (plan.keep.bytes == 0) return;
+  void* const to = plan.data + plan.keep.to;
+  const void* const from = plan.input + plan.keep.from;
+  if (call.device) {
+    call.device->runtime->copy(to, from, plan.keep.bytes, call.device->caller);
+  } else {
+    std::memmove(to, from, plan.keep.bytes);  // they may be one array
+  }
+}
 
 }  // namespace
 
@@ -150,7 +163,7 @@ void Group::run(Call call) {
   }
   if (!call.use && num_in_use_.load(std::memory_order_acquire) > 0) call.use = claim(call);
   auto run = prepare(std::move(call));
-  if (topology_.world_size == 1) return;
+  if (topology_.world_size == 1) return copy_alone(run->call, run->plan);
   const auto work = run->work;
   finish(*work, submit(std::move(run), Waited::yes));
 }
@@ -172,6 +185,7 @@ std::shared_ptr<Work> Group::begin(Call call) {
   auto run = call.device ? prepare_on_device(std::move(call)) : prepare(std::move(call));
   const auto work = run->work;
   if (topology_.world_size == 1) {
+    copy_alone(run->call, run->plan);
     work->finish(nullptr);
   } else if (submit(std::move(run), Waited::no)) {
     stop_driving();
