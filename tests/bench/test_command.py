@@ -206,7 +206,7 @@ def test_without_a_check_nothing_is_said_of_the_results() -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (("--algo", "star"), "--algo star: allreduce does not know it; there are recursive_doubling"),
+        (("--algo", "star"), "--algo star: allreduce does not know it; there are recursive"),
         (("--collective", "sendrecv", "--algo", "ring"), "it has no choice; leave it out"),
         (("--collective", "barrier"), "argument --collective: invalid choice"),
         (("-b", "many"), "argument -b/--minbytes: 'many' is no size"),

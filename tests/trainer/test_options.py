@@ -8,10 +8,11 @@ import sys
 
 import pytest
 
+from allreduce import schedules
 from trainer.checks import machine_holds, weights_are_there
 from trainer.config import parse
 from trainer.gpus import usable_gpus
-from trainer.options import ALGORITHMS, GROUPS, Config, ConfigError
+from trainer.options import ALGORITHMS, ALIASES, GROUPS, Config, ConfigError
 
 LAUNCHER = {"RANK": "1", "WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
@@ -21,6 +22,11 @@ def test_without_arguments_it_is_the_main_job() -> None:
     assert (config.model, config.data, config.epochs) == ("resnet50", "digits", 5)
     assert (config.workers, config.nodes, config.batch, config.minibatch) == (4, 2, 32, 128)
     assert config.out.startswith("runs/")
+
+
+def test_algorithms_are_those_of_the_core():
+    assert ("auto", *schedules.algorithms("allreduce")) == ALGORITHMS
+    assert schedules.aliases() == ALIASES
 
 
 @pytest.mark.parametrize("algo", ALGORITHMS)
