@@ -278,7 +278,7 @@ void CpuRuntime::record(Event event, Stream stream) {
   }
   count_on(stream).push([shared, number] {
     const std::lock_guard lock(shared->mutex);
-    shared->passed = number;
+    shared->passed = std::max(shared->passed, number);  // two streams may get there in any order
     shared->reached.notify_all();
   });
 }

@@ -150,11 +150,11 @@ class Group {
   void set_host_path_bytes(size_t bytes);
 
   // order.cc: which calls have to wait for which. Earlier ones, not over, that conflict with these
-  // spans: a new call puts them into its `use`, and is known to later ones once it is published,
+  // ranges: a new call puts them into its `use`, and is known to later ones once it is published,
   // after its last run has been started. (A blocking call need not be: it is over when it returns.)
-  std::vector<std::shared_ptr<MemoryUse>> uses_of(std::span<const Span> spans);
-  void publish(const std::shared_ptr<MemoryUse>& use, std::span<const Span> spans);
-  void settle(std::span<const Span> spans);  // blocks until those earlier ones are over
+  std::vector<std::shared_ptr<MemoryUse>> uses_of(std::span<const ByteRange> ranges);
+  void publish(const std::shared_ptr<MemoryUse>& use, std::span<const ByteRange> ranges);
+  void settle(std::span<const ByteRange> ranges);  // blocks until those earlier ones are over
 
   Traffic traffic() const;
   void abort(const std::string& reason);  // poisons the group on every rank; from any thread
@@ -352,7 +352,8 @@ class Group {
   std::chrono::microseconds doze_ = kGrace;               // until it looks
   std::condition_variable worker_cv_;  // handed over while it does not doze, or closing
   std::vector<std::pair<std::weak_ptr<SharedDeviceMemory>, size_t>> raised_on_failure_;
-  std::deque<std::pair<Span, std::shared_ptr<MemoryUse>>> in_use_;  // by calls, the oldest first
+  std::deque<std::pair<ByteRange, std::shared_ptr<MemoryUse>>>
+      in_use_;  // by calls, the oldest first
   std::deque<std::unique_ptr<Run>> pending_;
   std::deque<std::shared_ptr<Transfer>> pending_transfers_;
   uint32_t next_run_ = 0;

@@ -12,12 +12,12 @@ namespace hier {
 
 namespace {
 
-std::vector<Span> spans_of(const Call& call) {
+std::vector<ByteRange> ranges_of(const Call& call) {
   if (call.collective == Collective::barrier) return {kEverything};
   const size_t element = size_of(call.dtype);
-  std::vector<Span> spans{Span::of(call.data, call.count * element, true)};
-  if (call.input) spans.push_back(Span::of(call.input, call.input_count * element, false));
-  return spans;
+  std::vector<ByteRange> ranges{ByteRange::of(call.data, call.count * element, true)};
+  if (call.input) ranges.push_back(ByteRange::of(call.input, call.input_count * element, false));
+  return ranges;
 }
 
 }  // namespace
@@ -57,28 +57,28 @@ bool MemoryUse::may_begin() {
 // The output may replace the input, of which the execution keeps a copy then.
 void Group::check_overlap(const Call& call) {
   const size_t element = size_of(call.dtype);
-  const Span input = Span::of(call.input, call.input_count * element, false);
-  const Span output = Span::of(call.data, call.count * element, true);
+  const ByteRange input = ByteRange::of(call.input, call.input_count * element, false);
+  const ByteRange output = ByteRange::of(call.data, call.count * element, true);
   if (!input.overlaps(output) || input.begin == output.begin) return;
   throw UsageError(std::string(name_of(call.collective)) +
                    ": the input and the output overlap in part; pass one array as both, or arrays "
                    "that share no memory");
 }
 
-std::vector<std::shared_ptr<MemoryUse>> Group::uses_of(std::span<const Span> spans) {
+std::vector<std::shared_ptr<MemoryUse>> Group::uses_of(std::span<const ByteRange> ranges) {
   check_usable();
   std::vector<std::shared_ptr<MemoryUse>> found;
   if (num_in_use_.load(std::memory_order_acquire) == 0) return found;
   const std::lock_guard lock(mutex_);
   forget_over();
-  std::vector<Span> open(spans.begin(), spans.end());
+  std::vector<ByteRange> open(ranges.begin(), ranges.end());
   for (auto entry = in_use_.rbegin(); entry != in_use_.rend(); ++entry) {
-    const auto& [span, use] = *entry;
-    const auto conflicts = [&](const Span& own) { return own.conflicts(span); };
+    const auto& [range, use] = *entry;
+    const auto conflicts = [&](const ByteRange& own) { return own.conflicts(range); };
     if (std::none_of(open.begin(), open.end(), conflicts) || use->over()) continue;
     if (found.empty() || found.back() != use) found.push_back(use);
-    // What writes all of a span has waited for all that was before it there.
-    std::erase_if(open, [&](const Span& own) { return span.written && own.within(span); });
+    // What writes all of a range has waited for all that was before it there.
+    std::erase_if(open, [&](const ByteRange& own) { return range.written && own.within(range); });
   }
   return found;
 }
@@ -89,14 +89,14 @@ void Group::forget_over() {
   num_in_use_.store(in_use_.size(), std::memory_order_release);
 }
 
-void Group::publish(const std::shared_ptr<MemoryUse>& use, std::span<const Span> spans) {
+void Group::publish(const std::shared_ptr<MemoryUse>& use, std::span<const ByteRange> ranges) {
   const std::lock_guard lock(mutex_);
   forget_over();
   if (error_ || closing_) return in_use_.clear();
   if (!use->over()) {
     const size_t before = in_use_.size();
-    for (const Span& span : spans) {
-      if (span.begin != 0 && span.begin < span.end) in_use_.emplace_back(span, use);
+    for (const ByteRange& range : ranges) {
+      if (range.begin != 0 && range.begin < range.end) in_use_.emplace_back(range, use);
     }
     // A barrier is in nobody's way, and comes after calls without elements too.
     if (in_use_.size() == before) in_use_.emplace_back(kNowhere, use);
@@ -106,18 +106,18 @@ void Group::publish(const std::shared_ptr<MemoryUse>& use, std::span<const Span>
 
 std::shared_ptr<MemoryUse> Group::claim(const Call& call) {
   auto use = std::make_shared<MemoryUse>();
-  use->earlier = uses_of(spans_of(call));
+  use->earlier = uses_of(ranges_of(call));
   return use;
 }
 
 void Group::publish(const std::shared_ptr<MemoryUse>& use, const Call& call) {
-  publish(use, spans_of(call));
+  publish(use, ranges_of(call));
 }
 
 // All that is in flight has a deadline of its own, so this ends.
-void Group::settle(std::span<const Span> spans) {
+void Group::settle(std::span<const ByteRange> ranges) {
   constexpr auto kSlice = std::chrono::microseconds(100);
-  for (const auto& use : uses_of(spans)) {
+  for (const auto& use : uses_of(ranges)) {
     while (!use->ended()) {
       check_usable();
       check_interrupts();

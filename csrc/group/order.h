@@ -17,23 +17,25 @@
 namespace hier {
 
 // Bytes that a call reads, or writes as well.
-struct Span {
+struct ByteRange {
   uintptr_t begin = 0, end = 0;
   bool written = false;
 
-  static Span of(const void* data, size_t bytes, bool written) {
+  static ByteRange of(const void* data, size_t bytes, bool written) {
     const auto begin = reinterpret_cast<uintptr_t>(data);
     return {begin, begin + bytes, written};
   }
-  bool overlaps(const Span& other) const { return begin < other.end && other.begin < end; }
-  bool within(const Span& other) const { return other.begin <= begin && end <= other.end; }
-  bool conflicts(const Span& other) const { return overlaps(other) && (written || other.written); }
+  bool overlaps(const ByteRange& other) const { return begin < other.end && other.begin < end; }
+  bool within(const ByteRange& other) const { return other.begin <= begin && end <= other.end; }
+  bool conflicts(const ByteRange& other) const {
+    return overlaps(other) && (written || other.written);
+  }
 };
 
 // What a barrier comes after; and what a call occupies that touches no memory. Nobody's memory is
 // at address 0.
-inline constexpr Span kEverything{0, UINTPTR_MAX, true};
-inline constexpr Span kNowhere{0, 1, false};
+inline constexpr ByteRange kEverything{0, UINTPTR_MAX, true};
+inline constexpr ByteRange kNowhere{0, 1, false};
 
 // A user's call, of one run or several, as the calls after it see it.
 struct MemoryUse {

@@ -187,10 +187,17 @@ std::shared_ptr<Work> Group::begin(Call call) {
   if (topology_.world_size == 1) {
     copy_alone(run->call, run->plan);
     work->finish(nullptr);
-  } else if (submit(std::move(run), Waited::no)) {
-    stop_driving();
-  } else {
-    wake();
+    return work;
+  }
+  try {
+    if (submit(std::move(run), Waited::no)) {
+      stop_driving();
+    } else {
+      wake();
+    }
+  } catch (...) {  // refused meanwhile, with copies of the caller's memory under way
+    if (work->device()) work->device()->join();
+    throw;
   }
   return work;
 }
@@ -227,12 +234,7 @@ bool Group::take_over() {
 
 bool Group::wait(Work& work, double seconds) {
   check_member();
-  if (work.device()) {  // the stream waits, not the thread
-    if (const auto error = work.error()) std::rethrow_exception(error);
-    work.device()->join();
-    return true;
-  }
-  if (work.done() || !take_over()) return work.wait(seconds);
+  if (work.device() || work.done() || !take_over()) return work.wait(seconds);
   const auto until = after(seconds < 0 ? 1e9 : seconds);
   try {
     drive([&] { return work.done() || Clock::now() >= until; }, Driver::waiter);

@@ -36,6 +36,11 @@ void check_interrupts() {
 
 bool Work::wait(double seconds) {
   check_member();
+  if (device_) {      // the stream waits, not the thread
+    device_->join();  // after an error too: copies of the caller's memory may be under way
+    if (const auto failed = error()) std::rethrow_exception(failed);
+    return true;
+  }
   const auto deadline = after(seconds < 0 ? 1e9 : seconds);
   constexpr auto kSlice = std::chrono::milliseconds(50);
   std::unique_lock lock(mutex_);

@@ -27,7 +27,8 @@ class Work {
  public:
   void check_member() const { origin_.check(); }  // throws UsageError in a forked child
   // Waits until the collective has ended and rethrows its error. False if `seconds` passed first;
-  // a negative value waits without limit of its own (the collective has a deadline).
+  // a negative value waits without limit of its own (the collective has a deadline). On device
+  // memory it is the caller's stream that waits.
   bool wait(double seconds = -1);
   bool done() const { return done_.load(std::memory_order_acquire); }
   std::exception_ptr error() const;

@@ -215,7 +215,7 @@ class Simulator {
     result_.nic_out_busy = busy(nic_out_);
     result_.nic_in_busy = busy(nic_in_);
     std::stable_sort(result_.timeline.begin(), result_.timeline.end(),
-                     [](const Span& a, const Span& b) { return a.end < b.end; });
+                     [](const TimelineEntry& a, const TimelineEntry& b) { return a.end < b.end; });
     return std::move(result_);
   }
 

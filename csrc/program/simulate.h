@@ -32,7 +32,7 @@ struct Network {
 
 // One step of one rank: a send's time on the outgoing port, or a receive's from the first byte on
 // the incoming port to the end of its reduction or copy.
-struct Span {
+struct TimelineEntry {
   int rank;
   uint32_t step;
   StepKind kind;
@@ -47,7 +47,7 @@ struct Simulation {
   std::vector<double> rank_reducing;                  // seconds that each rank spent reducing
   std::vector<double> local_out_busy, local_in_busy;  // seconds, by rank
   std::vector<double> nic_out_busy, nic_in_busy;      // seconds, by node
-  std::vector<Span> timeline;                         // in the order in which the steps ended
+  std::vector<TimelineEntry> timeline;                // in the order in which the steps ended
 };
 
 // programs[r] is rank r's; each step moves count * element_size bytes. Throws

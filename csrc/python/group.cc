@@ -254,7 +254,8 @@ void register_group(py::module_& m) {
       .def(
           "settle",
           [](Group& self, uintptr_t address, size_t bytes) {
-            self.settle(std::array{Span::of(reinterpret_cast<const void*>(address), bytes, true)});
+            self.settle(
+                std::array{ByteRange::of(reinterpret_cast<const void*>(address), bytes, true)});
           },
           py::call_guard<WithoutGil>())
       .def("add_schedule", &Group::add_schedule)

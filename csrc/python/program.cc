@@ -82,7 +82,7 @@ void register_simulation(py::module_& m) {
 
 void register_program(py::module_& m) {
   PYBIND11_NUMPY_DTYPE(Step, kind, peer, offset, count, waits, first_next, round, chunk);
-  PYBIND11_NUMPY_DTYPE(Span, rank, step, kind, peer, round, chunk, bytes, start, end);
+  PYBIND11_NUMPY_DTYPE(TimelineEntry, rank, step, kind, peer, round, chunk, bytes, start, end);
   py::class_<Program>(m, "Program", "The steps of one rank; see csrc/program/program.h.")
       .def_property_readonly(
           "steps", [](const Program& p) { return to_array(p.steps, p.num_steps()); },

@@ -65,15 +65,15 @@ inline void add_allreduce(Maker& maker, const Tensors& tensors, const c10d::Redu
 
 // Which of these share memory with another one.
 inline std::vector<bool> sharing(const Tensors& tensors) {
-  std::vector<std::pair<Span, size_t>> spans;
-  for (size_t i = 0; i < tensors.size(); ++i) spans.emplace_back(span_of(tensors[i], true), i);
-  std::sort(spans.begin(), spans.end(),
+  std::vector<std::pair<ByteRange, size_t>> ranges;
+  for (size_t i = 0; i < tensors.size(); ++i) ranges.emplace_back(range_of(tensors[i], true), i);
+  std::sort(ranges.begin(), ranges.end(),
             [](const auto& a, const auto& b) { return a.first.begin < b.first.begin; });
   std::vector<bool> shares(tensors.size());
-  std::pair<Span, size_t> furthest{{}, 0};
-  for (const auto& span : spans) {
-    if (span.first.overlaps(furthest.first)) shares[span.second] = shares[furthest.second] = true;
-    if (span.first.end > furthest.first.end) furthest = span;
+  std::pair<ByteRange, size_t> furthest{{}, 0};
+  for (const auto& range : ranges) {
+    if (range.first.overlaps(furthest.first)) shares[range.second] = shares[furthest.second] = true;
+    if (range.first.end > furthest.first.end) furthest = range;
   }
   return shares;
 }

@@ -32,12 +32,12 @@ inline at::Tensor plain(const at::Tensor& tensor) {
 }
 
 // All bytes from a tensor's first element to its last.
-inline Span span_of(const at::Tensor& tensor, bool written) {
+inline ByteRange range_of(const at::Tensor& tensor, bool written) {
   if (tensor.numel() == 0) return {};
   int64_t last = 0;
   for (int64_t i = 0; i < tensor.dim(); ++i) last += (tensor.size(i) - 1) * tensor.stride(i);
   const auto bytes = static_cast<size_t>(last + 1) * tensor.element_size();
-  return Span::of(tensor.const_data_ptr(), bytes, written);
+  return ByteRange::of(tensor.const_data_ptr(), bytes, written);
 }
 
 // One collective or message being made ready: checks arguments, stages tensors, hands it to the
@@ -59,15 +59,15 @@ class Maker {
     if (type == OpType::BARRIER) {
       comes_after({kEverything});
     } else {
-      std::vector<Span> spans;
-      for (const auto& tensor : operation_->outputs) spans.push_back(span_of(tensor, true));
+      std::vector<ByteRange> ranges;
+      for (const auto& tensor : operation_->outputs) ranges.push_back(range_of(tensor, true));
       for (size_t i = 0; i < operation_->inputs.size(); ++i) {
         const auto& tensor = operation_->inputs[i];
         const bool in_place =
             i < operation_->outputs.size() && tensor.is_same(operation_->outputs[i]);
-        if (!in_place) spans.push_back(span_of(tensor, false));
+        if (!in_place) ranges.push_back(range_of(tensor, false));
       }
-      comes_after(std::move(spans));
+      comes_after(std::move(ranges));
     }
   }
 
@@ -279,9 +279,9 @@ class Maker {
     }
   }
 
-  void comes_after(std::vector<Span> spans) {
-    operation_->earlier = group_->uses_of(spans);
-    operation_->spans = std::move(spans);
+  void comes_after(std::vector<ByteRange> ranges) {
+    operation_->earlier = group_->uses_of(ranges);
+    operation_->ranges = std::move(ranges);
   }
 
   const std::shared_ptr<Group> group_;

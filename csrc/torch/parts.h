@@ -68,7 +68,7 @@ inline void add_allgather(Maker& maker, const at::Tensor& output, const at::Tens
   const at::Tensor mine = buffer.view(-1).narrow(0, maker.rank() * input.numel(), input.numel());
   if (!is_plain(input) || mine.data_ptr() != input.data_ptr()) {
     // From another place in the output: not over itself.
-    const bool apart = !span_of(mine, true).overlaps(span_of(input, false));
+    const bool apart = !range_of(mine, true).overlaps(range_of(input, false));
     maker.before([=] { mine.copy_((apart ? input : input.clone()).reshape(-1)); });
   }
   maker.add(Collective::allgather, buffer);

@@ -89,7 +89,7 @@ struct Operation {
   const Tensors inputs;
   Tensors outputs;
   Batch batch;
-  std::vector<Span> spans;                                // of inputs and outputs
+  std::vector<ByteRange> ranges;                          // of inputs and outputs
   std::vector<std::shared_ptr<MemoryUse>> earlier;        // whom this one comes after
   std::vector<std::function<void()>> before;              // behind them: copies of inputs
   std::shared_ptr<MemoryUse> use;                         // for the core, once it is started
@@ -145,8 +145,8 @@ class TorchWork final : public c10d::Work {
     state_.emplace();
     pool().prepare();
     auto self = c10::intrusive_ptr<TorchWork>::unsafe_reclaim_from_nonowning(this);
-    const auto spans = std::move(operation_->spans);  // none: it is a message
-    if (!spans.empty()) operation_->make_use();
+    const auto ranges = std::move(operation_->ranges);  // none: it is a message
+    if (!ranges.empty()) operation_->make_use();
     const auto use = operation_->use;
     starting_ = true;
     operation_->batch.start(group, timeout, [self, starter = std::this_thread::get_id()]() mutable {
@@ -158,7 +158,7 @@ class TorchWork final : public c10d::Work {
     starting_ = false;
     if (!use) return;
     if (!use->over()) use->set_deliver([self] { self->complete(); });
-    group->publish(use, spans);
+    group->publish(use, ranges);
   }
 
   // Enqueues everything, the copies behind the calls too; nobody waits here.
@@ -171,7 +171,7 @@ class TorchWork final : public c10d::Work {
     operation_->batch.start(group, timeout, [self]() mutable {
       pool().push([self = std::move(self)] { self->finish(self->operation_->batch.error()); });
     });
-    group->publish(operation_->use, operation_->spans);
+    group->publish(operation_->use, operation_->ranges);
     if (size_ == 1) {  // no stage has done so
       side.order(side.current(), side.out);
       side.order(side.in, side.out);
@@ -192,8 +192,9 @@ class TorchWork final : public c10d::Work {
     origin_.check();
     const WithoutGil nogil;
     if (ready_) {
-      if (const auto error = operation_->batch.error()) std::rethrow_exception(error);
+      // After an error too: copies of the tensors may be under way.
       ready_->block(operation_->side->current());
+      if (const auto error = operation_->batch.error()) std::rethrow_exception(error);
       return true;
     }
     {

@@ -223,6 +223,29 @@ def test_a_rank_that_aborts_lets_the_streams_of_all_go_on(layout):
     run_threads(size(layout), body, nodes=nodes(layout))
 
 
+def test_a_call_that_fails_leaves_the_memory_alone_behind_its_stream():
+    def body(comm):
+        with a_device() as device:
+            x = device.array(np.ones(8_000_000, np.float32))
+            if comm.rank == 0:
+                device.synchronize()
+                comm.abort("on purpose")
+                return True
+            held = device.hold()
+            with pytest.raises(AbortedError, match="on purpose"):
+                work = comm.allreduce(x, async_op=True)
+                while not work.done():
+                    time.sleep(0.001)
+                work.wait()
+            held[0] = 1
+            device.synchronize()
+            x.memory[:] = 7  # as whoever gets this memory next
+            time.sleep(0.3)
+            return (x.memory == 7).all()
+
+    assert run_threads(2, body, nodes=[0, 1])[1]
+
+
 def test_a_rank_that_stays_away_is_a_timeout_and_leaves_nan():
     def body(comm):
         if comm.rank == 1:
