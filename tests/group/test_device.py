@@ -1,5 +1,6 @@
 """Collectives on device memory, on the CPU runtime: the same results, in stream order, no hang."""
 
+import threading
 import time
 from contextlib import suppress
 
@@ -224,18 +225,21 @@ def test_a_rank_that_aborts_lets_the_streams_of_all_go_on(layout):
 
 
 def test_a_call_that_fails_leaves_the_memory_alone_behind_its_stream():
+    under_way = threading.Event()
+
     def body(comm):
         with a_device() as device:
-            x = device.array(np.ones(8_000_000, np.float32))
             if comm.rank == 0:
-                device.synchronize()
+                assert under_way.wait(60)
                 comm.abort("on purpose")
                 return True
+            x = device.array(np.ones(8_000_000, np.float32))
             held = device.hold()
+            work = comm.allreduce(x, async_op=True)
+            under_way.set()
+            while not work.done():
+                time.sleep(0.001)
             with pytest.raises(AbortedError, match="on purpose"):
-                work = comm.allreduce(x, async_op=True)
-                while not work.done():
-                    time.sleep(0.001)
                 work.wait()
             held[0] = 1
             device.synchronize()
