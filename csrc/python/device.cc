@@ -87,6 +87,9 @@ std::shared_ptr<NcclStage> make_nccl(const nccl::Library& library, DeviceRuntime
   NcclStageConfig config{&runtime, device, local_size, local_rank, {}, timeout};
   if (unique_id.size() != sizeof config.id) throw UsageError("unique_id: must be one of NCCL's");
   std::memcpy(&config.id, unique_id.data(), unique_id.size());
+  // Here and not by a call guard, which would have pybind11 register the new object without the
+  // lock as well.
+  const py::gil_scoped_release release;
   return make_waiting<NcclStage>(library, config);
 }
 
@@ -131,7 +134,7 @@ void register_local_stages(py::module_& m) {
   py::class_<NcclStage, DeviceLocalStage, std::shared_ptr<NcclStage>>(m, "NcclStage")
       .def(py::init(&make_nccl), py::kw_only(), py::arg("library"), py::arg("runtime"),
            py::arg("device"), py::arg("local_size"), py::arg("local_rank"), py::arg("unique_id"),
-           py::arg("timeout"), nogil());
+           py::arg("timeout"));
   py::class_<DevicePeers, DeviceLocalStage, std::shared_ptr<DevicePeers>>(m, "DevicePeers")
       .def(py::init(&make_peers), py::kw_only(), py::arg("runtime"), py::arg("device"),
            py::arg("local_size"), py::arg("local_rank"), py::arg("counters"))

@@ -9,13 +9,11 @@ import pytest
 from device_memory import a_device
 from fake_nccl import compile_fake
 from group_cases import nodes, size, whole_numbers
-from worlds import SANITIZED, run_threads
+from worlds import run_threads
 
 from allreduce import _C, _nccl
 from allreduce._build import csrc_dir
 from allreduce.errors import AbortedError
-
-pytestmark = pytest.mark.skipif(SANITIZED, reason="the fake is not built with the sanitizer")
 
 COUNTS = (65_537, 1_048_576, 6_000_011)
 
