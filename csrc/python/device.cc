@@ -129,7 +129,6 @@ std::vector<double> latency(DeviceRuntime& runtime, int device, const std::strin
 }
 
 void register_local_stages(py::module_& m) {
-  using nogil = py::call_guard<py::gil_scoped_release>;
   py::class_<DeviceLocalStage, std::shared_ptr<DeviceLocalStage>>(m, "DeviceLocalStage");
   py::class_<NcclStage, DeviceLocalStage, std::shared_ptr<NcclStage>>(m, "NcclStage")
       .def(py::init(&make_nccl), py::kw_only(), py::arg("library"), py::arg("runtime"),
