@@ -1,34 +1,50 @@
 // What a call must be before anything is done with it: every call and message passes here.
+#include "group/check.h"
+
 #include <algorithm>
 #include <string>
 
 #include "base/error.h"
-#include "group/group.h"
 
 namespace hier {
 
-void Group::check_address(const char* what, const void* data, size_t count, DType dtype) const {
+void check_address(const char* what, const void* data, size_t count, DType dtype, int rank) {
   if (data != nullptr || count == 0) return;
-  throw UsageError(std::string(what) + " on rank " + std::to_string(topology_.rank) +
-                   ": an array of " + name_of(dtype) + "[" + std::to_string(count) +
+  throw UsageError(std::string(what) + " on rank " + std::to_string(rank) + ": an array of " +
+                   name_of(dtype) + "[" + std::to_string(count) +
                    "] has no memory (its address is 0), as a FakeTensor has none; pass an array "
                    "that has data");
 }
 
 // Host memory may lie anywhere: see prepare(). Kernels of a device cannot read what is not aligned.
-void Group::check_memory(const Call& call) const {
+void check_memory(const Call& call, int rank) {
   const char* what = name_of(call.collective);
-  check_address(what, call.data, call.count, call.dtype);
-  check_address(what, call.input, call.input_count, call.dtype);
+  check_address(what, call.data, call.count, call.dtype, rank);
+  check_address(what, call.input, call.input_count, call.dtype, rank);
   if (!call.device || !info(call.collective).reduces) return;
   if (is_aligned(call.data, size_of(call.dtype))) return;
-  throw UsageError(std::string(what) + " on rank " + std::to_string(topology_.rank) +
+  throw UsageError(std::string(what) + " on rank " + std::to_string(rank) +
                    ": an array in GPU memory does not begin at a multiple of the size of " +
                    name_of(call.dtype) + "; pass a copy");
 }
 
-void Group::check_call(const Call& call) const {
-  const int p = topology_.world_size;
+namespace {
+
+// The output may replace the input, of which the execution keeps a copy then.
+void check_overlap(const Call& call) {
+  const size_t element = size_of(call.dtype);
+  const ByteRange input = ByteRange::of(call.input, call.input_count * element, false);
+  const ByteRange output = ByteRange::of(call.data, call.count * element, true);
+  if (!input.overlaps(output) || input.begin == output.begin) return;
+  throw UsageError(std::string(name_of(call.collective)) +
+                   ": the input and the output overlap in part; pass one array as both, or arrays "
+                   "that share no memory");
+}
+
+}  // namespace
+
+void check_call(const Call& call, int world_size) {
+  const int p = world_size;
   const CollectiveInfo& collective = info(call.collective);
   const std::string what = collective.name;
   if (call.root < 0 || call.root >= p) {

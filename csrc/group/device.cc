@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "group/check.h"
 #include "group/group.h"
 #include "group/parts.h"
 
@@ -44,7 +45,7 @@ Halves halves(const Call& call, int rank, int world_size) {
 
 std::unique_ptr<Group::Run> Group::prepare_on_device(Call call) {
   check_usable();
-  check_memory(call);
+  check_memory(call, topology_.rank);
   if (topology_.world_size == 1) return prepare(std::move(call));
   const CurrentDevice current(*call.device->runtime, call.device->device);
   try {
@@ -56,7 +57,7 @@ std::unique_ptr<Group::Run> Group::prepare_on_device(Call call) {
 }
 
 std::unique_ptr<Group::Run> Group::prepare_staged(const Call& on_device) {
-  if (on_device.collective == Collective::alltoall) check_call(on_device);
+  if (on_device.collective == Collective::alltoall) check_call(on_device, topology_.world_size);
   Call call = on_device;
   const size_t element = size_of(call.dtype), output = call.count * element;
   const auto stage =

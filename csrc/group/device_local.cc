@@ -103,7 +103,7 @@ std::unique_ptr<Group::Run> Group::prepare_between_devices(const Call& on_device
   plan.divisor = on_device.op == ReduceOp::avg ? topology_.world_size : 1;
   if (network) {
     plan.program = [this, algorithm, element = cut.element](size_t count) {
-      return rail_program(algorithm, count, element);
+      return planner_->programs().rail(algorithm, count, element);
     };
   }
   run->plan = std::move(plan);

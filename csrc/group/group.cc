@@ -44,6 +44,8 @@ Group::Group(GroupConfig config, Wiring wiring)
     arena_ = std::make_shared<Arena>(wiring.arena.get(), layout);
     bells_ = Doorbells(arena_->sleep_words(), std::move(wiring.doorbells), topology_.local_rank);
   }
+  const size_t slot_bytes = arena_ ? arena_->layout().slot_bytes : ArenaLayout::kSlotBytes;
+  planner_ = std::make_unique<Planner>(config_, topology_, slot_bytes);
   for (int i = 0; i < config_.lanes; ++i) {
     Lane& lane = lanes_[i];
     lane.channels = open_channels(i, wiring);
@@ -87,9 +89,17 @@ void Group::set_timeout(double seconds) {
 
 void Group::set_choices(std::vector<Choice> choices) {
   check_member();
-  const std::lock_guard lock(mutex_);
-  choices_ = std::move(choices);
-  known_ = {};
+  planner_->set_choices(std::move(choices));
+}
+
+std::string Group::choose(Collective collective, size_t bytes) const {
+  check_member();
+  return planner_->choose(collective, bytes);
+}
+
+void Group::add_schedule(const std::string& name, Collective collective, Schedule schedule) {
+  check_member();
+  planner_->add_schedule(name, collective, std::move(schedule));
 }
 
 void Group::check_usable() const {
@@ -102,10 +112,7 @@ void Group::check_usable() const {
 std::shared_ptr<SharedMapping> Group::add_symmetric(int fd, size_t bytes) {
   check_member();
   auto mapping = SharedMapping::open(fd, bytes * static_cast<size_t>(topology_.local_size));
-  const std::lock_guard lock(mutex_);
-  // Ranks free theirs at different times: numbers, not places in this list, tell which is meant.
-  std::erase_if(symmetric_, [](const Symmetric& known) { return known.mapping.expired(); });
-  symmetric_.push_back({mapping, bytes, ++num_symmetric_});
+  planner_->add_symmetric(mapping, bytes);
   return mapping;
 }
 
@@ -115,8 +122,7 @@ std::byte* Group::symmetric_part(const SharedMapping& mapping, size_t bytes) con
 
 size_t Group::known_symmetric() const {
   check_member();
-  const std::lock_guard lock(mutex_);
-  return symmetric_.size();
+  return planner_->known_symmetric();
 }
 
 Traffic Group::traffic() const {

@@ -30,9 +30,11 @@
 #include "device/stage.h"
 #include "engine/engine.h"
 #include "engine/messages.h"
+#include "group/call.h"
 #include "group/config.h"
 #include "group/execution.h"
 #include "group/order.h"
+#include "group/planner.h"
 #include "group/topology.h"
 #include "group/work.h"
 #include "local/stage.h"
@@ -46,59 +48,6 @@ struct Wiring {
   std::vector<std::vector<Fd>> data;  // per lane, and one for messages; empty for this node's ranks
   Fd arena;
   std::vector<Fd> doorbells;
-};
-
-struct Call {
-  Collective collective = Collective::allreduce;
-  void* data = nullptr;             // the whole buffer, reduced or filled in place
-  size_t count = 0;                 // its elements
-  std::vector<size_t> bounds = {};  // of the ranks' parts, where a collective has parts and they
-                                    // are uneven: world_size + 1 offsets
-  const void* input = nullptr;      // of an alltoall, whose `data` is its output alone
-  size_t input_count = 0;
-  std::vector<size_t> input_bounds = {};
-  DType dtype = DType::f32;
-  ReduceOp op = ReduceOp::sum;
-  int root = 0;
-  std::string algorithm = "auto";
-  double timeout = -1;  // seconds; negative: the group's
-  uint32_t name_hash = 0;
-  std::optional<DevicePlace> device = {};  // if data and input are device memory
-  // Where several calls are one of the user's, or its memory is more than theirs: made by who
-  // publishes it. Null: the group takes care of data and input.
-  std::shared_ptr<MemoryUse> use = {};
-
-  uint32_t shape = 0;  // shape_hash of the array, where it is known
-
-  size_t bytes() const { return count * size_of(dtype); }
-};
-
-// So that ranks notice arrays of one size and other shapes. Never 0.
-inline uint32_t shape_hash(std::span<const int64_t> sizes) {
-  uint64_t hash = sizes.size() + 1;
-  for (const int64_t size : sizes) {
-    hash = (hash ^ static_cast<uint64_t>(size)) * 0x9e3779b97f4a7c15;
-    hash ^= hash >> 32;
-  }
-  return static_cast<uint32_t>(hash) | 1;
-}
-
-// A message to or from one rank.
-struct Message {
-  bool send = false;
-  int peer = 0;  // to receive: or kAnySource
-  int tag = 0;   // 0 or more; to receive: or kAnyTag
-  void* data = nullptr;
-  size_t count = 0;
-  DType dtype = DType::f32;
-  double timeout = -1;  // seconds; negative: the group's
-};
-
-// From which size on which algorithm serves a collective; the first that fits is taken.
-struct Choice {
-  Collective collective;
-  size_t max_bytes;
-  std::string algorithm;
 };
 
 struct Traffic {
@@ -199,18 +148,6 @@ class Group {
     std::deque<std::unique_ptr<Run>> runs;
     uint64_t local_runs = 0;  // runs of this lane that had a local stage
   };
-  // A call that was planned; the plan lacks the place of the buffer.
-  struct Known {
-    Call call;
-    Plan plan;
-    RunHeader header;
-  };
-  struct Symmetric {
-    std::weak_ptr<SharedMapping> mapping;
-    size_t bytes;     // per local rank
-    uint64_t number;  // of the allocation: the same on all ranks of the node
-  };
-
   // group.cc: life
   Channels open_channels(int index, Wiring& wiring);
   void check_usable() const;
@@ -248,39 +185,6 @@ class Group {
   std::shared_ptr<MemoryUse> claim(const Call& call);
   void publish(const std::shared_ptr<MemoryUse>& use, const Call& call);
   void forget_over();
-  static void check_overlap(const Call& call);
-
-  // check.cc: what a call must be
-  void check_address(const char* what, const void* data, size_t count, DType dtype) const;
-  void check_memory(const Call& call) const;
-  void check_call(const Call& call) const;
-
-  // plan.cc: from a call to a plan
-  uint32_t options_hash() const;
-  void fill_header(RunHeader& header, const Call& call, const std::string& algorithm) const;
-  Plan make_plan(const Call& call, RunHeader& header);
-  bool recall(const Call& call, Plan& plan, RunHeader& header);
-  std::optional<Known>& known_place(const Call& call);
-  void remember(const Call& call, const Plan& plan, const RunHeader& header);
-  Plan new_plan(const Call& call, RunHeader& header);
-  void place(Plan& plan, const Call& call, uint32_t& place_hash);
-  Plan flat_plan(const Call& call, const std::string& algorithm);
-  Plan pieces_plan(const Call& call, const std::string& algorithm, uint32_t& place_hash);
-  Plan alltoall_plan(const Call& call, const std::string& algorithm);
-  std::vector<std::byte*> symmetric_places(const Call& call, uint32_t& place_hash);
-  // The cached program for `what`, or a new one; `bounds` and `root` tell its kind apart.
-  std::shared_ptr<const Program> lowered(const std::string& what, size_t element_bytes,
-                                         const std::vector<size_t>& bounds, int root,
-                                         const std::function<Program(size_t segment)>& lower);
-  std::shared_ptr<const Program> flat_program(const Call& call, const std::string& algorithm);
-  std::shared_ptr<const Program> alltoall_program(const std::string& algorithm,
-                                                  size_t element_bytes,
-                                                  const std::vector<size_t>& in,
-                                                  const std::vector<size_t>& out);
-  std::shared_ptr<const Program> rail_program(const std::string& algorithm, size_t count,
-                                              size_t element_bytes);
-  const Schedule& schedule(Collective collective, const std::string& algorithm, int world_size,
-                           int root);
 
   // drive.cc: one thread at a time moves everything in flight
   enum class Driver { caller, waiter, worker };  // of its own blocking call; of any work; of all
@@ -321,6 +225,7 @@ class Group {
   const Origin origin_;
   ControlLinks control_;  // owned by the driving thread, but for broadcast in fail()
   std::shared_ptr<Arena> arena_;
+  std::unique_ptr<Planner> planner_;
   Doorbells bells_;
   Fd wake_;                  // an eventfd: rouses the driving thread
   std::vector<Lane> lanes_;  // owned by the driving thread
@@ -361,13 +266,6 @@ class Group {
   std::exception_ptr error_;
   std::string error_text_;
   std::string error_at_close_;  // of the thread that closes
-  std::vector<Choice> choices_;
-  std::array<std::optional<Known>, 64> known_;  // by a hash of the call
-  std::vector<Symmetric> symmetric_;            // those that are in use, and the last ones freed
-  uint64_t num_symmetric_ = 0;                  // that were ever made
-  std::map<std::tuple<Collective, std::string, int, int>, Schedule> schedules_;
-  std::map<std::tuple<std::string, std::vector<size_t>, int>, std::shared_ptr<const Program>>
-      programs_;
   std::thread worker_;
 
   std::atomic<size_t> host_path_bytes_{256 << 10};  // stands alone

@@ -54,17 +54,6 @@ bool MemoryUse::may_begin() {
   return true;
 }
 
-// The output may replace the input, of which the execution keeps a copy then.
-void Group::check_overlap(const Call& call) {
-  const size_t element = size_of(call.dtype);
-  const ByteRange input = ByteRange::of(call.input, call.input_count * element, false);
-  const ByteRange output = ByteRange::of(call.data, call.count * element, true);
-  if (!input.overlaps(output) || input.begin == output.begin) return;
-  throw UsageError(std::string(name_of(call.collective)) +
-                   ": the input and the output overlap in part; pass one array as both, or arrays "
-                   "that share no memory");
-}
-
 std::vector<std::shared_ptr<MemoryUse>> Group::uses_of(std::span<const ByteRange> ranges) {
   check_usable();
   std::vector<std::shared_ptr<MemoryUse>> found;

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "group/check.h"
 #include "group/group.h"
 
 namespace hier {
@@ -31,7 +32,7 @@ void copy_alone(const Call& call, const Plan& plan) {
 // moves is moved as bytes.
 std::unique_ptr<Group::Run> Group::prepare(Call call) {
   check_usable();
-  check_memory(call);
+  check_memory(call, topology_.rank);
   auto run = std::make_unique<Run>();
   void* const place = call.data;
   if (info(call.collective).reduces && !is_aligned(place, size_of(call.dtype))) {
@@ -40,7 +41,7 @@ std::unique_ptr<Group::Run> Group::prepare(Call call) {
     run->aligned = std::make_unique_for_overwrite<std::max_align_t[]>(units);
     call.data = run->aligned.get();
   }
-  run->plan = make_plan(call, run->header);
+  run->plan = planner_->plan(call, run->header);
   run->begun = Clock::now();
   run->deadline = after(call.timeout < 0 ? timeout() : call.timeout, run->begun);
   call.data = place;
@@ -63,7 +64,7 @@ std::shared_ptr<Transfer> Group::prepare(const Message& m, const std::shared_ptr
   if (m.tag < 0 && (m.send || m.tag != kAnyTag)) {
     throw UsageError(what + "tag " + std::to_string(m.tag) + " is negative");
   }
-  check_address(m.send ? "send" : "recv", m.data, m.count, m.dtype);
+  check_address(m.send ? "send" : "recv", m.data, m.count, m.dtype, topology_.rank);
   auto transfer = std::make_shared<Transfer>();
   transfer->send = m.send;
   transfer->peer = m.peer;

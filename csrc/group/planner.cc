@@ -1,9 +1,10 @@
-// From a call to a plan: algorithm, symmetric memory, lowered programs.
+// From a call to a plan: algorithm, pieces, symmetric memory.
+#include "group/planner.h"
+
 #include <algorithm>
-#include <cstring>
 
 #include "base/error.h"
-#include "group/group.h"
+#include "group/check.h"
 #include "group/parts.h"
 #include "schedule/registry.h"
 
@@ -11,7 +12,6 @@ namespace hier {
 
 namespace {
 
-constexpr size_t kMaxPrograms = 256;         // lowered programs kept, then all are dropped
 constexpr size_t kSymmetricPiece = 1 << 20;  // bytes, where the network follows
 constexpr size_t kSmallestPiece = 32 << 10;  // bytes; smaller pieces cost more than they overlap
 constexpr size_t kDevicePiece = 4 << 20;     // bytes; a copy takes 80 us over PCIe 5
@@ -41,8 +41,31 @@ bool same_but_for_place(const Call& a, const Call& b) {
 
 }  // namespace
 
-std::string Group::choose(Collective collective, size_t bytes) const {
-  check_member();
+void Planner::set_choices(std::vector<Choice> choices) {
+  const std::lock_guard lock(mutex_);
+  choices_ = std::move(choices);
+  known_ = {};
+}
+
+void Planner::add_schedule(const std::string& name, Collective collective, Schedule schedule) {
+  programs_.add(name, collective, std::move(schedule));
+  const std::lock_guard lock(mutex_);
+  known_ = {};
+}
+
+void Planner::add_symmetric(const std::shared_ptr<SharedMapping>& mapping, size_t bytes) {
+  const std::lock_guard lock(mutex_);
+  // Ranks free theirs at different times: numbers, not places in this list, tell which is meant.
+  std::erase_if(symmetric_, [](const Symmetric& known) { return known.mapping.expired(); });
+  symmetric_.push_back({mapping, bytes, ++num_symmetric_});
+}
+
+size_t Planner::known_symmetric() const {
+  const std::lock_guard lock(mutex_);
+  return symmetric_.size();
+}
+
+std::string Planner::choose(Collective collective, size_t bytes) const {
   const std::lock_guard lock(mutex_);
   for (const Choice& choice : choices_) {
     if (choice.collective == collective && bytes <= choice.max_bytes) return choice.algorithm;
@@ -51,7 +74,7 @@ std::string Group::choose(Collective collective, size_t bytes) const {
 }
 
 // Options that decide who sends what to whom: ranks that differ in them must not go on.
-uint32_t Group::options_hash() const {
+uint32_t Planner::options_hash() const {
   uint32_t hash = 2166136261u;
   for (const uint64_t option :
        {uint64_t{config_.hierarchical}, static_cast<uint64_t>(config_.rails),
@@ -62,7 +85,7 @@ uint32_t Group::options_hash() const {
   return hash;
 }
 
-void Group::fill_header(RunHeader& header, const Call& call, const std::string& algorithm) const {
+void Planner::fill_header(RunHeader& header, const Call& call, const std::string& algorithm) const {
   header.collective = call.collective;
   header.op = call.op;
   header.dtype = call.dtype;
@@ -79,11 +102,11 @@ void Group::fill_header(RunHeader& header, const Call& call, const std::string& 
   header.source = static_cast<uint16_t>(topology_.rank);
 }
 
-Plan Group::make_plan(const Call& call, RunHeader& header) {
+Plan Planner::plan(const Call& call, RunHeader& header) {
   Plan plan;
   const bool repeats = call.bounds.empty() && call.collective != Collective::alltoall;
   if (!repeats || !recall(call, plan, header)) {
-    check_call(call);
+    check_call(call, topology_.world_size);
     plan = new_plan(call, header);
     if (repeats) remember(call, plan, header);
   }
@@ -93,12 +116,12 @@ Plan Group::make_plan(const Call& call, RunHeader& header) {
 }
 
 // A loop makes the same calls again and again: all but the buffer's place is known then.
-std::optional<Group::Known>& Group::known_place(const Call& call) {
+std::optional<Planner::Known>& Planner::known_place(const Call& call) {
   const uint32_t hash = mix(mix(static_cast<uint32_t>(call.dtype), call.count), call.name_hash);
   return known_[hash % known_.size()];
 }
 
-bool Group::recall(const Call& call, Plan& plan, RunHeader& header) {
+bool Planner::recall(const Call& call, Plan& plan, RunHeader& header) {
   const std::lock_guard lock(mutex_);
   const auto& known = known_place(call);
   if (!known || !same_but_for_place(known->call, call)) return false;
@@ -107,13 +130,13 @@ bool Group::recall(const Call& call, Plan& plan, RunHeader& header) {
   return true;
 }
 
-void Group::remember(const Call& call, const Plan& plan, const RunHeader& header) {
+void Planner::remember(const Call& call, const Plan& plan, const RunHeader& header) {
   const std::lock_guard lock(mutex_);
   auto& known = known_place(call).emplace(Known{call, plan, header});
   known.call.use = nullptr;
 }
 
-Plan Group::new_plan(const Call& call, RunHeader& header) {
+Plan Planner::new_plan(const Call& call, RunHeader& header) {
   const size_t element = size_of(call.dtype), bytes = call.count * element;
   const bool automatic = call.algorithm.empty() || call.algorithm == "auto";
   const bool several_per_node = topology_.world_size > topology_.num_nodes;
@@ -148,18 +171,18 @@ Plan Group::new_plan(const Call& call, RunHeader& header) {
   plan.piece = std::max<size_t>(1, call.count);
   if (!one_node) {
     // Fails early, in words, for an algorithm that does not exist.
-    (void)schedule(Collective::allreduce, algorithm, topology_.num_nodes, 0);
+    (void)programs_.schedule(Collective::allreduce, algorithm, topology_.num_nodes, 0);
     plan.program = [this, algorithm, element](size_t count) {
-      return rail_program(algorithm, count, element);
+      return programs_.rail(algorithm, count, element);
     };
   } else {
-    (void)schedule(Collective::allreduce, algorithm, topology_.world_size, 0);
+    (void)programs_.schedule(Collective::allreduce, algorithm, topology_.world_size, 0);
   }
   return plan;
 }
 
 // Symmetric memory is summed where it lies; a private buffer passes through slots, piece by piece.
-void Group::place(Plan& plan, const Call& call, uint32_t& place_hash) {
+void Planner::place(Plan& plan, const Call& call, uint32_t& place_hash) {
   const size_t element = size_of(call.dtype), bytes = call.count * element;
   const bool one_node = topology_.num_nodes == 1;
   plan.symmetric = symmetric_places(call, place_hash);
@@ -171,14 +194,12 @@ void Group::place(Plan& plan, const Call& call, uint32_t& place_hash) {
   // Inside a node a piece fills a slot. Between nodes pieces are cut alike, whatever their cores,
   // and small ones smaller, for the network to begin early.
   const size_t overlapping = std::max(kSmallestPiece, bytes / 4 / 4096 * 4096);
-  plan.piece =
-      (one_node ? arena_->layout().slot_bytes : std::min(ArenaLayout::kSlotBytes, overlapping)) /
-      element;
+  plan.piece = (one_node ? slot_bytes_ : std::min(ArenaLayout::kSlotBytes, overlapping)) / element;
   // Two ranks read as much of each other either way, and meet once for a piece in place of twice.
   plan.one_shot = one_node && topology_.world_size == 2;
 }
 
-Plan Group::flat_plan(const Call& call, const std::string& algorithm) {
+Plan Planner::flat_plan(const Call& call, const std::string& algorithm) {
   Plan plan;
   plan.count = call.count;
   plan.dtype = call.dtype;
@@ -189,31 +210,32 @@ Plan Group::flat_plan(const Call& call, const std::string& algorithm) {
   const Range finished = range_of(collective.after, call.bounds, call.count, topology_.rank,
                                   call.root, topology_.world_size);
   plan.divide_lo = finished.lo, plan.divide_hi = finished.hi;
-  auto program = flat_program(call, algorithm);
+  auto program = programs_.flat(call, algorithm);
   plan.program = [program](size_t) { return program; };
   return plan;
 }
 
 // A flat allreduce, cut so that copies from and to the device and the network work at once.
-Plan Group::pieces_plan(const Call& call, const std::string& algorithm, uint32_t& place_hash) {
+Plan Planner::pieces_plan(const Call& call, const std::string& algorithm, uint32_t& place_hash) {
   Plan plan = flat_plan(call, algorithm);
   plan.piece = kDevicePiece / size_of(call.dtype);
   place_hash = mix(place_hash, plan.piece);  // a rank without a device would cut nothing
   plan.program = [this, part = call, algorithm](size_t count) mutable {
     part.count = count;
-    return flat_program(part, algorithm);
+    return programs_.flat(part, algorithm);
   };
   return plan;
 }
 
-std::vector<std::byte*> Group::symmetric_places(const Call& call, uint32_t& place_hash) {
+std::vector<std::byte*> Planner::symmetric_places(const Call& call, uint32_t& place_hash) {
   const auto* data = static_cast<const std::byte*>(call.data);
   const size_t bytes = call.count * size_of(call.dtype);
   const std::lock_guard lock(mutex_);
   for (const Symmetric& known : symmetric_) {
     const auto mapping = known.mapping.lock();
     if (!mapping) continue;
-    const std::byte* part = symmetric_part(*mapping, known.bytes);
+    const std::byte* part =
+        mapping->data() + known.bytes * static_cast<size_t>(topology_.local_rank);
     if (data < part || data + bytes > part + known.bytes) continue;
     const auto offset = static_cast<size_t>(data - part);
     // All ranks of a node must mean the same place, or they would sum different buffers.
@@ -227,55 +249,8 @@ std::vector<std::byte*> Group::symmetric_places(const Call& call, uint32_t& plac
   return {};
 }
 
-const Schedule& Group::schedule(Collective collective, const std::string& algorithm, int world_size,
-                                int root) {
-  const std::lock_guard lock(mutex_);
-  const auto key = std::tuple(collective, algorithm, world_size, root);
-  const auto known = schedules_.find(key);
-  if (known != schedules_.end()) return known->second;
-  try {
-    return schedules_.emplace(key, build(collective, algorithm, world_size, root)).first->second;
-  } catch (const std::invalid_argument& wrong) {
-    throw UsageError(wrong.what());
-  }
-}
-
-void Group::add_schedule(const std::string& name, Collective collective, Schedule schedule) {
-  check_member();
-  if (const std::string wrong = check(schedule, collective); !wrong.empty()) {
-    throw UsageError("schedule '" + name + "' is no " + name_of(collective) + ": " + wrong);
-  }
-  const std::lock_guard lock(mutex_);
-  const int world_size = schedule.world_size;
-  schedules_.insert_or_assign({collective, name, world_size, 0}, std::move(schedule));
-  programs_.clear();  // of another schedule by this name, perhaps
-  known_ = {};
-}
-
-std::shared_ptr<const Program> Group::lowered(const std::string& what, size_t element_bytes,
-                                              const std::vector<size_t>& bounds, int root,
-                                              const std::function<Program(size_t segment)>& lower) {
-  const size_t segment = std::max<size_t>(1, config_.segment_bytes / element_bytes);
-  const auto key = std::tuple(what + ":" + std::to_string(segment), bounds, root);
-  const std::lock_guard lock(mutex_);
-  const auto known = programs_.find(key);
-  if (known != programs_.end()) return known->second;
-  if (programs_.size() >= kMaxPrograms) programs_.clear();
-  return programs_.emplace(key, std::make_shared<const Program>(lower(segment))).first->second;
-}
-
-std::shared_ptr<const Program> Group::flat_program(const Call& call, const std::string& algorithm) {
-  const Schedule& s = schedule(call.collective, algorithm, topology_.world_size, call.root);
-  const auto bounds = info(call.collective).chunks == Chunks::per_rank
-                          ? parts_of(call.bounds, call.count, topology_.world_size)
-                          : even_bounds(call.count, s.num_chunks);
-  const std::string what = std::string(name_of(call.collective)) + ":" + algorithm;
-  return lowered(what, size_of(call.dtype), bounds, call.root,
-                 [&](size_t segment) { return lower(s, topology_.rank, bounds, segment); });
-}
-
 // Sends read the input, receives write the output, and what a rank keeps is copied before them.
-Plan Group::alltoall_plan(const Call& call, const std::string& algorithm) {
+Plan Planner::alltoall_plan(const Call& call, const std::string& algorithm) {
   const int p = topology_.world_size, me = topology_.rank;
   const auto in = parts_of(call.input_bounds, call.input_count, p);
   const auto out = parts_of(call.bounds, call.count, p);
@@ -292,58 +267,9 @@ Plan Group::alltoall_plan(const Call& call, const std::string& algorithm) {
   plan.count = plan.piece = 1;  // not cut into pieces
   plan.dtype = call.dtype;
   plan.op = call.op;
-  auto program = alltoall_program(algorithm, element, in, out);
+  auto program = programs_.alltoall(algorithm, element, in, out);
   plan.program = [program](size_t) { return program; };
   return plan;
-}
-
-std::shared_ptr<const Program> Group::alltoall_program(const std::string& algorithm,
-                                                       size_t element_bytes,
-                                                       const std::vector<size_t>& in,
-                                                       const std::vector<size_t>& out) {
-  const int p = topology_.world_size, me = topology_.rank;
-  const Schedule& s = schedule(Collective::alltoall, algorithm, p, 0);
-  auto sizes = in;
-  sizes.insert(sizes.end(), out.begin(), out.end());
-  return lowered("alltoall:" + algorithm, element_bytes, sizes, 0, [&](size_t segment) {
-    // A rank knows the sizes of the chunks that it sends or receives; the others are not for it.
-    std::vector<size_t> bounds{0};
-    for (int src = 0; src < p; ++src) {
-      for (int dst = 0; dst < p; ++dst) {
-        const size_t size = src == me   ? in[dst + 1] - in[dst]
-                            : dst == me ? out[src + 1] - out[src]
-                                        : 0;
-        bounds.push_back(bounds.back() + size);
-      }
-    }
-    Program program = lower(s, me, bounds, segment);
-    for (size_t i = 0; i < program.num_steps(); ++i) {
-      Step& step = program.steps[i];
-      const size_t place = step.kind == StepKind::send ? in[step.peer] : out[step.peer];
-      step.offset = place + step.offset - bounds[step.chunk];
-    }
-    // Every pair exchanges a header at least, in which a wrong amount shows.
-    for (int peer = 0; peer < p; ++peer) {
-      if (peer == me) continue;
-      if (in[peer] == in[peer + 1]) program.queues.push_back({peer, true, 0, 0});
-      if (out[peer] == out[peer + 1]) program.queues.push_back({peer, false, 0, 0});
-    }
-    return program;
-  });
-}
-
-std::shared_ptr<const Program> Group::rail_program(const std::string& algorithm, size_t count,
-                                                   size_t element_bytes) {
-  const Schedule& s = schedule(Collective::allreduce, algorithm, topology_.num_nodes, 0);
-  return lowered("rail:" + algorithm, element_bytes, {count}, 0, [&](size_t segment) {
-    Program program = lower(s, topology_.node, even_bounds(count, s.num_chunks), segment);
-    const std::vector<int> ranks = topology_.rail(topology_.local_rank);
-    for (size_t i = 0; i < program.num_steps(); ++i) {
-      program.steps[i].peer = ranks[program.steps[i].peer];
-    }
-    for (Queue& queue : program.queues) queue.peer = ranks[queue.peer];
-    return program;
-  });
 }
 
 }  // namespace hier

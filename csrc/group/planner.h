@@ -1,0 +1,87 @@
+// Calls to plans, with what is known of earlier ones. Any thread may ask; nothing here waits.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/mapping.h"
+#include "engine/header.h"
+#include "group/call.h"
+#include "group/config.h"
+#include "group/execution.h"
+#include "group/programs.h"
+#include "group/topology.h"
+
+namespace hier {
+
+// From which size on which algorithm serves a collective; the first that fits is taken.
+struct Choice {
+  Collective collective;
+  size_t max_bytes;
+  std::string algorithm;
+};
+
+class Planner {
+ public:
+  // Inside a node a piece fills a slot of slot_bytes. What is passed by reference outlives this.
+  Planner(const GroupConfig& config, const Topology& topology, size_t slot_bytes)
+      : config_(config),
+        topology_(topology),
+        slot_bytes_(slot_bytes),
+        programs_(topology, config.segment_bytes) {}
+
+  // The plan of a call, and the header that its ranks compare. Throws UsageError.
+  Plan plan(const Call& call, RunHeader& header);
+  std::string choose(Collective collective, size_t bytes) const;
+
+  void set_choices(std::vector<Choice> choices);
+  void add_schedule(const std::string& name, Collective collective, Schedule schedule);
+  // Local rank i's part of the mapping starts at i * bytes: calls are looked for there.
+  void add_symmetric(const std::shared_ptr<SharedMapping>& mapping, size_t bytes);
+  size_t known_symmetric() const;
+
+  Programs& programs() { return programs_; }
+
+ private:
+  // A call that was planned; the plan lacks the place of the buffer.
+  struct Known {
+    Call call;
+    Plan plan;
+    RunHeader header;
+  };
+  struct Symmetric {
+    std::weak_ptr<SharedMapping> mapping;
+    size_t bytes;     // per local rank
+    uint64_t number;  // of the allocation: the same on all ranks of the node
+  };
+
+  uint32_t options_hash() const;
+  void fill_header(RunHeader& header, const Call& call, const std::string& algorithm) const;
+  bool recall(const Call& call, Plan& plan, RunHeader& header);
+  std::optional<Known>& known_place(const Call& call);
+  void remember(const Call& call, const Plan& plan, const RunHeader& header);
+  Plan new_plan(const Call& call, RunHeader& header);
+  void place(Plan& plan, const Call& call, uint32_t& place_hash);
+  Plan flat_plan(const Call& call, const std::string& algorithm);
+  Plan pieces_plan(const Call& call, const std::string& algorithm, uint32_t& place_hash);
+  Plan alltoall_plan(const Call& call, const std::string& algorithm);
+  std::vector<std::byte*> symmetric_places(const Call& call, uint32_t& place_hash);
+
+  const GroupConfig& config_;
+  const Topology& topology_;
+  const size_t slot_bytes_;
+  Programs programs_;
+  mutable std::mutex mutex_;  // guards what follows
+  std::vector<Choice> choices_;
+  std::array<std::optional<Known>, 64> known_;  // by a hash of the call
+  std::vector<Symmetric> symmetric_;            // those that are in use, and the last ones freed
+  uint64_t num_symmetric_ = 0;                  // that were ever made
+};
+
+}  // namespace hier

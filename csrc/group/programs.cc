@@ -1,0 +1,120 @@
+// Schedules and programs by what they were made of.
+#include "group/programs.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+#include "base/error.h"
+#include "group/parts.h"
+#include "schedule/registry.h"
+
+namespace hier {
+
+namespace {
+
+constexpr size_t kMaxPrograms = 256;  // kept, then all are dropped
+
+}  // namespace
+
+std::shared_ptr<const Schedule> Programs::schedule(Collective collective,
+                                                   const std::string& algorithm, int world_size,
+                                                   int root) {
+  const std::lock_guard lock(mutex_);
+  const auto key = std::tuple(collective, algorithm, world_size, root);
+  const auto known = schedules_.find(key);
+  if (known != schedules_.end()) return known->second;
+  try {
+    auto built = std::make_shared<const Schedule>(build(collective, algorithm, world_size, root));
+    return schedules_.emplace(key, std::move(built)).first->second;
+  } catch (const std::invalid_argument& wrong) {
+    throw UsageError(wrong.what());
+  }
+}
+
+void Programs::add(const std::string& name, Collective collective, Schedule schedule) {
+  if (const std::string wrong = check(schedule, collective); !wrong.empty()) {
+    throw UsageError("schedule '" + name + "' is no " + name_of(collective) + ": " + wrong);
+  }
+  const std::lock_guard lock(mutex_);
+  const int world_size = schedule.world_size;
+  schedules_.insert_or_assign({collective, name, world_size, 0},
+                              std::make_shared<const Schedule>(std::move(schedule)));
+  programs_.clear();  // of another schedule by this name, perhaps
+}
+
+std::shared_ptr<const Program> Programs::lowered(
+    const std::string& what, size_t element_bytes, const std::vector<size_t>& bounds, int root,
+    const std::function<Program(size_t segment)>& lower) {
+  const size_t segment = std::max<size_t>(1, segment_bytes_ / element_bytes);
+  const auto key = std::tuple(what + ":" + std::to_string(segment), bounds, root);
+  {
+    const std::lock_guard lock(mutex_);
+    const auto known = programs_.find(key);
+    if (known != programs_.end()) return known->second;
+  }
+  auto program = std::make_shared<const Program>(lower(segment));  // long: not under the lock
+  const std::lock_guard lock(mutex_);
+  if (programs_.size() >= kMaxPrograms) programs_.clear();
+  return programs_.emplace(key, std::move(program)).first->second;
+}
+
+std::shared_ptr<const Program> Programs::flat(const Call& call, const std::string& algorithm) {
+  const auto s = schedule(call.collective, algorithm, topology_.world_size, call.root);
+  const auto bounds = info(call.collective).chunks == Chunks::per_rank
+                          ? parts_of(call.bounds, call.count, topology_.world_size)
+                          : even_bounds(call.count, s->num_chunks);
+  const std::string what = std::string(name_of(call.collective)) + ":" + algorithm;
+  return lowered(what, size_of(call.dtype), bounds, call.root,
+                 [&](size_t segment) { return lower(*s, topology_.rank, bounds, segment); });
+}
+
+std::shared_ptr<const Program> Programs::alltoall(const std::string& algorithm,
+                                                  size_t element_bytes,
+                                                  const std::vector<size_t>& in,
+                                                  const std::vector<size_t>& out) {
+  const int p = topology_.world_size, me = topology_.rank;
+  const auto s = schedule(Collective::alltoall, algorithm, p, 0);
+  auto sizes = in;
+  sizes.insert(sizes.end(), out.begin(), out.end());
+  return lowered("alltoall:" + algorithm, element_bytes, sizes, 0, [&](size_t segment) {
+    // A rank knows the sizes of the chunks that it sends or receives; the others are not for it.
+    std::vector<size_t> bounds{0};
+    for (int src = 0; src < p; ++src) {
+      for (int dst = 0; dst < p; ++dst) {
+        const size_t size = src == me   ? in[dst + 1] - in[dst]
+                            : dst == me ? out[src + 1] - out[src]
+                                        : 0;
+        bounds.push_back(bounds.back() + size);
+      }
+    }
+    Program program = lower(*s, me, bounds, segment);
+    for (size_t i = 0; i < program.num_steps(); ++i) {
+      Step& step = program.steps[i];
+      const size_t place = step.kind == StepKind::send ? in[step.peer] : out[step.peer];
+      step.offset = place + step.offset - bounds[step.chunk];
+    }
+    // Every pair exchanges a header at least, in which a wrong amount shows.
+    for (int peer = 0; peer < p; ++peer) {
+      if (peer == me) continue;
+      if (in[peer] == in[peer + 1]) program.queues.push_back({peer, true, 0, 0});
+      if (out[peer] == out[peer + 1]) program.queues.push_back({peer, false, 0, 0});
+    }
+    return program;
+  });
+}
+
+std::shared_ptr<const Program> Programs::rail(const std::string& algorithm, size_t count,
+                                              size_t element_bytes) {
+  const auto s = schedule(Collective::allreduce, algorithm, topology_.num_nodes, 0);
+  return lowered("rail:" + algorithm, element_bytes, {count}, 0, [&](size_t segment) {
+    Program program = lower(*s, topology_.node, even_bounds(count, s->num_chunks), segment);
+    const std::vector<int> ranks = topology_.rail(topology_.local_rank);
+    for (size_t i = 0; i < program.num_steps(); ++i) {
+      program.steps[i].peer = ranks[program.steps[i].peer];
+    }
+    for (Queue& queue : program.queues) queue.peer = ranks[queue.peer];
+    return program;
+  });
+}
+
+}  // namespace hier

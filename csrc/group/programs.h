@@ -1,0 +1,58 @@
+// Schedules, and the programs they were lowered to: each made once, for that takes longer than a
+// small call does.
+#pragma once
+
+#include <cstddef>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "group/call.h"
+#include "group/topology.h"
+#include "program/program.h"
+#include "schedule/schedule.h"
+
+namespace hier {
+
+class Programs {
+ public:
+  // Steps carry at most segment_bytes. The topology outlives this object.
+  Programs(const Topology& topology, size_t segment_bytes)
+      : topology_(topology), segment_bytes_(segment_bytes) {}
+
+  // A schedule of the user's. Throws UsageError if it does not keep the collective's promise.
+  void add(const std::string& name, Collective collective, Schedule schedule);
+  // Throws UsageError for an algorithm that does not exist.
+  std::shared_ptr<const Schedule> schedule(Collective collective, const std::string& algorithm,
+                                           int world_size, int root);
+
+  // This rank's part of a collective over all ranks.
+  std::shared_ptr<const Program> flat(const Call& call, const std::string& algorithm);
+  // Likewise of an alltoall, whose parts begin at elements in[r] and out[r].
+  std::shared_ptr<const Program> alltoall(const std::string& algorithm, size_t element_bytes,
+                                          const std::vector<size_t>& in,
+                                          const std::vector<size_t>& out);
+  // Of an allreduce of `count` elements among the ranks of this one's rail.
+  std::shared_ptr<const Program> rail(const std::string& algorithm, size_t count,
+                                      size_t element_bytes);
+
+ private:
+  // The program for `what`; `bounds` and `root` tell its kind apart.
+  std::shared_ptr<const Program> lowered(const std::string& what, size_t element_bytes,
+                                         const std::vector<size_t>& bounds, int root,
+                                         const std::function<Program(size_t segment)>& lower);
+
+  const Topology& topology_;
+  const size_t segment_bytes_;
+  std::mutex mutex_;  // guards what follows
+  std::map<std::tuple<Collective, std::string, int, int>, std::shared_ptr<const Schedule>>
+      schedules_;  // by collective, algorithm, ranks and root
+  std::map<std::tuple<std::string, std::vector<size_t>, int>, std::shared_ptr<const Program>>
+      programs_;
+};
+
+}  // namespace hier
