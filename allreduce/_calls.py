@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import zlib
 from collections import deque
+from numbers import Real
+from operator import index
 from typing import Any
 
 from allreduce import _C
@@ -35,6 +37,11 @@ class Calls:
         timeout: float | None = None,
         name: str = "",
     ) -> dict[str, Any]:
+        self._check_words(op=op, algo=algo, name=name)
+        try:
+            root = index(root)
+        except TypeError:
+            raise UsageError(f"root on rank {self.rank}: must be a rank, not {root!r}") from None
         return {
             "collective": collective,
             "address": memory.address,
@@ -48,6 +55,11 @@ class Calls:
             "device": self._streams.place(memory.device) if memory.device else None,
             "shape": memory.shape,
         }
+
+    def _check_words(self, **words: object) -> None:
+        for argument, value in words.items():
+            if not isinstance(value, str):
+                raise UsageError(f"{argument} on rank {self.rank}: must be a string, not {value!r}")
 
     def _settle(self, x: Array) -> None:
         """Wait for this rank's earlier calls on the memory of `x`, which is about to be copied."""
@@ -64,6 +76,9 @@ class Calls:
 
 def seconds(timeout: float | None) -> float:
     """Return a timeout as the core takes it, where a negative one is the group's."""
-    if timeout is not None and not timeout > 0:
-        raise UsageError(f"timeout={timeout}: must be a positive number of seconds")
-    return -1.0 if timeout is None else timeout
+    if timeout is None:
+        return -1.0
+    value: Any = timeout  # whatever it is that callers pass
+    if not isinstance(value, Real) or not float(value) > 0:
+        raise UsageError(f"timeout={timeout!r}: must be a positive number of seconds")
+    return float(value)

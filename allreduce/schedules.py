@@ -23,6 +23,7 @@ __all__ = [
     "even_bounds",
     "from_moves",
     "parse_collective",
+    "stages",
 ]
 
 Schedule: TypeAlias = _C.Schedule
@@ -67,9 +68,9 @@ def by_name(
     """Builds the schedule of an algorithm.
 
     Args:
-        name: one of `algorithms(collective)`; "bucket", the paper's word for "ring"; or, for an
-            allreduce, "hierarchical:INTER" or "hierarchical:LOCAL:INTER", where INTER is the
-            algorithm between the nodes and LOCAL is "rs_ag" (default) or "reduce_bcast".
+        name: one of `algorithms(collective)`; "bucket", the paper's word for "ring"; or
+            "hierarchical:INTER" or "hierarchical:LOCAL:INTER", where INTER is the algorithm
+            between the nodes and LOCAL is "rs_ag" (default) or "reduce_bcast" (one rail).
         world_size: number of ranks; may be left out where node_sizes tells it.
         collective: what the schedule promises.
         root: of a broadcast, reduce, gather or scatter.
@@ -82,9 +83,8 @@ def by_name(
     """
     kind = parse_collective(collective)
     if name.split(":")[0] == HIERARCHICAL:
-        if kind != _C.Collective.allreduce:
-            raise ValueError(f"hierarchical algorithms are allreduces, not {kind.name}")
-        return _hierarchical(name, world_size, node_sizes, rails)
+        sizes = _checked_sizes(name, world_size, node_sizes)
+        return _hierarchical(kind, name, sizes, rails, root)
     if node_sizes is not None and world_size is None:
         world_size = sum(node_sizes)
     if world_size is None:
@@ -92,9 +92,34 @@ def by_name(
     return _C.build(kind, name, world_size, root)
 
 
+def stages(collective: Collective | str) -> list[tuple[str, Collective]]:
+    """Returns what a collective over nodes consists of, in order.
+
+    Each stage is ("node", collective), among the ranks of each node, or ("rail", collective), among
+    the ranks of one shard, one of each node. No stages: it has no such form.
+    """
+    return _C.stages_of(parse_collective(collective))
+
+
+def _checked_sizes(
+    name: str, world_size: int | None, node_sizes: Sequence[int] | None
+) -> Sequence[int]:
+    if not node_sizes:
+        raise ValueError(f"{name} needs node_sizes, the number of ranks of each node")
+    if min(node_sizes) < 1:
+        raise ValueError(f"node_sizes {list(node_sizes)}: a node needs at least one rank")
+    if world_size is not None and world_size != sum(node_sizes):
+        raise ValueError(
+            f"node_sizes {list(node_sizes)} hold {sum(node_sizes)} ranks, not {world_size}"
+        )
+    return node_sizes
+
+
 def _hierarchical(
-    name: str, world_size: int | None, node_sizes: Sequence[int] | None, rails: int | None
+    kind: Collective, name: str, node_sizes: Sequence[int], rails: int | None, root: int
 ) -> Schedule:
+    if not _C.stages_of(kind):
+        raise ValueError(f"{kind.name} has no form over nodes")
     parts = name.split(":")
     if len(parts) == 2:
         parts.insert(1, _LOCAL_FORMS[0])
@@ -103,14 +128,15 @@ def _hierarchical(
             f"{name!r} should be hierarchical:INTER or hierarchical:LOCAL:INTER, "
             "as in hierarchical:halving_doubling"
         )
-    if not node_sizes:
-        raise ValueError(f"{name} needs node_sizes, the number of ranks of each node")
-    if world_size is not None and world_size != sum(node_sizes):
-        raise ValueError(
-            f"node_sizes {list(node_sizes)} hold {sum(node_sizes)} ranks, not {world_size}"
-        )
-    rails = min(node_sizes) if rails is None else rails
-    return _C.hierarchical(list(node_sizes), parts[1], parts[2], rails)
+    if parts[1] not in _LOCAL_FORMS:
+        raise ValueError(f"local must be {' or '.join(_LOCAL_FORMS)}, not {parts[1]!r}")
+    node_of = [node for node, size in enumerate(node_sizes) for _ in range(size)]
+    if not 0 <= root < len(node_of):
+        raise ValueError(f"root must be 0 to {len(node_of) - 1}, not {root}")
+    between = _C.build(kind, parts[2], len(node_sizes), node_of[root])
+    one_rail = parts[1] == "reduce_bcast"
+    rails = 1 if one_rail else min(node_sizes) if rails is None else rails
+    return _C.hierarchical(kind, node_of, between, rails, root)
 
 
 def from_moves(

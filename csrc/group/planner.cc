@@ -7,6 +7,7 @@
 #include "group/check.h"
 #include "group/parts.h"
 #include "schedule/registry.h"
+#include "schedule/stages.h"
 
 namespace hier {
 
@@ -70,7 +71,21 @@ std::string Planner::choose(Collective collective, size_t bytes) const {
   for (const Choice& choice : choices_) {
     if (choice.collective == collective && bytes <= choice.max_bytes) return choice.algorithm;
   }
-  return std::string(choose_unmeasured(collective, bytes, topology_.world_size));
+  const int ranks = goes_by_node(collective) ? topology_.num_nodes : topology_.world_size;
+  return std::string(choose_unmeasured(collective, bytes, ranks));
+}
+
+// Whether the ranks of a node work together, and the algorithm runs between nodes alone.
+bool Planner::goes_by_node(Collective collective) const {
+  return config_.hierarchical && topology_.num_nodes > 1 &&
+         topology_.world_size > topology_.num_nodes && !stages_of(collective).empty();
+}
+
+// Ranks of a node that talk to other nodes, for a buffer of so many bytes.
+int Planner::rails(size_t bytes) const {
+  const int most = config_.rails > 0 ? std::min(config_.rails, topology_.smallest_node)
+                                     : topology_.smallest_node;
+  return topology_.num_nodes > 1 && bytes <= config_.one_rail_bytes ? 1 : most;
 }
 
 // Options that decide who sends what to whom: ranks that differ in them must not go on.
@@ -165,9 +180,7 @@ Plan Planner::new_plan(const Call& call, RunHeader& header) {
   plan.local = topology_.local_size > 1;
   const bool one_node = topology_.num_nodes == 1;
   plan.one_shot = one_node && bytes <= config_.one_shot_bytes;
-  const int most = config_.rails > 0 ? std::min(config_.rails, topology_.smallest_node)
-                                     : topology_.smallest_node;
-  plan.rails = !one_node && bytes <= config_.one_rail_bytes ? 1 : most;
+  plan.rails = rails(bytes);
   plan.piece = std::max<size_t>(1, call.count);
   if (!one_node) {
     // Fails early, in words, for an algorithm that does not exist.
@@ -210,7 +223,8 @@ Plan Planner::flat_plan(const Call& call, const std::string& algorithm) {
   const Range finished = range_of(collective.after, call.bounds, call.count, topology_.rank,
                                   call.root, topology_.world_size);
   plan.divide_lo = finished.lo, plan.divide_hi = finished.hi;
-  auto program = programs_.flat(call, algorithm);
+  const int rails = goes_by_node(call.collective) ? this->rails(call.bytes()) : 0;
+  auto program = programs_.full(call, algorithm, rails);
   plan.program = [program](size_t) { return program; };
   return plan;
 }
@@ -222,7 +236,7 @@ Plan Planner::pieces_plan(const Call& call, const std::string& algorithm, uint32
   place_hash = mix(place_hash, plan.piece);  // a rank without a device would cut nothing
   plan.program = [this, part = call, algorithm](size_t count) mutable {
     part.count = count;
-    return programs_.flat(part, algorithm);
+    return programs_.full(part, algorithm, 0);
   };
   return plan;
 }

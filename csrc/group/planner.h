@@ -61,6 +61,8 @@ class Planner {
     uint64_t number;  // of the allocation: the same on all ranks of the node
   };
 
+  bool goes_by_node(Collective collective) const;
+  int rails(size_t bytes) const;
   uint32_t options_hash() const;
   void fill_header(RunHeader& header, const Call& call, const std::string& algorithm) const;
   bool recall(const Call& call, Plan& plan, RunHeader& header);

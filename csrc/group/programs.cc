@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "group/parts.h"
 #include "schedule/registry.h"
+#include "schedule/stages.h"
 
 namespace hier {
 
@@ -58,12 +59,38 @@ std::shared_ptr<const Program> Programs::lowered(
   return programs_.emplace(key, std::move(program)).first->second;
 }
 
-std::shared_ptr<const Program> Programs::flat(const Call& call, const std::string& algorithm) {
-  const auto s = schedule(call.collective, algorithm, topology_.world_size, call.root);
+bool Programs::knows(Collective collective, const std::string& algorithm, int root) {
+  const std::lock_guard lock(mutex_);
+  return schedules_.contains({collective, algorithm, topology_.world_size, root});
+}
+
+// The stages within nodes and between them, kept under `name`.
+std::shared_ptr<const Schedule> Programs::by_node(const Call& call, const std::string& algorithm,
+                                                  int rails, const std::string& name) {
+  const auto key = std::tuple(call.collective, name, topology_.world_size, call.root);
+  {
+    const std::lock_guard lock(mutex_);
+    const auto known = schedules_.find(key);
+    if (known != schedules_.end()) return known->second;
+  }
+  const auto between =
+      schedule(call.collective, algorithm, topology_.num_nodes, topology_.node_of_rank[call.root]);
+  auto made = std::make_shared<const Schedule>(
+      hierarchical(call.collective, topology_.node_of_rank, *between, rails, call.root));
+  const std::lock_guard lock(mutex_);
+  return schedules_.emplace(key, std::move(made)).first->second;
+}
+
+std::shared_ptr<const Program> Programs::full(const Call& call, const std::string& algorithm,
+                                              int rails) {
+  const bool flat = rails == 0 || knows(call.collective, algorithm, call.root);
+  const std::string name = flat ? algorithm : std::to_string(rails) + " rails, " + algorithm;
+  const auto s = flat ? schedule(call.collective, algorithm, topology_.world_size, call.root)
+                      : by_node(call, algorithm, rails, name);
   const auto bounds = info(call.collective).chunks == Chunks::per_rank
                           ? parts_of(call.bounds, call.count, topology_.world_size)
                           : even_bounds(call.count, s->num_chunks);
-  const std::string what = std::string(name_of(call.collective)) + ":" + algorithm;
+  const std::string what = std::string(name_of(call.collective)) + ":" + name;
   return lowered(what, size_of(call.dtype), bounds, call.root,
                  [&](size_t segment) { return lower(*s, topology_.rank, bounds, segment); });
 }

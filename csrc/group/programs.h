@@ -30,8 +30,10 @@ class Programs {
   std::shared_ptr<const Schedule> schedule(Collective collective, const std::string& algorithm,
                                            int world_size, int root);
 
-  // This rank's part of a collective over all ranks.
-  std::shared_ptr<const Program> flat(const Call& call, const std::string& algorithm);
+  // This rank's part of a collective over all ranks. With `rails` the algorithm runs between the
+  // nodes, where so many ranks of each talk to the others; 0: it runs between all ranks, as one
+  // that the user has registered for so many does.
+  std::shared_ptr<const Program> full(const Call& call, const std::string& algorithm, int rails);
   // Likewise of an alltoall, whose parts begin at elements in[r] and out[r].
   std::shared_ptr<const Program> alltoall(const std::string& algorithm, size_t element_bytes,
                                           const std::vector<size_t>& in,
@@ -41,6 +43,9 @@ class Programs {
                                       size_t element_bytes);
 
  private:
+  std::shared_ptr<const Schedule> by_node(const Call& call, const std::string& algorithm, int rails,
+                                          const std::string& name);
+  bool knows(Collective collective, const std::string& algorithm, int root);
   // The program for `what`; `bounds` and `root` tell its kind apart.
   std::shared_ptr<const Program> lowered(const std::string& what, size_t element_bytes,
                                          const std::vector<size_t>& bounds, int root,

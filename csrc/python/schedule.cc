@@ -8,6 +8,7 @@
 
 #include "schedule/builders.h"
 #include "schedule/registry.h"
+#include "schedule/stages.h"
 
 namespace py = pybind11;
 
@@ -160,8 +161,15 @@ void register_schedule(py::module_& m) {
   m.def("build", build, py::arg("collective"), py::arg("algorithm"), py::arg("world_size"),
         py::arg("root") = 0, "The schedule that an algorithm uses for a collective.");
   register_algorithms(m);
-  m.def("hierarchical", hierarchical, py::arg("node_sizes"), py::arg("local"), py::arg("inter"),
-        py::arg("rails"), "Reduce-scatter in each node, allreduce across, allgather in each node.");
+  m.def("hierarchical", hierarchical, py::arg("collective"), py::arg("node_of"), py::arg("between"),
+        py::arg("rails"), py::arg("root") = 0,
+        "The stages of a collective within nodes and between them, as one schedule.");
+  m.def("stages_of", [](Collective collective) {
+    py::list stages;
+    for (const Stage& stage : stages_of(collective))
+      stages.append(py::make_tuple(stage.scope == Scope::node ? "node" : "rail", stage.what));
+    return stages;
+  });
 }
 
 }  // namespace hier

@@ -40,8 +40,8 @@ Schedule circulant_reduce_scatter(int world_size);
 Schedule halving_doubling(int world_size);
 Schedule recursive_doubling(int world_size);
 
-// Along the canonical tree. Rank c < num_owners ends with the finished chunk c.
-Schedule tree_reduce_scatter(int world_size, int num_owners);
+// Along the canonical tree. Rank owners[c] ends with the finished chunk c.
+Schedule tree_reduce_scatter(int world_size, const std::vector<int>& owners);
 Schedule tree_reduce(int world_size, int root);
 Schedule tree_gather(int world_size, int root);
 Schedule direct_gather(int world_size, int root);

@@ -1,64 +1,260 @@
-// The paper's three stages as one schedule (Goyal et al. 2017, section 4).
+// Lists of stages, and their rendering.
 #include <algorithm>
 #include <numeric>
 #include <stdexcept>
+#include <string>
 
 #include "schedule/builders.h"
-#include "schedule/registry.h"
+#include "schedule/stages.h"
 
 namespace hier {
 namespace {
 
-void check_arguments(const std::vector<int>& node_sizes, std::string_view local, int rails) {
-  if (node_sizes.empty())
-    throw std::invalid_argument("hierarchical: node_sizes must name at least one node");
-  const int smallest = *std::min_element(node_sizes.begin(), node_sizes.end());
-  if (smallest < 1) throw std::invalid_argument("hierarchical: a node needs at least one rank");
-  if (local != "rs_ag" && local != "reduce_bcast")
-    throw std::invalid_argument("hierarchical: local must be rs_ag or reduce_bcast, not '" +
-                                std::string(local) + "'");
-  if (rails < 1 || rails > smallest)
-    throw std::invalid_argument("hierarchical: rails must be 1 to " + std::to_string(smallest) +
-                                ", the size of the smallest node, not " + std::to_string(rails));
+using C = Collective;
+using enum Scope;
+
+constexpr Stage kAllreduce[] = {
+    {node, C::reduce_scatter}, {rail, C::allreduce}, {node, C::allgather}};
+constexpr Stage kReduceScatter[] = {{node, C::reduce_scatter}, {rail, C::reduce_scatter}};
+constexpr Stage kAllgather[] = {{rail, C::allgather}, {node, C::allgather}};
+constexpr Stage kBroadcast[] = {{node, C::scatter}, {rail, C::broadcast}, {node, C::allgather}};
+constexpr Stage kReduce[] = {{node, C::reduce_scatter}, {rail, C::reduce}, {node, C::gather}};
+constexpr Stage kGather[] = {{node, C::gather}, {rail, C::gather}};
+constexpr Stage kScatter[] = {{rail, C::scatter}, {node, C::scatter}};
+
+using Members = std::vector<std::vector<int>>;  // the ranks of each node, ascending
+
+Members members_of(const std::vector<int>& node_of) {
+  Members members;
+  for (int rank = 0; rank < static_cast<int>(node_of.size()); ++rank) {
+    const int node = node_of[static_cast<size_t>(rank)];
+    if (node < 0) throw std::invalid_argument("hierarchical: nodes are numbered from 0");
+    if (static_cast<size_t>(node) >= members.size()) members.resize(static_cast<size_t>(node) + 1);
+    members[static_cast<size_t>(node)].push_back(rank);
+  }
+  return members;
 }
 
-std::vector<int> first_ranks(const std::vector<int>& node_sizes) {
-  std::vector<int> first(node_sizes.size());
-  std::exclusive_scan(node_sizes.begin(), node_sizes.end(), first.begin(), 0);
-  return first;
+int place_in(const std::vector<int>& ranks, int rank) {
+  return static_cast<int>(std::ranges::find(ranks, rank) - ranks.begin());
+}
+
+void check_arguments(Collective collective, const Members& members, const Schedule& between,
+                     int rails) {
+  const auto wrong = [](const std::string& what) {
+    throw std::invalid_argument("hierarchical: " + what);
+  };
+  if (stages_of(collective).empty()) wrong(std::string(name_of(collective)) + " has no such form");
+  if (members.empty()) wrong("at least one node is needed");
+  size_t smallest = members.front().size();
+  for (const auto& ranks : members) smallest = std::min(smallest, ranks.size());
+  if (smallest < 1) wrong("a node needs at least one rank");
+  if (rails < 1 || static_cast<size_t>(rails) > smallest)
+    wrong("rails must be 1 to " + std::to_string(smallest) +
+          ", the size of the smallest node, not " + std::to_string(rails));
+  if (static_cast<size_t>(between.world_size) != members.size())
+    wrong("the schedule between nodes is for " + std::to_string(between.world_size) +
+          " of them, not for " + std::to_string(members.size()));
+}
+
+// Where the chunks are between the stages.
+class Shards {
+ public:
+  Shards(const CollectiveInfo& what, Members members, int chunks_between, int rails, int root)
+      : what_(what), members_(std::move(members)), root_(what.rooted ? root : -1) {
+    if (what.chunks == Chunks::any) {
+      share_evenly(chunks_between, rails);
+    } else if (what.rooted) {
+      collect_at_leaders();
+    } else {
+      share_by_place(rails);
+    }
+  }
+
+  int num_chunks() const { return static_cast<int>(owners_.front().size()); }
+  const Members& members() const { return members_; }
+  int root() const { return root_; }
+  // The rank of the node that has the chunk when rails begin, or when they have ended.
+  int owner(int node, int chunk) const {
+    return owners_[static_cast<size_t>(node)][static_cast<size_t>(chunk)];
+  }
+  // Of each rail: the chunks that a chunk of the schedule between nodes stands for.
+  const std::vector<std::vector<std::vector<int>>>& rails() const { return rails_; }
+
+ private:
+  // Each rail has an even share, in which the chunks between nodes follow one another. In the
+  // root's node the root has the first, so that with one rail nothing moves there.
+  void share_evenly(int chunks_between, int rails) {
+    for (const auto& ranks : members_) {
+      const int first = std::max(0, place_in(ranks, root_) % static_cast<int>(ranks.size()));
+      auto& owners = owners_.emplace_back();
+      for (int chunk = 0; chunk < rails * chunks_between; ++chunk)
+        owners.push_back(ranks[static_cast<size_t>(first + chunk / chunks_between) % ranks.size()]);
+    }
+    for (int chunk = 0; chunk < rails * chunks_between; ++chunk) {
+      if (chunk % chunks_between == 0) rails_.emplace_back();
+      rails_.back().push_back({chunk});
+    }
+  }
+
+  // Ranks at one place of their nodes form a rail: its chunk i is that of node i's rank there.
+  // A rank has its own chunk in the end; where it is another node's, the rails share.
+  void share_by_place(int rails) {
+    size_t places = 0;
+    for (const auto& ranks : members_) places = std::max(places, ranks.size());
+    owners_.assign(members_.size(), std::vector<int>(world_size()));
+    for (size_t place = 0; place < places; ++place) {
+      auto& chunks = rails_.emplace_back(members_.size());
+      for (size_t home = 0; home < members_.size(); ++home) {
+        if (place >= members_[home].size()) continue;
+        const int chunk = members_[home][place];
+        chunks[home] = {chunk};
+        for (size_t node = 0; node < members_.size(); ++node)
+          owners_[node][static_cast<size_t>(chunk)] =
+              node == home ? chunk : members_[node][place % static_cast<size_t>(rails)];
+      }
+    }
+  }
+
+  // One rail: a node's parts travel together.
+  void collect_at_leaders() {
+    for (const auto& ranks : members_) {
+      const bool has_root = static_cast<size_t>(place_in(ranks, root_)) < ranks.size();
+      owners_.emplace_back(world_size(), has_root ? root_ : ranks.front());
+    }
+    rails_.push_back(members_);
+  }
+
+  size_t world_size() const {
+    return std::accumulate(members_.begin(), members_.end(), size_t{0},
+                           [](size_t sum, const auto& ranks) { return sum + ranks.size(); });
+  }
+
+  const CollectiveInfo& what_;
+  Members members_;
+  int root_;  // -1: there is none
+  std::vector<std::vector<int>> owners_;
+  std::vector<std::vector<std::vector<int>>> rails_;
+};
+
+// Joins a move to the one before it, if that carries the neighbouring chunk the same way.
+void append(Round& round, const Move& move) {
+  if (!round.empty()) {
+    Move& last = round.back();
+    if (last.src == move.src && last.dst == move.dst && last.reduce == move.reduce &&
+        last.hi == move.lo) {
+      last.hi = move.hi;
+      return;
+    }
+  }
+  round.push_back(move);
+}
+
+void add_rails(Schedule& result, const Shards& shards, const Schedule& between) {
+  const size_t first = result.rounds.size();
+  result.rounds.resize(first + between.rounds.size());
+  for (const auto& chunks : shards.rails())
+    for (size_t t = 0; t < between.rounds.size(); ++t)
+      for (const Move& m : between.rounds[t])
+        for (int i = m.lo; i < m.hi; ++i)
+          for (const int c : chunks[static_cast<size_t>(i)])
+            append(result.rounds[first + t],
+                   {shards.owner(m.src, c), shards.owner(m.dst, c), c, c + 1, m.reduce});
+}
+
+// Each chunk is summed at its owner, along the canonical tree of the node.
+Schedule sum_in(const Shards& shards, int node) {
+  const auto& ranks = shards.members()[static_cast<size_t>(node)];
+  std::vector<int> owners;
+  for (int chunk = 0; chunk < shards.num_chunks(); ++chunk)
+    owners.push_back(place_in(ranks, shards.owner(node, chunk)));
+  return tree_reduce_scatter(static_cast<int>(ranks.size()), owners);
+}
+
+// The root collects what its node's owners have; without an end at one rank, each owner what the
+// node's ranks have.
+Schedule gather_in(const Shards& shards, const CollectiveInfo& what, int node) {
+  const auto& ranks = shards.members()[static_cast<size_t>(node)];
+  Schedule result{static_cast<int>(ranks.size()), shards.num_chunks(), {{}}};
+  const auto move = [&](int from, int to, int chunk) {
+    if (from == to) return;
+    append(result.rounds.front(),
+           {place_in(ranks, from), place_in(ranks, to), chunk, chunk + 1, false});
+  };
+  if (what.chunks == Chunks::per_rank) {
+    for (const int rank : ranks) move(rank, shards.owner(node, rank), rank);
+  } else if (std::ranges::find(ranks, shards.root()) != ranks.end()) {
+    for (int chunk = 0; chunk < shards.num_chunks(); ++chunk)
+      move(shards.owner(node, chunk), shards.root(), chunk);
+  }
+  if (result.rounds.front().empty()) result.rounds.clear();
+  return result;
+}
+
+Schedule within_node(const Shards& shards, const CollectiveInfo& what, Collective stage, int node) {
+  switch (stage) {
+    case C::reduce_scatter:
+      return sum_in(shards, node);
+    case C::allgather:
+      return reversed(sum_in(shards, node));
+    case C::gather:
+      return gather_in(shards, what, node);
+    default:
+      return reversed(gather_in(shards, what, node));
+  }
+}
+
+void add_nodes(Schedule& result, const Shards& shards, const CollectiveInfo& what,
+               Collective stage) {
+  const size_t first = result.rounds.size();
+  for (size_t node = 0; node < shards.members().size(); ++node)
+    overlay(result, first, within_node(shards, what, stage, static_cast<int>(node)),
+            shards.members()[node], 0);
+  if (what.before != Holders::root) return;
+  for (size_t t = first; t < result.rounds.size(); ++t)  // the root has everything
+    std::erase_if(result.rounds[t], [&](const Move& m) { return m.dst == shards.root(); });
 }
 
 }  // namespace
 
-// The buffer is cut into one shard per rail. Local rank l < rails of each node collects shard l
-// along the canonical tree of its node (as the shared-memory stage does), allreduces it with local
-// rank l of the other nodes, and hands it back the way it came. One rail is the paper's own form,
-// reduce and broadcast; "reduce_bcast" means one rail whatever `rails` says.
-Schedule hierarchical(const std::vector<int>& node_sizes, std::string_view local,
-                      std::string_view inter, int rails) {
-  check_arguments(node_sizes, local, rails);
-  if (local == "reduce_bcast") rails = 1;
-  const int num_nodes = static_cast<int>(node_sizes.size());
-  const Schedule across = build(Collective::allreduce, inter, num_nodes);
-  const std::vector<int> first = first_ranks(node_sizes);
-  Schedule result{first.back() + node_sizes.back(), rails * across.num_chunks, {}};
+std::span<const Stage> stages_of(Collective collective) {
+  switch (collective) {
+    case C::allreduce:
+      return kAllreduce;
+    case C::reduce_scatter:
+      return kReduceScatter;
+    case C::allgather:
+      return kAllgather;
+    case C::broadcast:
+      return kBroadcast;
+    case C::reduce:
+      return kReduce;
+    case C::gather:
+      return kGather;
+    case C::scatter:
+      return kScatter;
+    default:
+      return {};
+  }
+}
 
-  std::vector<Schedule> collects;
-  size_t local_rounds = 0;
-  for (int size : node_sizes) {
-    collects.push_back(refine(tree_reduce_scatter(size, rails), across.num_chunks));
-    local_rounds = std::max(local_rounds, collects.back().rounds.size());
-  }
-  for (size_t node = 0; node < collects.size(); ++node) {
-    std::vector<int> ranks(static_cast<size_t>(node_sizes[node]));
-    std::iota(ranks.begin(), ranks.end(), first[node]);
-    overlay(result, 0, collects[node], ranks, 0);
-    overlay(result, local_rounds + across.rounds.size(), reversed(collects[node]), ranks, 0);
-  }
-  for (int rail = 0; rail < rails; ++rail) {
-    std::vector<int> ranks = first;
-    for (int& rank : ranks) rank += rail;
-    overlay(result, local_rounds, across, ranks, rail * across.num_chunks);
+Schedule hierarchical(Collective collective, const std::vector<int>& node_of,
+                      const Schedule& between, int rails, int root) {
+  const CollectiveInfo& what = info(collective);
+  const int world_size = static_cast<int>(node_of.size());
+  Members members = members_of(node_of);
+  check_arguments(collective, members, between, rails);
+  if (root < 0 || root >= world_size)
+    throw std::invalid_argument("hierarchical: root must be 0 to " +
+                                std::to_string(world_size - 1) + ", not " + std::to_string(root));
+  const Shards shards(what, std::move(members), between.num_chunks, rails, root);
+  Schedule result{world_size, shards.num_chunks(), {}};
+  for (const Stage& stage : stages_of(collective)) {
+    if (stage.scope == rail) {
+      add_rails(result, shards, between);
+    } else {
+      add_nodes(result, shards, what, stage.what);
+    }
   }
   return result;
 }

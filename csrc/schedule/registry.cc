@@ -2,6 +2,7 @@
 #include "schedule/registry.h"
 
 #include <algorithm>
+#include <numeric>
 #include <stdexcept>
 
 #include "schedule/builders.h"
@@ -20,7 +21,11 @@ Scatter ring(int p) { return radix_reduce_scatter({{p, Exchange::ring}}); }
 Scatter direct(int p) { return radix_reduce_scatter({{p}}); }
 Scatter bcube(int p) { return radix_reduce_scatter(bcube_levels(p)); }
 Scatter torus(int p) { return radix_reduce_scatter(torus_levels(p)); }
-Schedule halving(int p) { return tree_reduce_scatter(p, p); }
+Schedule halving(int p) {
+  std::vector<int> owners(static_cast<size_t>(p));
+  std::iota(owners.begin(), owners.end(), 0);
+  return tree_reduce_scatter(p, owners);
+}
 
 Schedule there_and_back(const Schedule& reduce_scatter) {
   return then(reduce_scatter, reversed(reduce_scatter));

@@ -43,11 +43,6 @@ Schedule reversed(const Schedule& reduce_scatter);  // the allgather that undoes
 void overlay(Schedule& schedule, size_t first_round, const Schedule& sub,
              const std::vector<int>& ranks, int first_chunk);
 
-// Goyal et al. 2017, section 4: reduce-scatter within each node, `inter` among the ranks of each
-// rail, allgather within each node. Ranks are contiguous in a node; node_sizes may differ.
-Schedule hierarchical(const std::vector<int>& node_sizes, std::string_view local,
-                      std::string_view inter, int rails);
-
 // "" if the schedule keeps its promise on symbolic contributions, else the first thing wrong.
 std::string check(const Schedule& schedule, Collective collective, int root = 0);
 

@@ -51,12 +51,13 @@ void coalesce(Round& round) {
 
 }  // namespace
 
-Schedule tree_reduce_scatter(int world_size, int num_owners) {
-  Schedule result{world_size, num_owners, std::vector<Round>(tree_depth(world_size))};
+Schedule tree_reduce_scatter(int world_size, const std::vector<int>& owners) {
+  const int num_chunks = static_cast<int>(owners.size());
+  Schedule result{world_size, num_chunks, std::vector<Round>(tree_depth(world_size))};
   std::vector<Merge> merges;
-  for (int chunk = 0; chunk < num_owners; ++chunk) {
+  for (int chunk = 0; chunk < num_chunks; ++chunk) {
     merges.clear();
-    collect(0, world_size, chunk, merges);
+    collect(0, world_size, owners[static_cast<size_t>(chunk)], merges);
     for (const Merge& m : merges)
       result.rounds[static_cast<size_t>(m.round)].push_back({m.src, m.dst, chunk, chunk + 1, true});
   }

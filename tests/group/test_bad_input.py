@@ -122,6 +122,25 @@ def test_an_operation_without_a_meaning_is_refused(dtype, op):
     run_threads(2, body)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"op": 0}, "op on rank [01]: must be a string, not 0"),  # reduce(x, 0) means root=0
+        ({"algo": None}, "algo on rank [01]: must be a string, not None"),
+        ({"root": "0"}, "root on rank [01]: must be a rank, not '0'"),
+        ({"root": 0.0}, r"root on rank [01]: must be a rank, not 0\.0"),
+        ({"timeout": "5"}, "timeout='5': must be a positive number"),
+        ({"timeout": float("nan")}, "timeout=nan: must be a positive number"),
+    ],
+)
+def test_an_argument_of_another_type_is_refused_by_name(arguments, message):
+    def body(comm):
+        with pytest.raises(UsageError, match=message):
+            comm.reduce(np.ones(4), **arguments)
+
+    run_threads(2, body)
+
+
 @pytest.mark.parametrize("root", [-1, 2, 100])
 @pytest.mark.parametrize("collective", ["broadcast", "reduce", "gather"])
 def test_a_root_outside_the_group_is_refused(collective, root):

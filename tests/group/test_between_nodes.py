@@ -1,0 +1,132 @@
+"""What nodes really send each other is what the rendered stages say, and the results are right."""
+
+import numpy as np
+import pytest
+from group_cases import LAYOUTS, nodes
+from worlds import run_threads
+
+from allreduce import _C
+from allreduce.schedules import parse_collective
+
+LAYOUT_NAMES = ("2x2", "2x4", "4x2", "3+1+2", "interleaved", "scattered")
+ALGORITHMS = {
+    "reduce_scatter": ("ring", "halving_doubling"),
+    "allgather": ("ring", "circulant"),
+    "broadcast": ("binomial", "scatter_allgather"),
+    "reduce": ("binomial", "reduce_scatter_gather"),
+    "gather": ("binomial", "direct"),
+    "scatter": ("binomial", "direct"),
+    "allreduce": ("ring", "halving_doubling"),
+}
+ROOT = 1
+
+
+def call(comm, collective, algo, part):
+    """The collective on `part` elements for each rank; what this rank gets, and should get."""
+    p, rank = comm.world_size, comm.rank
+    whole = np.arange(part * p, dtype=np.float32)
+    mine = slice(rank * part, (rank + 1) * part)
+    share = p * (p + 1) / 2  # ranks contribute 1, 2, ... times the whole
+    x = whole * (rank + 1)
+    is_root = rank == ROOT
+    calls = {
+        "allreduce": lambda: (comm.allreduce(x, algo=algo), whole * share),
+        "reduce_scatter": lambda: (comm.reduce_scatter(x, algo=algo), whole[mine] * share),
+        "allgather": lambda: (comm.allgather(whole[mine].copy(), algo=algo), whole),
+        "broadcast": lambda: (comm.broadcast(x, ROOT, algo=algo), whole * (ROOT + 1)),
+        "reduce": lambda: (
+            comm.reduce(x, root=ROOT, algo=algo),
+            whole * share if is_root else None,
+        ),
+        "gather": lambda: (
+            comm.gather(whole[mine].copy(), ROOT, algo=algo),
+            whole if is_root else None,
+        ),
+        "scatter": lambda: (
+            comm.scatter(np.empty(part, np.float32), whole if is_root else None, ROOT, algo=algo),
+            whole[mine],
+        ),
+    }
+    return calls[collective]()
+
+
+def crossing(collective, algo, node_of, rank):
+    """The share of the buffer that the rank has to send to other nodes."""
+    kind = parse_collective(collective)
+    between = _C.build(kind, algo, max(node_of) + 1, node_of[ROOT])
+    rails = min(node_of.count(node) for node in node_of)
+    schedule = _C.hierarchical(kind, node_of, between, rails, ROOT)
+    chunks = sum(
+        hi - lo
+        for _, src, dst, lo, hi, _ in schedule.moves().tolist()
+        if src == rank and node_of[src] != node_of[dst]
+    )
+    return chunks / schedule.num_chunks
+
+
+@pytest.mark.parametrize("layout", LAYOUT_NAMES)
+@pytest.mark.parametrize("collective", ALGORITHMS)
+def test_what_is_sent_is_what_the_stages_say(layout, collective):
+    node_of = nodes(layout)
+    p = len(node_of)
+    part = 16 * 64 * 3  # elements: cut evenly by every schedule here, and by its rails
+
+    def body(comm):
+        sent = []
+        for algo in ALGORITHMS[collective]:
+            totals = []
+            for factor in (1, 2):  # headers are alike: the difference is what the elements take
+                comm.barrier()
+                before = comm.traffic()["network_bytes"]
+                found, expected = call(comm, collective, algo, part * factor)
+                if expected is not None:
+                    np.testing.assert_array_equal(found, expected)
+                totals.append(comm.traffic()["network_bytes"] - before)
+            sent.append((totals[1] - totals[0]) / (4 * part * p))
+        return sent
+
+    for rank, sent in enumerate(run_threads(p, body, nodes=node_of, checksum=False)):
+        for algo, share in zip(ALGORITHMS[collective], sent, strict=True):
+            # The pieces of an allreduce are cut one by one, at multiples of 16 elements.
+            exact = 0.02 if collective == "allreduce" else 0
+            said = crossing(collective, algo, node_of, rank)
+            assert share == pytest.approx(said, abs=exact), (rank, algo)
+
+
+@pytest.mark.parametrize("layout", LAYOUT_NAMES)
+def test_uneven_parts_and_every_root(layout):
+    node_of = LAYOUTS[layout]
+    p = len(node_of)
+    rows = [(5 * rank) % 4 for rank in range(p)]  # some have none
+
+    def body(comm):
+        mine = np.full((rows[comm.rank], 3), comm.rank, np.int32)
+        everything = np.repeat(np.arange(p, dtype=np.int32), rows)[:, None] + np.zeros(3, np.int32)
+        for root in range(p):
+            found = comm.gather(mine, root, rows=rows)
+            if comm.rank == root:
+                np.testing.assert_array_equal(found, everything)
+            got = comm.scatter(
+                np.empty_like(mine), everything if comm.rank == root else None, root, rows=rows
+            )
+            np.testing.assert_array_equal(got, mine)
+            x = np.full(1000, comm.rank, np.int64)
+            assert (comm.broadcast(x, root) == root).all()
+            x[:] = comm.rank
+            comm.reduce(x, root=root)
+            assert comm.rank != root or (x == p * (p - 1) // 2).all()
+        np.testing.assert_array_equal(comm.allgather(mine, rows=rows), everything)
+        np.testing.assert_array_equal(comm.reduce_scatter(everything, rows=rows), mine * p)
+
+    run_threads(p, body, nodes=node_of)
+
+
+def test_without_a_local_stage_the_algorithm_runs_between_all_ranks():
+    def body(comm):
+        before = comm.traffic()["network_bytes"]
+        comm.broadcast(np.zeros(1 << 20, np.uint8), 0, algo="scatter_allgather")
+        return comm.traffic()["network_bytes"] - before
+
+    by_node = sum(run_threads(8, body, nodes=nodes("2x4")))
+    flat = sum(run_threads(8, body, nodes=nodes("2x4"), local="none"))
+    assert flat > 3 * by_node
