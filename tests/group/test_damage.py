@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 import pytest
-from relay import Flip, run_relayed, tcp_pair, unix_pair
+from flipping_relays import Flip, run_relayed, tcp_pair, unix_pair
 from worlds import run_threads
 
 from allreduce.errors import AbortedError, Error, IntegrityError, MismatchError, UsageError

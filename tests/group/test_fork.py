@@ -8,24 +8,13 @@ import time
 
 import numpy as np
 import pytest
+from children import exit_code
 from worlds import SANITIZED, run_processes
 
 from allreduce import _C, errors
 from allreduce.communicator import Communicator
 
 pytestmark = pytest.mark.skipif(SANITIZED, reason="processes")
-
-
-def exit_code(pid: int) -> int:
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.01)
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    return 77  # it hung
 
 
 def drop(comm) -> None:

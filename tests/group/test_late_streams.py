@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 import pytest
-from relays import relayed
+from holding_relays import relayed
 from worlds import run_threads
 
 from allreduce.errors import PeerError

@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+from children import exit_code
 from group_cases import nodes, size
 from worlds import SANITIZED, hear, processes, run_processes, tell
 
@@ -163,15 +164,7 @@ def exit_code_of_child(body) -> int:
         except BaseException:
             code = 99
         os._exit(code)
-    deadline = time.monotonic() + 15
-    while time.monotonic() < deadline:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.01)
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    return 77  # it hung
+    return exit_code(pid)
 
 
 def use(comm) -> int:
@@ -250,7 +243,7 @@ def collect_in_child(comm) -> int:
 @pytest.mark.parametrize("layout", ["1x2", "2x2"])
 def test_forked_children_keep_out(tmp_path, layout):
     p = size(layout)
-    helpers = (exit_code_of_child, use, close, speak_to_the_wrong_ones, hold)
+    helpers = (exit_code, exit_code_of_child, use, close, speak_to_the_wrong_ones, hold)
     outcomes = run_processes(p, fork_children, tmp_path, helpers=helpers, nodes=nodes(layout))
     assert [o.result for o in outcomes] == [[0] * 4] * p
 
