@@ -6,14 +6,17 @@ import zlib
 from collections import deque
 from numbers import Real
 from operator import index
-from typing import Any
+from typing import Any, TypeAlias
 
 from allreduce import _C
 from allreduce._arrays import Memory, memory_of
 from allreduce._device import DeviceStreams
+from allreduce._own_schedules import OwnSchedules
 from allreduce._work import Work
 from allreduce.errors import UsageError
 
+# The name of an algorithm or of a schedule that was registered, or a schedule itself.
+Algorithm: TypeAlias = str | _C.Schedule
 Array = Any  # numpy.ndarray, torch.Tensor, cupy.ndarray, or an object with __dlpack__
 
 
@@ -23,6 +26,7 @@ class Calls:
     rank: int
     world_size: int
     _group: _C.Group
+    _own: OwnSchedules
     _streams: DeviceStreams
     _in_flight: deque[Work]  # keeps arrays alive that the core works on
 
@@ -33,15 +37,16 @@ class Calls:
         *,
         op: str = "sum",
         root: int = 0,
-        algo: str = "auto",
+        algo: Algorithm = "auto",
         timeout: float | None = None,
         name: str = "",
     ) -> dict[str, Any]:
-        self._check_words(op=op, algo=algo, name=name)
         try:
             root = index(root)
         except TypeError:
             raise UsageError(f"root on rank {self.rank}: must be a rank, not {root!r}") from None
+        algo = self._own.name_of(algo, collective, root)
+        self._check_words(op=op, algo=algo, name=name)
         return {
             "collective": collective,
             "address": memory.address,

@@ -10,7 +10,7 @@ import numpy as np
 
 from allreduce import _C
 from allreduce._arrays import copy_of, memory_of
-from allreduce._calls import Array, Calls
+from allreduce._calls import Algorithm, Array, Calls
 from allreduce.errors import UsageError
 
 
@@ -25,7 +25,7 @@ class PartCollectives(Calls):
         self,
         x: Array,
         op: str = "sum",
-        algo: str = "auto",
+        algo: Algorithm = "auto",
         *,
         rows: Sequence[int] | None = None,
         in_place: bool = False,
@@ -59,7 +59,7 @@ class PartCollectives(Calls):
     def allgather(
         self,
         x: Array,
-        algo: str = "auto",
+        algo: Algorithm = "auto",
         *,
         rows: Sequence[int] | None = None,
         in_place: bool = False,
@@ -87,7 +87,7 @@ class PartCollectives(Calls):
         self,
         x: Array,
         root: int = 0,
-        algo: str = "auto",
+        algo: Algorithm = "auto",
         *,
         rows: Sequence[int] | None = None,
         timeout: float | None = None,
@@ -101,7 +101,7 @@ class PartCollectives(Calls):
         out: Array,
         x: Array | None = None,
         root: int = 0,
-        algo: str = "auto",
+        algo: Algorithm = "auto",
         *,
         rows: Sequence[int] | None = None,
         timeout: float | None = None,
@@ -141,6 +141,7 @@ class PartCollectives(Calls):
         send_rows: Sequence[int] | None = None,
         recv_rows: Sequence[int] | None = None,
         *,
+        algo: Algorithm = "auto",
         timeout: float | None = None,
     ) -> Array:
         """Send rank i the i-th part of `x`, and return the parts from all ranks in rank order.
@@ -162,7 +163,7 @@ class PartCollectives(Calls):
         received = [0, *accumulate(self._checked(counts, "recv_rows"))]
         out = _empty(whole, (received[-1], *whole.shape[1:]))
         memory = memory_of(out, "x", self.rank)
-        call = self._call(_C.Collective.alltoall, memory, timeout=timeout)
+        call = self._call(_C.Collective.alltoall, memory, algo=algo, timeout=timeout)
         self._group.run(
             **call,
             bounds=_elements(out, received),
@@ -177,7 +178,7 @@ class PartCollectives(Calls):
         collective: _C.Collective,
         x: Array,
         root: int,
-        algo: str,
+        algo: Algorithm,
         rows: Sequence[int] | None,
         timeout: float | None,
     ) -> Array:

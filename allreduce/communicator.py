@@ -14,7 +14,7 @@ import numpy as np
 
 from allreduce import _C, _lifetime, _measure, cost
 from allreduce._arrays import copy_of, memory_of
-from allreduce._calls import Array, seconds
+from allreduce._calls import Algorithm, Array, seconds
 from allreduce._device import DeviceStreams
 from allreduce._device_arrays import DeviceArray
 from allreduce._device_stage import set_up
@@ -22,6 +22,7 @@ from allreduce._explain import explain
 from allreduce._mesh import Wiring, connect
 from allreduce._messages import PointToPoint
 from allreduce._nodes import NodesOption
+from allreduce._own_schedules import OwnSchedules
 from allreduce._parts import PartCollectives
 from allreduce._store import PrefixStore, Store
 from allreduce._symmetric import symmetric_empty
@@ -72,6 +73,7 @@ class Communicator(PartCollectives, PointToPoint):
         self.node_of_rank = tuple(wiring.node_of_rank)
         self.node = wiring.node_of_rank[wiring.rank]
         self.num_nodes = max(wiring.node_of_rank) + 1
+        self._own = OwnSchedules(self._group, self.world_size, self.num_nodes)
         self.local_rank = wiring.local_ranks.index(wiring.rank)
         self.local_size = len(wiring.local_ranks)
         self.congestion = wiring.congestion
@@ -155,7 +157,7 @@ class Communicator(PartCollectives, PointToPoint):
         self,
         x: Array,
         op: str = "sum",
-        algo: str = "auto",
+        algo: Algorithm = "auto",
         async_op: bool = False,
         *,
         timeout: float | None = None,
@@ -165,7 +167,8 @@ class Communicator(PartCollectives, PointToPoint):
 
         Args:
             x: array of any shape, the same count and dtype on all ranks.
-            algo: between nodes: "auto", or one of `allreduce.schedules.algorithms("allreduce")`.
+            algo: between nodes: "auto", or one of `allreduce.schedules.algorithms("allreduce")`. Or
+                a schedule of yours, or the name under which `allreduce.schedules.register` has it.
             async_op: return a `Work` at once.
             timeout: seconds, in place of the group's.
             name: checked to be the same on all ranks.
@@ -173,14 +176,15 @@ class Communicator(PartCollectives, PointToPoint):
         Returns:
             `x`, or a `Work` whose `wait` returns it.
         """
-        simple = not async_op and not name
-        if simple and self._group.allreduce(x, op, algo, seconds(timeout)):
+        named = self._own.name_of(algo, _C.Collective.allreduce, 0)
+        simple = not async_op and not name and isinstance(op, str) and isinstance(named, str)
+        if simple and self._group.allreduce(x, op, named, seconds(timeout)):
             return x
         memory = memory_of(x, "x", self.rank)
         if memory.device and memory.nbytes > self._group.host_path_bytes:
             self.use_device(memory.device)
         call = self._call(
-            _C.Collective.allreduce, memory, op=op, algo=algo, timeout=timeout, name=name
+            _C.Collective.allreduce, memory, op=op, algo=named, timeout=timeout, name=name
         )
         if async_op:
             return self._keep(Work(self._group, self._group.start(**call), x))
@@ -188,7 +192,7 @@ class Communicator(PartCollectives, PointToPoint):
         return x
 
     def broadcast(
-        self, x: Array, root: int = 0, algo: str = "auto", *, timeout: float | None = None
+        self, x: Array, root: int = 0, algo: Algorithm = "auto", *, timeout: float | None = None
     ) -> Array:
         """Overwrite `x` on all ranks with that of `root`, in place; return it."""
         memory = memory_of(x, "x", self.rank)
@@ -201,7 +205,7 @@ class Communicator(PartCollectives, PointToPoint):
         x: Array,
         op: str = "sum",
         root: int = 0,
-        algo: str = "auto",
+        algo: Algorithm = "auto",
         *,
         timeout: float | None = None,
     ) -> Array:

@@ -12,7 +12,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from allreduce import _C
+from allreduce import _C, _own_schedules
 
 __all__ = [
     "Collective",
@@ -23,6 +23,7 @@ __all__ = [
     "even_bounds",
     "from_moves",
     "parse_collective",
+    "register",
     "stages",
 ]
 
@@ -173,6 +174,43 @@ def from_moves(
         if wrong:
             raise ValueError(f"the moves are no {kind.name}: {wrong}")
     return schedule
+
+
+def register(
+    name: str,
+    schedule: Schedule,
+    collective: Collective | str = "allreduce",
+    *,
+    scope: str = "world",
+    root: int = 0,
+) -> None:
+    """Make a schedule an algorithm: collectives run it with `algo=name`, on every transport.
+
+    All ranks of a group register the same; a group whose ranks differ in it is told so. A name can
+    be registered again, and for several collectives and roots.
+
+    Args:
+        name: at most 23 bytes, not an algorithm's.
+        schedule: of your own, from `from_moves` or composed of others.
+        collective: what it does.
+        scope: "world", it runs between all ranks, in place of the shared-memory stage too; or
+            "rail", it runs between the nodes, with one of its ranks for each node.
+        root: of a broadcast, reduce, gather or scatter: the rank ("world") or node ("rail") that
+            the schedule has it at.
+
+    Raises:
+        ValueError: the name is taken or too long, or the schedule does not keep the collective's
+            promise: at which move, or what is missing at the end.
+    """
+    kind = parse_collective(collective)
+    _own_schedules.check_name(name, kind)
+    if scope not in ("world", "rail"):
+        raise ValueError(f'scope must be "world" or "rail", not {scope!r}')
+    wrong = schedule.check(kind, root)
+    if wrong:
+        raise ValueError(f"schedule {name!r} is no {kind.name}: {wrong}")
+    own = _own_schedules.Registered(schedule=schedule, scope=scope, root=root)
+    _own_schedules.register(name, kind, own)
 
 
 def even_bounds(count: int, num_chunks: int) -> list[int]:

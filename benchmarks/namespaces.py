@@ -54,14 +54,17 @@ def why_not() -> str:
     return f"no namespaces, veth, bridge or tbf: {done.stderr.strip()}" if done.returncode else ""
 
 
-def fork_hosts(count: int, rate: float) -> int:
+def fork_hosts(count: int, rate: float, *, ring: bool = False) -> int:
     """Become `count` processes, each on a host of its own; return the number of each, here 0.
 
-    rate: bits per second of each link, in each direction.
+    rate: bits per second of each link, in each direction. With `ring` there is no switch: each
+    host has a cable to the next and one to the last, and passes on what is for others.
     """
-    switch = _new()
     hosts = [_new() for _ in range(count)]
-    _build(switch, hosts, rate)
+    if ring:
+        _build_ring(hosts, rate)
+    else:
+        _build(_new(), hosts, rate)
     number = next((h for h in range(1, count) if os.fork() == 0), 0)
     _enter(hosts[number])
     for host in hosts:  # that of the switch stays open: no process is in there
@@ -85,12 +88,40 @@ def _check(result: int) -> None:
         raise OSError(number, os.strerror(number))
 
 
-def _build(switch: int, hosts: Sequence[int], rate: float) -> None:
+def _shape(rate: float) -> tuple[int, str]:
+    """Return the largest packet for a link of that rate, and tbf's words for it."""
     # Less than 250 us, and late timers would cost a part of the rate. Yet a link that was idle for
     # so long lets as much through at once: latencies below this are hidden where bytes are many.
     packet = min(_PACKET_BYTES_MAX, max(2 * _FRAME_BYTES, int(rate / 8 * _BURST_SECONDS)))
     burst = packet + packet // 16 + _FRAME_BYTES  # headers of the frames that a packet becomes
-    shape = f"root tbf rate {rate:.0f}bit burst {burst} limit {_QUEUE_BYTES}"
+    return packet, f"root tbf rate {rate:.0f}bit burst {burst} limit {_QUEUE_BYTES}"
+
+
+def _build_ring(hosts: Sequence[int], rate: float) -> None:
+    packet, shape = _shape(rate)
+    count = len(hosts)
+    here = f"/proc/{os.getpid()}/fd"
+    for number, host in enumerate(hosts):
+        peer = f"type veth peer name eth1 netns {here}/{hosts[(number + 1) % count]}"
+        _batch(host, "ip", [f"link add eth0 {peer}"])
+    for number, host in enumerate(hosts):
+        up = ["link set lo up"]
+        up += [f"link set {cable} gso_max_size {packet} up" for cable in ("eth0", "eth1")]
+        _batch(host, "ip", [*up, f"address add {address(number)}/32 dev lo"])
+        _batch(host, "tc", [f"qdisc add dev {cable} {shape}" for cable in ("eth0", "eth1")])
+        with open("/proc/sys/net/ipv4/ip_forward", "w") as forward:
+            forward.write("1")
+    for number, host in enumerate(hosts):
+        routes = []
+        for steps in range(1, count):
+            cable, way = ("eth0", 1) if 2 * steps <= count else ("eth1", -1)
+            there, next_ = address((number + steps) % count), address((number + way) % count)
+            routes.append(f"route add {there} via {next_} dev {cable} onlink src {address(number)}")
+        _batch(host, "ip", routes)
+
+
+def _build(switch: int, hosts: Sequence[int], rate: float) -> None:
+    packet, shape = _shape(rate)
     numbers = range(len(hosts))
     here = f"/proc/{os.getpid()}/fd"
     _batch(switch, "ip", ["link add switch type bridge", "link set switch up"])

@@ -60,7 +60,7 @@ bool Group::has_device_stage(int device, size_t bytes) const {
 }
 
 bool Group::works_between_devices(const Call& call) const {
-  if (call.collective != Collective::allreduce ||
+  if (call.collective != Collective::allreduce || planner_->runs_over_all(call) ||
       !has_device_stage(call.device->device, call.count * size_of(call.dtype))) {
     return false;
   }

@@ -97,9 +97,10 @@ std::string Group::choose(Collective collective, size_t bytes) const {
   return planner_->choose(collective, bytes);
 }
 
-void Group::add_schedule(const std::string& name, Collective collective, Schedule schedule) {
+void Group::add_schedule(const std::string& name, Collective collective, Schedule schedule,
+                         int root) {
   check_member();
-  planner_->add_schedule(name, collective, std::move(schedule));
+  planner_->add_schedule(name, collective, std::move(schedule), root);
 }
 
 void Group::check_usable() const {

@@ -69,8 +69,9 @@ class Group {
   void set_timeout(double seconds);               // of later collectives
   void set_choices(std::vector<Choice> choices);  // all ranks must set the same
   std::string choose(Collective collective, size_t bytes) const;
-  // A schedule of the user's under a name of his; all ranks must register the same.
-  void add_schedule(const std::string& name, Collective collective, Schedule schedule);
+  // A schedule of the user's under a name of his, between all ranks or between nodes: its size
+  // tells. All ranks must register the same.
+  void add_schedule(const std::string& name, Collective collective, Schedule schedule, int root);
 
   void run(Call call);  // blocks; throws. On device memory: start, and wait
   // Returns at once; throws UsageError only, and CudaError. A call on device memory has enqueued

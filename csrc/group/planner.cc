@@ -48,8 +48,9 @@ void Planner::set_choices(std::vector<Choice> choices) {
   known_ = {};
 }
 
-void Planner::add_schedule(const std::string& name, Collective collective, Schedule schedule) {
-  programs_.add(name, collective, std::move(schedule));
+void Planner::add_schedule(const std::string& name, Collective collective, Schedule schedule,
+                           int root) {
+  programs_.add(name, collective, std::move(schedule), root);
   const std::lock_guard lock(mutex_);
   known_ = {};
 }
@@ -112,6 +113,9 @@ void Planner::fill_header(RunHeader& header, const Call& call, const std::string
     for (size_t bound : call.bounds) header.extra = mix(header.extra, bound);
   }
   header.set_algorithm(algorithm);
+  if (const uint32_t own = programs_.fingerprint(call.collective, algorithm)) {
+    header.extra = mix(header.extra, own);
+  }
   header.group_id = config_.group_id;
   header.generation = config_.generation;
   header.source = static_cast<uint16_t>(topology_.rank);
@@ -156,7 +160,7 @@ Plan Planner::new_plan(const Call& call, RunHeader& header) {
   const bool automatic = call.algorithm.empty() || call.algorithm == "auto";
   const bool several_per_node = topology_.world_size > topology_.num_nodes;
   const bool staged =
-      config_.hierarchical && several_per_node &&
+      config_.hierarchical && several_per_node && !runs_over_all(call) &&
       (call.collective == Collective::allreduce || call.collective == Collective::barrier);
   // Where there is a local stage, a barrier is an allreduce of one byte: two flags inside a node.
   const Collective as = staged ? Collective::allreduce : call.collective;
@@ -223,7 +227,8 @@ Plan Planner::flat_plan(const Call& call, const std::string& algorithm) {
   const Range finished = range_of(collective.after, call.bounds, call.count, topology_.rank,
                                   call.root, topology_.world_size);
   plan.divide_lo = finished.lo, plan.divide_hi = finished.hi;
-  const int rails = goes_by_node(call.collective) ? this->rails(call.bytes()) : 0;
+  const bool by_node = goes_by_node(call.collective) && !runs_over_all(call);
+  const int rails = by_node ? this->rails(call.bytes()) : 0;
   auto program = programs_.full(call, algorithm, rails);
   plan.program = [program](size_t) { return program; };
   return plan;

@@ -41,7 +41,11 @@ class Planner {
   std::string choose(Collective collective, size_t bytes) const;
 
   void set_choices(std::vector<Choice> choices);
-  void add_schedule(const std::string& name, Collective collective, Schedule schedule);
+  void add_schedule(const std::string& name, Collective collective, Schedule schedule, int root);
+  // Whether it runs a schedule of the user's between all ranks, in whatever memory the buffer is.
+  bool runs_over_all(const Call& call) const {
+    return programs_.runs_over_all(call.collective, call.algorithm, call.root);
+  }
   // Local rank i's part of the mapping starts at i * bytes: calls are looked for there.
   void add_symmetric(const std::shared_ptr<SharedMapping>& mapping, size_t bytes);
   size_t known_symmetric() const;

@@ -2,10 +2,13 @@
 #include "group/programs.h"
 
 #include <algorithm>
+#include <span>
 #include <stdexcept>
 
+#include "base/crc32c.h"
 #include "base/error.h"
 #include "group/parts.h"
+#include "schedule/builders.h"
 #include "schedule/registry.h"
 #include "schedule/stages.h"
 
@@ -15,13 +18,77 @@ namespace {
 
 constexpr size_t kMaxPrograms = 256;  // kept, then all are dropped
 
+// Ranks have room for the chunks that they send and those that they get, in an alltoall.
+std::string detour(const Schedule& schedule) {
+  const int p = schedule.world_size;
+  for (const Round& round : schedule.rounds) {
+    for (const Move& move : round) {
+      if (move.hi == move.lo + 1 && move.lo == move.src * p + move.dst) continue;
+      return describe(move) + " is not a chunk's way from its source to its target, the only one " +
+             "for which ranks have room";
+    }
+  }
+  return "";
+}
+
+uint32_t fingerprint_of(const Schedule& schedule) {
+  uint32_t crc = 0;
+  const auto add = [&crc](const auto&... values) {
+    ((crc = crc32c(crc, std::as_bytes(std::span(&values, 1)))), ...);
+  };
+  add(schedule.world_size, schedule.num_chunks);
+  int number = 0;
+  for (const Round& round : schedule.rounds) {
+    add(++number);
+    for (const Move& m : round) add(m.src, m.dst, m.lo, m.hi, m.reduce);
+  }
+  return crc | 1;  // never 0
+}
+
 }  // namespace
+
+void Programs::add(const std::string& name, Collective collective, Schedule schedule, int root) {
+  const std::string what = "schedule '" + name + "'";
+  const int ranks = schedule.world_size;
+  if (ranks != topology_.world_size && ranks != topology_.num_nodes) {
+    throw UsageError(what + " is for " + std::to_string(ranks) + " ranks; this group has " +
+                     std::to_string(topology_.world_size) + ", on " +
+                     std::to_string(topology_.num_nodes) + " nodes");
+  }
+  std::string wrong = check(schedule, collective, root);
+  if (wrong.empty() && info(collective).chunks == Chunks::per_pair) wrong = detour(schedule);
+  if (!wrong.empty()) throw UsageError(what + " is no " + name_of(collective) + ": " + wrong);
+  const uint32_t print = fingerprint_of(schedule);
+  const std::lock_guard lock(mutex_);
+  auto& known = fingerprints_[{collective, name}];
+  if (known != print) programs_.clear(), schedules_.clear();  // of another one by this name
+  known = print;
+  own_.insert_or_assign({collective, name, ranks, root},
+                        std::make_shared<const Schedule>(std::move(schedule)));
+}
+
+bool Programs::runs_over_all(Collective collective, const std::string& name, int root) const {
+  const std::lock_guard lock(mutex_);
+  return own_.contains({collective, name, topology_.world_size, root});
+}
+
+uint32_t Programs::fingerprint(Collective collective, const std::string& name) const {
+  const std::lock_guard lock(mutex_);
+  const auto known = fingerprints_.find({collective, name});
+  return known == fingerprints_.end() ? 0 : known->second;
+}
 
 std::shared_ptr<const Schedule> Programs::schedule(Collective collective,
                                                    const std::string& algorithm, int world_size,
                                                    int root) {
   const std::lock_guard lock(mutex_);
   const auto key = std::tuple(collective, algorithm, world_size, root);
+  if (const auto own = own_.find(key); own != own_.end()) return own->second;
+  if (fingerprints_.contains({collective, algorithm})) {
+    throw UsageError(std::string(name_of(collective)) + ": schedule '" + algorithm +
+                     "' is not registered for " + std::to_string(world_size) + " ranks and root " +
+                     std::to_string(root));
+  }
   const auto known = schedules_.find(key);
   if (known != schedules_.end()) return known->second;
   try {
@@ -30,17 +97,6 @@ std::shared_ptr<const Schedule> Programs::schedule(Collective collective,
   } catch (const std::invalid_argument& wrong) {
     throw UsageError(wrong.what());
   }
-}
-
-void Programs::add(const std::string& name, Collective collective, Schedule schedule) {
-  if (const std::string wrong = check(schedule, collective); !wrong.empty()) {
-    throw UsageError("schedule '" + name + "' is no " + name_of(collective) + ": " + wrong);
-  }
-  const std::lock_guard lock(mutex_);
-  const int world_size = schedule.world_size;
-  schedules_.insert_or_assign({collective, name, world_size, 0},
-                              std::make_shared<const Schedule>(std::move(schedule)));
-  programs_.clear();  // of another schedule by this name, perhaps
 }
 
 std::shared_ptr<const Program> Programs::lowered(
@@ -57,11 +113,6 @@ std::shared_ptr<const Program> Programs::lowered(
   const std::lock_guard lock(mutex_);
   if (programs_.size() >= kMaxPrograms) programs_.clear();
   return programs_.emplace(key, std::move(program)).first->second;
-}
-
-bool Programs::knows(Collective collective, const std::string& algorithm, int root) {
-  const std::lock_guard lock(mutex_);
-  return schedules_.contains({collective, algorithm, topology_.world_size, root});
 }
 
 // The stages within nodes and between them, kept under `name`.
@@ -83,7 +134,7 @@ std::shared_ptr<const Schedule> Programs::by_node(const Call& call, const std::s
 
 std::shared_ptr<const Program> Programs::full(const Call& call, const std::string& algorithm,
                                               int rails) {
-  const bool flat = rails == 0 || knows(call.collective, algorithm, call.root);
+  const bool flat = rails == 0;
   const std::string name = flat ? algorithm : std::to_string(rails) + " rails, " + algorithm;
   const auto s = flat ? schedule(call.collective, algorithm, topology_.world_size, call.root)
                       : by_node(call, algorithm, rails, name);

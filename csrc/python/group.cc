@@ -258,7 +258,8 @@ void register_group(py::module_& m) {
                 std::array{ByteRange::of(reinterpret_cast<const void*>(address), bytes, true)});
           },
           py::call_guard<WithoutGil>())
-      .def("add_schedule", &Group::add_schedule)
+      .def("add_schedule", &Group::add_schedule, py::arg("name"), py::arg("collective"),
+           py::arg("schedule"), py::arg("root") = 0)
       .def("set_timeout", &Group::set_timeout)
       .def_property_readonly("timeout", &Group::timeout)
       .def_property_readonly("inherited", &Group::inherited)

@@ -43,6 +43,11 @@ def test_variables_alone(run_example) -> None:
     assert sorted(run_example("environment.sh", PROGRAM).splitlines()) == EVERY_RANK
 
 
+def test_a_schedule_of_ones_own(run_example) -> None:
+    out = run_example("environment.sh", "own_schedule.py")
+    assert sorted(out.splitlines()) == [f"rank {rank} of 4: the sum is right" for rank in range(4)]
+
+
 def test_it_needs_no_torch(run_example, tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise ImportError('torch is not to be imported')")
     path = os.pathsep.join([str(tmp_path), str(Path(__file__).resolve().parents[2])])
