@@ -23,12 +23,13 @@ class Registered:
     root: int
 
 
-_registered: dict[tuple[str, _C.Collective], dict[int, Registered]] = {}
+# By name, collective and root. Names come first: to look for one that is none costs little.
+_registered: dict[str, dict[_C.Collective, dict[int, Registered]]] = {}
 
 
 def register(name: str, collective: _C.Collective, own: Registered) -> None:
     """Put a schedule that keeps its promise under a name, for its root."""
-    _registered.setdefault((name, collective), {})[own.root] = own
+    _registered.setdefault(name, {}).setdefault(collective, {})[own.root] = own
 
 
 def check_name(name: str, collective: _C.Collective) -> None:
@@ -50,12 +51,13 @@ class OwnSchedules:
 
     def name_of(self, algo: Any, collective: _C.Collective, root: int) -> Any:
         """Return the name by which the core knows `algo`: a schedule, or a registered name."""
-        if isinstance(algo, _C.Schedule):
+        if isinstance(algo, str):
+            if algo in _registered:
+                for own in _registered[algo].get(collective, {}).values():
+                    self._told(algo, collective, own)
+        elif isinstance(algo, _C.Schedule):
             name = f"own-{_crc(algo):08x}"
             return self._told(name, collective, Registered(schedule=algo, scope="", root=root))
-        if isinstance(algo, str) and (owns := _registered.get((algo, collective))):
-            for own in owns.values():
-                self._told(algo, collective, own)
         return algo
 
     def _told(self, name: str, collective: _C.Collective, own: Registered) -> str:
