@@ -5,6 +5,8 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import threading
+import time
 import weakref
 from typing import TYPE_CHECKING
 
@@ -12,6 +14,8 @@ from allreduce import _C
 
 if TYPE_CHECKING:
     from allreduce.communicator import Communicator
+
+_FOR_DAEMONS = 0.05  # seconds
 
 _open: weakref.WeakSet[Communicator] = weakref.WeakSet()
 
@@ -27,6 +31,10 @@ def _close_all() -> None:
     for comm in list(_open):
         with contextlib.suppress(Exception):
             comm.close()
+    # Daemon threads may be on their way from a call, through other libraries, to the interpreter's
+    # lock. Once it ends they would be stopped there, by an exception that few libraries survive.
+    if threading.active_count() > 1:
+        time.sleep(_FOR_DAEMONS)
 
 
 def _leave_child() -> None:

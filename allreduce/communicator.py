@@ -73,7 +73,7 @@ class Communicator(PartCollectives, PointToPoint):
         self.node_of_rank = tuple(wiring.node_of_rank)
         self.node = wiring.node_of_rank[wiring.rank]
         self.num_nodes = max(wiring.node_of_rank) + 1
-        self._own = OwnSchedules(self._group, self.world_size, self.num_nodes)
+        self._own = OwnSchedules(self._group, self.node_of_rank)
         self.local_rank = wiring.local_ranks.index(wiring.rank)
         self.local_size = len(wiring.local_ranks)
         self.congestion = wiring.congestion

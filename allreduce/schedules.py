@@ -187,7 +187,8 @@ def register(
     """Make a schedule an algorithm: collectives run it with `algo=name`, on every transport.
 
     All ranks of a group register the same; a group whose ranks differ in it is told so. A name can
-    be registered again, and for several collectives and roots.
+    be registered again, and for several collectives, roots and numbers of ranks; all of a
+    collective's have one scope. With "rail", a group on one node does as with "auto".
 
     Args:
         name: at most 23 bytes, not an algorithm's.
@@ -206,11 +207,14 @@ def register(
     _own_schedules.check_name(name, kind)
     if scope not in ("world", "rail"):
         raise ValueError(f'scope must be "world" or "rail", not {scope!r}')
+    if scope == "rail" and not stages(kind):
+        raise ValueError(f"{kind.name} has no form over nodes: scope must be 'world'")
+    if root != 0 and not kind.rooted:
+        raise ValueError(f"{kind.name} has no root: leave it out")
     wrong = schedule.check(kind, root)
     if wrong:
         raise ValueError(f"schedule {name!r} is no {kind.name}: {wrong}")
-    own = _own_schedules.Registered(schedule=schedule, scope=scope, root=root)
-    _own_schedules.register(name, kind, own)
+    _own_schedules.register(name, kind, schedule, scope, root)
 
 
 def even_bounds(count: int, num_chunks: int) -> list[int]:

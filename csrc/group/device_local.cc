@@ -91,8 +91,6 @@ std::unique_ptr<Group::Run> Group::prepare_between_devices(const Call& on_device
   Call call = on_device;
   call.data = stage->host();
   auto run = prepare(std::move(call));  // checks, algorithm, header
-  const std::string algorithm(run->header.algorithm,
-                              strnlen(run->header.algorithm, sizeof run->header.algorithm));
   run->header.extra ^= kBetweenDevices;
   Plan plan;
   plan.data = stage->host();
@@ -101,11 +99,7 @@ std::unique_ptr<Group::Run> Group::prepare_between_devices(const Call& on_device
   plan.dtype = on_device.dtype;
   plan.op = on_device.op;
   plan.divisor = on_device.op == ReduceOp::avg ? topology_.world_size : 1;
-  if (network) {
-    plan.program = [this, algorithm, element = cut.element](size_t count) {
-      return planner_->programs().rail(algorithm, count, element);
-    };
-  }
+  if (network) plan.program = std::move(run->plan.program);  // of the rail, for any count
   run->plan = std::move(plan);
   run->device = stage;
   run->work->set_device(stage);

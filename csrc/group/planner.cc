@@ -46,6 +46,7 @@ void Planner::set_choices(std::vector<Choice> choices) {
   const std::lock_guard lock(mutex_);
   choices_ = std::move(choices);
   known_ = {};
+  ++generation_;
 }
 
 void Planner::add_schedule(const std::string& name, Collective collective, Schedule schedule,
@@ -53,6 +54,7 @@ void Planner::add_schedule(const std::string& name, Collective collective, Sched
   programs_.add(name, collective, std::move(schedule), root);
   const std::lock_guard lock(mutex_);
   known_ = {};
+  ++generation_;
 }
 
 void Planner::add_symmetric(const std::shared_ptr<SharedMapping>& mapping, size_t bytes) {
@@ -101,7 +103,8 @@ uint32_t Planner::options_hash() const {
   return hash;
 }
 
-void Planner::fill_header(RunHeader& header, const Call& call, const std::string& algorithm) const {
+void Planner::fill_header(RunHeader& header, const Call& call, const std::string& algorithm,
+                          uint32_t fingerprint) const {
   header.collective = call.collective;
   header.op = call.op;
   header.dtype = call.dtype;
@@ -113,9 +116,7 @@ void Planner::fill_header(RunHeader& header, const Call& call, const std::string
     for (size_t bound : call.bounds) header.extra = mix(header.extra, bound);
   }
   header.set_algorithm(algorithm);
-  if (const uint32_t own = programs_.fingerprint(call.collective, algorithm)) {
-    header.extra = mix(header.extra, own);
-  }
+  if (fingerprint != 0) header.extra = mix(header.extra, fingerprint);
   header.group_id = config_.group_id;
   header.generation = config_.generation;
   header.source = static_cast<uint16_t>(topology_.rank);
@@ -124,10 +125,11 @@ void Planner::fill_header(RunHeader& header, const Call& call, const std::string
 Plan Planner::plan(const Call& call, RunHeader& header) {
   Plan plan;
   const bool repeats = call.bounds.empty() && call.collective != Collective::alltoall;
-  if (!repeats || !recall(call, plan, header)) {
+  uint64_t generation = 0;
+  if (!repeats || !recall(call, plan, header, generation)) {
     check_call(call, topology_.world_size);
     plan = new_plan(call, header);
-    if (repeats) remember(call, plan, header);
+    if (repeats) remember(call, plan, header, generation);
   }
   plan.data = static_cast<std::byte*>(call.data);
   if (plan.staged && !plan.one_shot) place(plan, call, header.extra);
@@ -140,8 +142,9 @@ std::optional<Planner::Known>& Planner::known_place(const Call& call) {
   return known_[hash % known_.size()];
 }
 
-bool Planner::recall(const Call& call, Plan& plan, RunHeader& header) {
+bool Planner::recall(const Call& call, Plan& plan, RunHeader& header, uint64_t& generation) {
   const std::lock_guard lock(mutex_);
+  generation = generation_;
   const auto& known = known_place(call);
   if (!known || !same_but_for_place(known->call, call)) return false;
   plan = known->plan;
@@ -149,31 +152,55 @@ bool Planner::recall(const Call& call, Plan& plan, RunHeader& header) {
   return true;
 }
 
-void Planner::remember(const Call& call, const Plan& plan, const RunHeader& header) {
+void Planner::remember(const Call& call, const Plan& plan, const RunHeader& header,
+                       uint64_t generation) {
   const std::lock_guard lock(mutex_);
+  if (generation != generation_) return;  // planned with what was replaced meanwhile
   auto& known = known_place(call).emplace(Known{call, plan, header});
   known.call.use = nullptr;
 }
 
 Plan Planner::new_plan(const Call& call, RunHeader& header) {
-  const size_t element = size_of(call.dtype), bytes = call.count * element;
+  const size_t bytes = call.bytes();
   const bool automatic = call.algorithm.empty() || call.algorithm == "auto";
-  const bool several_per_node = topology_.world_size > topology_.num_nodes;
-  const bool staged =
-      config_.hierarchical && several_per_node && !runs_over_all(call) &&
+  const bool over_nodes =
+      config_.hierarchical && topology_.world_size > topology_.num_nodes &&
       (call.collective == Collective::allreduce || call.collective == Collective::barrier);
   // Where there is a local stage, a barrier is an allreduce of one byte: two flags inside a node.
-  const Collective as = staged ? Collective::allreduce : call.collective;
+  const Collective as = over_nodes ? Collective::allreduce : call.collective;
   const std::string algorithm =
       automatic ? choose(as, bytes) : std::string(resolve_alias(call.algorithm));
-
-  fill_header(header, call, algorithm);
-  if (call.collective == Collective::alltoall) return alltoall_plan(call, algorithm);
-  if (!staged && call.device && as == Collective::allreduce && bytes > kDevicePiece) {
-    return pieces_plan(call, algorithm, header.extra);
+  const bool staged = over_nodes && !runs_over_all(call);
+  const bool one_node = topology_.num_nodes == 1;
+  // Looked for on one node too: fails early, in words, for an algorithm that does not exist.
+  const Named schedule =
+      staged
+          ? programs_.find(as, algorithm, one_node ? topology_.world_size : topology_.num_nodes, 0)
+          : between_all(call, algorithm);
+  fill_header(header, call, algorithm, schedule.fingerprint);
+  if (staged) return staged_plan(call, schedule);
+  if (call.collective == Collective::alltoall) return alltoall_plan(call, schedule);
+  if (call.device && as == Collective::allreduce && bytes > kDevicePiece) {
+    return pieces_plan(call, schedule, header.extra);
   }
-  if (!staged) return flat_plan(call, algorithm);
+  return flat_plan(call, schedule);
+}
 
+// What a collective runs between all ranks: node by node, where that spares the network.
+Named Planner::between_all(const Call& call, const std::string& algorithm) {
+  if (auto own = programs_.own_over_all(call.collective, algorithm, call.root)) return *own;
+  if (!goes_by_node(call.collective)) {
+    return programs_.find(call.collective, algorithm, topology_.world_size, call.root);
+  }
+  const int node = topology_.node_of_rank[call.root];
+  const Named between = programs_.find(call.collective, algorithm, topology_.num_nodes, node);
+  return programs_.by_node(call.collective, between, rails(call.bytes()), call.root);
+}
+
+// The plan of an allreduce with a local stage; it holds the schedule that its header names.
+Plan Planner::staged_plan(const Call& call, const Named& between) {
+  const size_t element = size_of(call.dtype), bytes = call.bytes();
+  const bool one_node = topology_.num_nodes == 1;
   Plan plan;
   plan.count = call.count;
   plan.dtype = call.dtype;
@@ -182,18 +209,13 @@ Plan Planner::new_plan(const Call& call, RunHeader& header) {
   plan.divide_hi = call.count;
   plan.staged = true;
   plan.local = topology_.local_size > 1;
-  const bool one_node = topology_.num_nodes == 1;
   plan.one_shot = one_node && bytes <= config_.one_shot_bytes;
   plan.rails = rails(bytes);
   plan.piece = std::max<size_t>(1, call.count);
   if (!one_node) {
-    // Fails early, in words, for an algorithm that does not exist.
-    (void)programs_.schedule(Collective::allreduce, algorithm, topology_.num_nodes, 0);
-    plan.program = [this, algorithm, element](size_t count) {
-      return programs_.rail(algorithm, count, element);
+    plan.program = [this, between, element](size_t count) {
+      return programs_.rail(between, count, element);
     };
-  } else {
-    (void)programs_.schedule(Collective::allreduce, algorithm, topology_.world_size, 0);
   }
   return plan;
 }
@@ -216,7 +238,7 @@ void Planner::place(Plan& plan, const Call& call, uint32_t& place_hash) {
   plan.one_shot = one_node && topology_.world_size == 2;
 }
 
-Plan Planner::flat_plan(const Call& call, const std::string& algorithm) {
+Plan Planner::flat_plan(const Call& call, const Named& schedule) {
   Plan plan;
   plan.count = call.count;
   plan.dtype = call.dtype;
@@ -227,21 +249,19 @@ Plan Planner::flat_plan(const Call& call, const std::string& algorithm) {
   const Range finished = range_of(collective.after, call.bounds, call.count, topology_.rank,
                                   call.root, topology_.world_size);
   plan.divide_lo = finished.lo, plan.divide_hi = finished.hi;
-  const bool by_node = goes_by_node(call.collective) && !runs_over_all(call);
-  const int rails = by_node ? this->rails(call.bytes()) : 0;
-  auto program = programs_.full(call, algorithm, rails);
+  auto program = programs_.full(call, schedule);
   plan.program = [program](size_t) { return program; };
   return plan;
 }
 
 // A flat allreduce, cut so that copies from and to the device and the network work at once.
-Plan Planner::pieces_plan(const Call& call, const std::string& algorithm, uint32_t& place_hash) {
-  Plan plan = flat_plan(call, algorithm);
+Plan Planner::pieces_plan(const Call& call, const Named& schedule, uint32_t& place_hash) {
+  Plan plan = flat_plan(call, schedule);
   plan.piece = kDevicePiece / size_of(call.dtype);
   place_hash = mix(place_hash, plan.piece);  // a rank without a device would cut nothing
-  plan.program = [this, part = call, algorithm](size_t count) mutable {
+  plan.program = [this, part = call, schedule](size_t count) mutable {
     part.count = count;
-    return programs_.full(part, algorithm, 0);
+    return programs_.full(part, schedule);
   };
   return plan;
 }
@@ -269,7 +289,7 @@ std::vector<std::byte*> Planner::symmetric_places(const Call& call, uint32_t& pl
 }
 
 // Sends read the input, receives write the output, and what a rank keeps is copied before them.
-Plan Planner::alltoall_plan(const Call& call, const std::string& algorithm) {
+Plan Planner::alltoall_plan(const Call& call, const Named& schedule) {
   const int p = topology_.world_size, me = topology_.rank;
   const auto in = parts_of(call.input_bounds, call.input_count, p);
   const auto out = parts_of(call.bounds, call.count, p);
@@ -286,7 +306,7 @@ Plan Planner::alltoall_plan(const Call& call, const std::string& algorithm) {
   plan.count = plan.piece = 1;  // not cut into pieces
   plan.dtype = call.dtype;
   plan.op = call.op;
-  auto program = programs_.alltoall(algorithm, element, in, out);
+  auto program = programs_.alltoall(schedule, element, in, out);
   plan.program = [program](size_t) { return program; };
   return plan;
 }

@@ -44,13 +44,11 @@ class Planner {
   void add_schedule(const std::string& name, Collective collective, Schedule schedule, int root);
   // Whether it runs a schedule of the user's between all ranks, in whatever memory the buffer is.
   bool runs_over_all(const Call& call) const {
-    return programs_.runs_over_all(call.collective, call.algorithm, call.root);
+    return programs_.own_over_all(call.collective, call.algorithm, call.root).has_value();
   }
   // Local rank i's part of the mapping starts at i * bytes: calls are looked for there.
   void add_symmetric(const std::shared_ptr<SharedMapping>& mapping, size_t bytes);
   size_t known_symmetric() const;
-
-  Programs& programs() { return programs_; }
 
  private:
   // A call that was planned; the plan lacks the place of the buffer.
@@ -68,15 +66,18 @@ class Planner {
   bool goes_by_node(Collective collective) const;
   int rails(size_t bytes) const;
   uint32_t options_hash() const;
-  void fill_header(RunHeader& header, const Call& call, const std::string& algorithm) const;
-  bool recall(const Call& call, Plan& plan, RunHeader& header);
+  void fill_header(RunHeader& header, const Call& call, const std::string& algorithm,
+                   uint32_t fingerprint) const;
+  bool recall(const Call& call, Plan& plan, RunHeader& header, uint64_t& generation);
   std::optional<Known>& known_place(const Call& call);
-  void remember(const Call& call, const Plan& plan, const RunHeader& header);
+  void remember(const Call& call, const Plan& plan, const RunHeader& header, uint64_t generation);
   Plan new_plan(const Call& call, RunHeader& header);
   void place(Plan& plan, const Call& call, uint32_t& place_hash);
-  Plan flat_plan(const Call& call, const std::string& algorithm);
-  Plan pieces_plan(const Call& call, const std::string& algorithm, uint32_t& place_hash);
-  Plan alltoall_plan(const Call& call, const std::string& algorithm);
+  Plan staged_plan(const Call& call, const Named& between);
+  Named between_all(const Call& call, const std::string& algorithm);
+  Plan flat_plan(const Call& call, const Named& schedule);
+  Plan pieces_plan(const Call& call, const Named& schedule, uint32_t& place_hash);
+  Plan alltoall_plan(const Call& call, const Named& schedule);
   std::vector<std::byte*> symmetric_places(const Call& call, uint32_t& place_hash);
 
   const GroupConfig& config_;
@@ -86,8 +87,9 @@ class Planner {
   mutable std::mutex mutex_;  // guards what follows
   std::vector<Choice> choices_;
   std::array<std::optional<Known>, 64> known_;  // by a hash of the call
-  std::vector<Symmetric> symmetric_;            // those that are in use, and the last ones freed
-  uint64_t num_symmetric_ = 0;                  // that were ever made
+  uint64_t generation_ = 0;           // of choices and schedules: plans of others are stale
+  std::vector<Symmetric> symmetric_;  // those that are in use, and the last ones freed
+  uint64_t num_symmetric_ = 0;        // that were ever made
 };
 
 }  // namespace hier

@@ -16,7 +16,7 @@ namespace hier {
 
 namespace {
 
-constexpr size_t kMaxPrograms = 256;  // kept, then all are dropped
+constexpr size_t kMaxPrograms = 256, kMaxSchedules = 64;  // kept, then all are dropped
 
 // Ranks have room for the chunks that they send and those that they get, in an alltoall.
 std::string detour(const Schedule& schedule) {
@@ -59,55 +59,62 @@ void Programs::add(const std::string& name, Collective collective, Schedule sche
   if (wrong.empty() && info(collective).chunks == Chunks::per_pair) wrong = detour(schedule);
   if (!wrong.empty()) throw UsageError(what + " is no " + name_of(collective) + ": " + wrong);
   const uint32_t print = fingerprint_of(schedule);
+  Named own{name, std::make_shared<const Schedule>(std::move(schedule)), print};
   const std::lock_guard lock(mutex_);
-  auto& known = fingerprints_[{collective, name}];
-  if (known != print) programs_.clear(), schedules_.clear();  // of another one by this name
-  known = print;
-  own_.insert_or_assign({collective, name, ranks, root},
-                        std::make_shared<const Schedule>(std::move(schedule)));
+  std::erase_if(own_, [&](const auto& entry) {
+    const auto& [of, by, size, at] = entry.first;
+    return of == collective && by == name && size != ranks;
+  });
+  own_.insert_or_assign({collective, name, ranks, root}, std::move(own));
 }
 
-bool Programs::runs_over_all(Collective collective, const std::string& name, int root) const {
+std::optional<Named> Programs::own_over_all(Collective collective, const std::string& name,
+                                            int root) const {
   const std::lock_guard lock(mutex_);
-  return own_.contains({collective, name, topology_.world_size, root});
+  const auto own = own_.find({collective, name, topology_.world_size, root});
+  return own == own_.end() ? std::nullopt : std::optional(own->second);
 }
 
-uint32_t Programs::fingerprint(Collective collective, const std::string& name) const {
+Named Programs::find(Collective collective, const std::string& name, int world_size, int root) {
   const std::lock_guard lock(mutex_);
-  const auto known = fingerprints_.find({collective, name});
-  return known == fingerprints_.end() ? 0 : known->second;
-}
-
-std::shared_ptr<const Schedule> Programs::schedule(Collective collective,
-                                                   const std::string& algorithm, int world_size,
-                                                   int root) {
-  const std::lock_guard lock(mutex_);
-  const auto key = std::tuple(collective, algorithm, world_size, root);
+  const auto key = std::tuple(collective, name, world_size, root);
   if (const auto own = own_.find(key); own != own_.end()) return own->second;
-  if (fingerprints_.contains({collective, algorithm})) {
-    throw UsageError(std::string(name_of(collective)) + ": schedule '" + algorithm +
-                     "' is not registered for " + std::to_string(world_size) + " ranks and root " +
-                     std::to_string(root));
-  }
-  const auto known = schedules_.find(key);
-  if (known != schedules_.end()) return known->second;
+  if (const auto known = schedules_.find(key); known != schedules_.end()) return known->second;
   try {
-    auto built = std::make_shared<const Schedule>(build(collective, algorithm, world_size, root));
-    return schedules_.emplace(key, std::move(built)).first->second;
+    auto built = std::make_shared<const Schedule>(build(collective, name, world_size, root));
+    if (schedules_.size() >= kMaxSchedules) schedules_.clear();
+    return schedules_.emplace(key, Named{name, std::move(built)}).first->second;
   } catch (const std::invalid_argument& wrong) {
     throw UsageError(wrong.what());
   }
 }
 
-std::shared_ptr<const Program> Programs::lowered(
-    const std::string& what, size_t element_bytes, const std::vector<size_t>& bounds, int root,
-    const std::function<Program(size_t segment)>& lower) {
-  const size_t segment = std::max<size_t>(1, segment_bytes_ / element_bytes);
-  const auto key = std::tuple(what + ":" + std::to_string(segment), bounds, root);
+Named Programs::by_node(Collective collective, const Named& between, int rails, int root) {
+  const std::string name =
+      std::to_string(rails) + " rails, " + between.name + "#" + std::to_string(between.fingerprint);
+  const auto key = std::tuple(collective, name, topology_.world_size, root);
   {
     const std::lock_guard lock(mutex_);
-    const auto known = programs_.find(key);
-    if (known != programs_.end()) return known->second;
+    if (const auto known = schedules_.find(key); known != schedules_.end()) return known->second;
+  }
+  auto made = std::make_shared<const Schedule>(
+      hierarchical(collective, topology_.node_of_rank, *between.schedule, rails, root));
+  const std::lock_guard lock(mutex_);
+  if (schedules_.size() >= kMaxSchedules) schedules_.clear();
+  return schedules_.emplace(key, Named{name, std::move(made), between.fingerprint}).first->second;
+}
+
+std::shared_ptr<const Program> Programs::lowered(
+    const std::string& what, const Named& schedule, size_t element_bytes,
+    const std::vector<size_t>& bounds, int root,
+    const std::function<Program(size_t segment)>& lower) {
+  const size_t segment = std::max<size_t>(1, segment_bytes_ / element_bytes);
+  const std::string name = what + ":" + schedule.name + "#" + std::to_string(schedule.fingerprint) +
+                           ":" + std::to_string(segment);
+  const auto key = std::tuple(name, bounds, root);
+  {
+    const std::lock_guard lock(mutex_);
+    if (const auto known = programs_.find(key); known != programs_.end()) return known->second;
   }
   auto program = std::make_shared<const Program>(lower(segment));  // long: not under the lock
   const std::lock_guard lock(mutex_);
@@ -115,46 +122,22 @@ std::shared_ptr<const Program> Programs::lowered(
   return programs_.emplace(key, std::move(program)).first->second;
 }
 
-// The stages within nodes and between them, kept under `name`.
-std::shared_ptr<const Schedule> Programs::by_node(const Call& call, const std::string& algorithm,
-                                                  int rails, const std::string& name) {
-  const auto key = std::tuple(call.collective, name, topology_.world_size, call.root);
-  {
-    const std::lock_guard lock(mutex_);
-    const auto known = schedules_.find(key);
-    if (known != schedules_.end()) return known->second;
-  }
-  const auto between =
-      schedule(call.collective, algorithm, topology_.num_nodes, topology_.node_of_rank[call.root]);
-  auto made = std::make_shared<const Schedule>(
-      hierarchical(call.collective, topology_.node_of_rank, *between, rails, call.root));
-  const std::lock_guard lock(mutex_);
-  return schedules_.emplace(key, std::move(made)).first->second;
-}
-
-std::shared_ptr<const Program> Programs::full(const Call& call, const std::string& algorithm,
-                                              int rails) {
-  const bool flat = rails == 0;
-  const std::string name = flat ? algorithm : std::to_string(rails) + " rails, " + algorithm;
-  const auto s = flat ? schedule(call.collective, algorithm, topology_.world_size, call.root)
-                      : by_node(call, algorithm, rails, name);
+std::shared_ptr<const Program> Programs::full(const Call& call, const Named& schedule) {
+  const Schedule& s = *schedule.schedule;
   const auto bounds = info(call.collective).chunks == Chunks::per_rank
                           ? parts_of(call.bounds, call.count, topology_.world_size)
-                          : even_bounds(call.count, s->num_chunks);
-  const std::string what = std::string(name_of(call.collective)) + ":" + name;
-  return lowered(what, size_of(call.dtype), bounds, call.root,
-                 [&](size_t segment) { return lower(*s, topology_.rank, bounds, segment); });
+                          : even_bounds(call.count, s.num_chunks);
+  return lowered(name_of(call.collective), schedule, size_of(call.dtype), bounds, call.root,
+                 [&](size_t segment) { return lower(s, topology_.rank, bounds, segment); });
 }
 
-std::shared_ptr<const Program> Programs::alltoall(const std::string& algorithm,
-                                                  size_t element_bytes,
+std::shared_ptr<const Program> Programs::alltoall(const Named& schedule, size_t element_bytes,
                                                   const std::vector<size_t>& in,
                                                   const std::vector<size_t>& out) {
   const int p = topology_.world_size, me = topology_.rank;
-  const auto s = schedule(Collective::alltoall, algorithm, p, 0);
   auto sizes = in;
   sizes.insert(sizes.end(), out.begin(), out.end());
-  return lowered("alltoall:" + algorithm, element_bytes, sizes, 0, [&](size_t segment) {
+  return lowered("alltoall", schedule, element_bytes, sizes, 0, [&](size_t segment) {
     // A rank knows the sizes of the chunks that it sends or receives; the others are not for it.
     std::vector<size_t> bounds{0};
     for (int src = 0; src < p; ++src) {
@@ -165,7 +148,7 @@ std::shared_ptr<const Program> Programs::alltoall(const std::string& algorithm,
         bounds.push_back(bounds.back() + size);
       }
     }
-    Program program = lower(*s, me, bounds, segment);
+    Program program = lower(*schedule.schedule, me, bounds, segment);
     for (size_t i = 0; i < program.num_steps(); ++i) {
       Step& step = program.steps[i];
       const size_t place = step.kind == StepKind::send ? in[step.peer] : out[step.peer];
@@ -181,11 +164,11 @@ std::shared_ptr<const Program> Programs::alltoall(const std::string& algorithm,
   });
 }
 
-std::shared_ptr<const Program> Programs::rail(const std::string& algorithm, size_t count,
+std::shared_ptr<const Program> Programs::rail(const Named& schedule, size_t count,
                                               size_t element_bytes) {
-  const auto s = schedule(Collective::allreduce, algorithm, topology_.num_nodes, 0);
-  return lowered("rail:" + algorithm, element_bytes, {count}, 0, [&](size_t segment) {
-    Program program = lower(*s, topology_.node, even_bounds(count, s->num_chunks), segment);
+  const Schedule& s = *schedule.schedule;
+  return lowered("rail", schedule, element_bytes, {count}, 0, [&](size_t segment) {
+    Program program = lower(s, topology_.node, even_bounds(count, s.num_chunks), segment);
     const std::vector<int> ranks = topology_.rail(topology_.local_rank);
     for (size_t i = 0; i < program.num_steps(); ++i) {
       program.steps[i].peer = ranks[program.steps[i].peer];

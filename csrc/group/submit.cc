@@ -197,7 +197,7 @@ std::shared_ptr<Work> Group::begin(Call call) {
       wake();
     }
   } catch (...) {  // refused meanwhile, with copies of the caller's memory under way
-    if (work->device()) work->device()->join();
+    if (work->device()) join_after_failure(*work->device());
     throw;
   }
   return work;

@@ -19,6 +19,14 @@ std::thread::id exiting_thread;
 
 }  // namespace
 
+void join_after_failure(const DeviceStage& stage) noexcept {
+  try {
+    stage.join();
+  } catch (...) {
+    // The device has failed too: nothing is copied any more.
+  }
+}
+
 void set_exiting() {
   exiting_thread = std::this_thread::get_id();
   exiting.store(true, std::memory_order_release);
@@ -36,10 +44,14 @@ void check_interrupts() {
 
 bool Work::wait(double seconds) {
   check_member();
-  if (device_) {      // the stream waits, not the thread
-    device_->join();  // after an error too: copies of the caller's memory may be under way
-    if (const auto failed = error()) std::rethrow_exception(failed);
-    return true;
+  if (device_) {  // the stream waits, not the thread
+    const auto failed = error();
+    if (!failed) {
+      device_->join();
+      return true;
+    }
+    join_after_failure(*device_);
+    std::rethrow_exception(failed);
   }
   const auto deadline = after(seconds < 0 ? 1e9 : seconds);
   constexpr auto kSlice = std::chrono::milliseconds(50);

@@ -23,6 +23,10 @@ void check_interrupts();
 void set_exiting();
 bool exiting_elsewhere();  // and this is another thread
 
+// Orders the caller's stream behind copies of the caller's memory that may be under way still, so
+// that whoever gets that memory next gets it alone.
+void join_after_failure(const DeviceStage& stage) noexcept;
+
 class Work {
  public:
   void check_member() const { origin_.check(); }  // throws UsageError in a forked child

@@ -259,7 +259,7 @@ void register_group(py::module_& m) {
           },
           py::call_guard<WithoutGil>())
       .def("add_schedule", &Group::add_schedule, py::arg("name"), py::arg("collective"),
-           py::arg("schedule"), py::arg("root") = 0)
+           py::arg("schedule"), py::arg("root") = 0, py::call_guard<WithoutGil>())
       .def("set_timeout", &Group::set_timeout)
       .def_property_readonly("timeout", &Group::timeout)
       .def_property_readonly("inherited", &Group::inherited)

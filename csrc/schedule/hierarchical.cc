@@ -15,8 +15,9 @@ using enum Scope;
 
 constexpr Stage kAllreduce[] = {
     {node, C::reduce_scatter}, {rail, C::allreduce}, {node, C::allgather}};
-constexpr Stage kReduceScatter[] = {{node, C::reduce_scatter}, {rail, C::reduce_scatter}};
-constexpr Stage kAllgather[] = {{rail, C::allgather}, {node, C::allgather}};
+constexpr Stage kReduceScatter[] = {
+    {node, C::reduce_scatter}, {rail, C::reduce_scatter}, {node, C::scatter}};
+constexpr Stage kAllgather[] = {{node, C::gather}, {rail, C::allgather}, {node, C::allgather}};
 constexpr Stage kBroadcast[] = {{node, C::scatter}, {rail, C::broadcast}, {node, C::allgather}};
 constexpr Stage kReduce[] = {{node, C::reduce_scatter}, {rail, C::reduce}, {node, C::gather}};
 constexpr Stage kGather[] = {{node, C::gather}, {rail, C::gather}};
@@ -97,21 +98,19 @@ class Shards {
     }
   }
 
-  // Ranks at one place of their nodes form a rail: its chunk i is that of node i's rank there.
-  // A rank has its own chunk in the end; where it is another node's, the rails share.
+  // The ranks at one place of their nodes form a rail, whose chunk i is that of node i's rank
+  // there. Ranks at places beyond the rails share them in turn.
   void share_by_place(int rails) {
-    size_t places = 0;
-    for (const auto& ranks : members_) places = std::max(places, ranks.size());
+    const auto num_rails = static_cast<size_t>(rails);
     owners_.assign(members_.size(), std::vector<int>(world_size()));
-    for (size_t place = 0; place < places; ++place) {
-      auto& chunks = rails_.emplace_back(members_.size());
-      for (size_t home = 0; home < members_.size(); ++home) {
-        if (place >= members_[home].size()) continue;
+    rails_.assign(num_rails, std::vector<std::vector<int>>(members_.size()));
+    for (size_t home = 0; home < members_.size(); ++home) {
+      for (size_t place = 0; place < members_[home].size(); ++place) {
+        const size_t rail = place % num_rails;
         const int chunk = members_[home][place];
-        chunks[home] = {chunk};
+        rails_[rail][home].push_back(chunk);
         for (size_t node = 0; node < members_.size(); ++node)
-          owners_[node][static_cast<size_t>(chunk)] =
-              node == home ? chunk : members_[node][place % static_cast<size_t>(rails)];
+          owners_[node][static_cast<size_t>(chunk)] = members_[node][rail];
       }
     }
   }

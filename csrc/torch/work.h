@@ -168,9 +168,16 @@ class TorchWork final : public c10d::Work {
     pool().prepare();
     auto self = c10::intrusive_ptr<TorchWork>::unsafe_reclaim_from_nonowning(this);
     operation_->make_use();
-    operation_->batch.start(group, timeout, [self]() mutable {
-      pool().push([self = std::move(self)] { self->finish(self->operation_->batch.error()); });
-    });
+    try {
+      operation_->batch.start(group, timeout, [self]() mutable {
+        pool().push([self = std::move(self)] { self->finish(self->operation_->batch.error()); });
+      });
+    } catch (...) {  // a part may be under way
+      keep_memory();
+      side.order(side.in, side.current());
+      side.order(side.out, side.current());
+      throw;
+    }
     group->publish(operation_->use, operation_->ranges);
     if (size_ == 1) {  // no stage has done so
       side.order(side.current(), side.out);
@@ -178,9 +185,7 @@ class TorchWork final : public c10d::Work {
     }
     const c10::StreamGuard on_out(side.out);
     copy_back();
-    side.keep(operation_->inputs);
-    side.keep(operation_->outputs);
-    side.keep(operation_->buffers);
+    keep_memory();
     ready_.emplace(side.device.type());
     ready_->record(side.out);
     future_ = c10::make_intrusive<Future>(c10::ListType::create(c10::TensorType::get()),
@@ -251,6 +256,13 @@ class TorchWork final : public c10d::Work {
   }
 
  private:
+  void keep_memory() const {
+    const Side& side = *operation_->side;
+    side.keep(operation_->inputs);
+    side.keep(operation_->outputs);
+    side.keep(operation_->buffers);
+  }
+
   void copy_back() {
     const Quiet quiet;
     const DefaultFloatingPoint floating_point;  // of sparse sums, that each rank adds up for itself

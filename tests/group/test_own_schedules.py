@@ -1,12 +1,13 @@
 """Schedules of users' own: run by name or as they are, over any layout, after the check."""
 
+import time
+
 import numpy as np
 import pytest
 from group_cases import nodes, size
 from worlds import run_threads
 
-from allreduce import _C, schedules
-from allreduce._own_schedules import _registered
+from allreduce import _C, _own_schedules, schedules
 from allreduce.errors import MismatchError, UsageError
 
 LAYOUTS = ("1x4", "2x2", "4x1", "3+1+2", "interleaved")
@@ -14,11 +15,8 @@ COUNTS = (0, 1, 1000, 100_003)
 
 
 @pytest.fixture(autouse=True)
-def as_before():
-    before = dict(_registered)
-    yield
-    _registered.clear()
-    _registered.update(before)
+def none_registered(monkeypatch):
+    monkeypatch.setattr(_own_schedules, "_registered", {})
 
 
 def two_way_ring(p: int) -> schedules.Schedule:
@@ -165,6 +163,114 @@ def test_what_is_registered_must_be_right():
         schedules.register("x" * 24, ring)
     with pytest.raises(ValueError, match='scope must be "world" or "rail"'):
         schedules.register("mine", ring, scope="node")
+    with pytest.raises(ValueError, match="allreduce has no root"):
+        schedules.register("mine", ring, root=1)
+    exchange = schedules.by_name("pairwise", 2, collective="alltoall")
+    with pytest.raises(ValueError, match="alltoall has no form over nodes"):
+        schedules.register("mine", exchange, "alltoall", scope="rail")
+
+
+def test_a_run_in_flight_keeps_the_schedule_that_its_header_names():
+    # Pieces ask for programs one by one: those of one run must all be of one schedule.
+    count = 16 << 20
+
+    def body(comm):
+        rail = [schedules.by_name(name, 2) for name in ("ring", "binomial")]
+        comm._group.add_schedule("mine", _C.Collective.allreduce, rail[0])
+        x = np.ones(count, np.float32)
+        work = comm.allreduce(x, algo="mine", async_op=True)
+        time.sleep(0.02 * (comm.rank % 2))
+        comm._group.add_schedule("mine", _C.Collective.allreduce, rail[1])
+        work.wait()
+        assert (x == 4).all()
+        comm.allreduce(x, algo="mine")
+        assert (x == 16).all()
+
+    run_threads(4, body, nodes=[0, 0, 1, 1])
+
+
+def test_a_name_has_schedules_for_several_roots_and_groups():
+    for p in (2, 4):
+        for root in range(p):
+            made = schedules.by_name("binomial", p, collective="broadcast", root=root)
+            schedules.register("mine", made, "broadcast", root=root)
+
+    def body(comm):
+        half = comm.split(comm.rank % 2)
+        for root in range(4):
+            x = np.full(1000, comm.rank)
+            assert (comm.broadcast(x, root, algo="mine") == root).all()
+            y = np.full(1000, half.rank)
+            assert (half.broadcast(y, root % 2, algo="mine") == root % 2).all()
+        half.close()
+
+    run_threads(4, body, nodes=[0, 1, 0, 1])
+
+
+def broadcast_and_meet(comm):
+    comm.broadcast(np.ones(10), 0, algo="mine")
+    comm.barrier()  # the root has sent, and hears of a mismatch later
+
+
+def test_ranks_that_differ_for_one_root_are_told_whatever_the_others_are():
+    tree = [schedules.by_name("binomial", 2, collective="broadcast", root=r) for r in (0, 1)]
+    again = tree[0].then(schedules.from_moves(2, 1, [(0, 0, 1, 0, 1, 0)]))
+
+    def body(comm):
+        kind = _C.Collective.broadcast
+        comm._group.add_schedule("mine", kind, again if comm.rank else tree[0], 0)
+        comm._group.add_schedule("mine", kind, tree[1], 1)
+        with pytest.raises(MismatchError):
+            broadcast_and_meet(comm)
+
+    run_threads(2, body, nodes=[0, 1])
+
+
+def test_another_scope_takes_the_place_of_the_first():
+    def body(comm):
+        sent = []
+        for mine, scope in ((two_way_ring(4), "world"), (two_way_ring(2), "rail")):
+            comm.barrier()
+            if comm.rank == 0:
+                schedules.register("mine", mine, scope=scope)
+            comm.barrier()
+            before = comm.traffic()["network_bytes"]
+            assert (comm.allreduce(np.ones(1 << 18), algo="mine") == 4).all()
+            sent.append(comm.traffic()["network_bytes"] - before)
+        return sent
+
+    world, rail = zip(*run_threads(4, body, nodes=[0, 0, 1, 1]), strict=True)
+    assert sum(rail) < 0.8 * sum(world)
+
+
+def test_between_nodes_the_root_is_a_node():
+    def body(comm):
+        for root in range(4):
+            mine = schedules.by_name("binomial", 2, collective="broadcast", root=root // 2)
+            x = np.full(100_000, comm.rank)
+            assert (comm.broadcast(x, root, algo=mine) == root).all()
+
+    run_threads(4, body, nodes=[0, 0, 1, 1])
+
+
+def test_on_one_node_nothing_is_between_nodes():
+    schedules.register("mine", two_way_ring(2), scope="rail")
+
+    def body(comm):
+        assert (comm.allreduce(np.ones(1000), algo="mine") == 3).all()
+
+    run_threads(3, body)
+
+
+def test_a_world_of_one_rank_runs_what_it_has():
+    alone = schedules.from_moves(1, 1, [])
+    schedules.register("alone", alone)
+
+    def body(comm):
+        assert comm.allreduce(np.ones(3), algo="alone").tolist() == [1] * 3
+        assert comm.allreduce(np.ones(3), algo=alone, async_op=True).wait().tolist() == [1] * 3
+
+    run_threads(1, body)
 
 
 def test_a_schedule_for_other_groups_is_refused_in_words():
@@ -178,10 +284,12 @@ def test_a_schedule_for_other_groups_is_refused_in_words():
 
     def body(comm):
         for algo in ("three", two_way_ring(3)):
-            with pytest.raises(UsageError, match=r"(has|is for) 3 ranks"):
+            with pytest.raises(UsageError, match=r"(registered|is) for 3 ranks"):
                 comm.allreduce(np.ones(4), algo=algo)
-        with pytest.raises(UsageError, match="not registered for 4 ranks and root 1"):
+        with pytest.raises(UsageError, match="this call needs it for 4 ranks and root 1"):
             comm.broadcast(np.ones(4), 1, algo="rooted")
+        with pytest.raises(UsageError, match="root 7 is outside"):
+            comm.broadcast(np.ones(4), 7, algo="rooted")
         with pytest.raises(UsageError, match="is for 2 ranks"):
             comm.alltoall(np.ones(4), algo=detour)
         assert comm.allreduce(np.ones(4)).tolist() == [4] * 4
