@@ -176,10 +176,14 @@ class Communicator(PartCollectives, PointToPoint):
         Returns:
             `x`, or a `Work` whose `wait` returns it.
         """
-        named = self._own.name_of(algo, _C.Collective.allreduce, 0)
-        simple = not async_op and not name and isinstance(op, str) and isinstance(named, str)
-        if simple and self._group.allreduce(x, op, named, seconds(timeout)):
-            return x
+        named: Any = algo
+        if algo != "auto":
+            named = self._own.name_of(algo, _C.Collective.allreduce, 0)
+        try:
+            if not async_op and not name and self._group.allreduce(x, op, named, seconds(timeout)):
+                return x
+        except TypeError:
+            pass  # an argument of another type: the way of all other calls names it
         memory = memory_of(x, "x", self.rank)
         if memory.device and memory.nbytes > self._group.host_path_bytes:
             self.use_device(memory.device)

@@ -194,7 +194,9 @@ Named Planner::between_all(const Call& call, const std::string& algorithm) {
   }
   const int node = topology_.node_of_rank[call.root];
   const Named between = programs_.find(call.collective, algorithm, topology_.num_nodes, node);
-  return programs_.by_node(call.collective, between, rails(call.bytes()), call.root);
+  // Shards of a reduce would have to be gathered at the root again: whole buffers reach it sooner.
+  const int rails = call.collective == Collective::reduce ? 1 : this->rails(call.bytes());
+  return programs_.by_node(call.collective, between, rails, call.root);
 }
 
 // The plan of an allreduce with a local stage; it holds the schedule that its header names.

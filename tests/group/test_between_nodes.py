@@ -54,7 +54,7 @@ def crossing(collective, algo, node_of, rank):
     """The share of the buffer that the rank has to send to other nodes."""
     kind = parse_collective(collective)
     between = _C.build(kind, algo, max(node_of) + 1, node_of[ROOT])
-    rails = min(node_of.count(node) for node in node_of)
+    rails = 1 if collective == "reduce" else min(node_of.count(node) for node in node_of)
     schedule = _C.hierarchical(kind, node_of, between, rails, ROOT)
     chunks = sum(
         hi - lo
