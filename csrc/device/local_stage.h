@@ -55,6 +55,9 @@ class DeviceLocalStage {
 
   // Lets all streams that wait in this stage go on, from now on: the group has failed.
   virtual void abandon() noexcept = 0;
+  // Whether any rank of the node has done so. What streams have got since may be anything, even
+  // where this rank has not yet heard of the failure.
+  virtual bool abandoned() const { return false; }
 };
 
 }  // namespace hier

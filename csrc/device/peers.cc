@@ -27,6 +27,7 @@ struct DevicePeers::Counters {
   alignas(64) Flag arrived;
   alignas(64) Flag reduced;
   alignas(64) Flag done;
+  std::atomic<bool> abandoned;  // before any counter is released
   MappedMemory::Importer importer;
   alignas(64) std::atomic<uint64_t> calls[kCalls];  // number (from 1), then a hash
 
@@ -173,8 +174,16 @@ void DevicePeers::release() {
 }
 
 // Again and again: streams that go on publish what they were told to, and set counters back.
+bool DevicePeers::abandoned() const {
+  for (int rank = 0; rank < config_.local_size; ++rank) {
+    if (counters(rank).abandoned.load(std::memory_order_acquire)) return true;
+  }
+  return false;
+}
+
 void DevicePeers::abandon() noexcept {
   if (releaser_.joinable()) return;
+  counters(config_.local_rank).abandoned.store(true, std::memory_order_release);
   release();
   releaser_ = std::jthread([this](const std::stop_token& stop) {
     while (!stop.stop_requested()) {

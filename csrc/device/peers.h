@@ -53,6 +53,7 @@ class DevicePeers final : public DeviceLocalStage {
   void allgather(uint32_t piece, std::byte* data, size_t count, std::span<const Shard> shards,
                  DType dtype, DeviceRuntime::Stream stream) override;
   void abandon() noexcept override;
+  bool abandoned() const override;
 
  private:
   struct Counters;

@@ -130,7 +130,7 @@ void DeviceStage::abandon() noexcept {
   if (done >= num_put_back()) return;
   for (const auto& [end, parts] : out_) {
     if (end <= done) continue;
-    if (!arrived(end - 1)) break;
+    if (!has_arrived(end - 1)) break;
     for (const Passage& p : parts) std::memset(p.host, 0xff, p.bytes);  // NaN of every float
   }
   flags.done.store(std::numeric_limits<int32_t>::max(), std::memory_order_release);

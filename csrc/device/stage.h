@@ -12,8 +12,10 @@
 
 #include <memory>
 #include <mutex>
+#include <utility>
 #include <vector>
 
+#include "device/local_stage.h"
 #include "device/runtime.h"
 
 namespace hier {
@@ -88,17 +90,21 @@ class DeviceStage {
   void pass();  // likewise, of a piece that has no such part
   void end();
 
+  // What the streams do in between is of this stage: once it is abandoned, by whatever rank,
+  // nothing arrives or ends any more. (The flags say so still, for the streams were let go.)
+  void depends_on(std::shared_ptr<const DeviceLocalStage> local) { local_ = std::move(local); }
+
   // By the thread that drives the collective.
-  bool arrived(uint64_t piece) const {
-    return block_.flags().arrived.load(std::memory_order_acquire) > piece;
-  }
+  bool arrived(uint64_t piece) const { return has_arrived(piece) && !let_go(); }
   void complete(uint64_t piece) {
     block_.flags().done.store(static_cast<uint32_t>(piece + 1), std::memory_order_release);
   }
   // Lets the streams go on without what is not complete; none of the driving thread's any more.
   void abandon() noexcept;
 
-  bool ended() const { return block_.flags().ended.load(std::memory_order_acquire) != 0; }
+  bool ended() const {
+    return block_.flags().ended.load(std::memory_order_acquire) != 0 && !let_go();
+  }
 
   // By any thread: whether the result is in device memory; makes the caller's stream come after
   // that.
@@ -109,10 +115,17 @@ class DeviceStage {
   std::shared_ptr<PinnedPool> pool_;
   DevicePlace place_;
   PinnedPool::Block block_;
+  std::shared_ptr<const DeviceLocalStage> local_;  // null: the streams copy, and nothing else
   struct PutBack {
     uint32_t end;  // the pieces that have been put back with these parts
     std::vector<Passage> parts;
   };
+
+  bool has_arrived(uint64_t piece) const {
+    return block_.flags().arrived.load(std::memory_order_acquire) > piece;
+  }
+  // Behind a flag, which a stream sets after it has been let go.
+  bool let_go() const { return local_ && local_->abandoned(); }
 
   uint32_t num_put_back() const { return out_.empty() ? 0 : out_.back().end; }
 

@@ -88,6 +88,7 @@ std::unique_ptr<Group::Run> Group::prepare_between_devices(const Call& on_device
   for (size_t k = 0; network && k < cut.num_pieces(); ++k) own += cut.shards(k)[me].count;
 
   const auto stage = std::make_shared<DeviceStage>(pinned_, *on_device.device, own * cut.element);
+  stage->depends_on(device_stage_);
   Call call = on_device;
   call.data = stage->host();
   auto run = prepare(std::move(call));  // checks, algorithm, header

@@ -129,7 +129,8 @@ std::vector<double> latency(DeviceRuntime& runtime, int device, const std::strin
 }
 
 void register_local_stages(py::module_& m) {
-  py::class_<DeviceLocalStage, std::shared_ptr<DeviceLocalStage>>(m, "DeviceLocalStage");
+  py::class_<DeviceLocalStage, std::shared_ptr<DeviceLocalStage>>(m, "DeviceLocalStage")
+      .def("abandon", &DeviceLocalStage::abandon, py::call_guard<py::gil_scoped_release>());
   py::class_<NcclStage, DeviceLocalStage, std::shared_ptr<NcclStage>>(m, "NcclStage")
       .def(py::init(&make_nccl), py::kw_only(), py::arg("library"), py::arg("runtime"),
            py::arg("device"), py::arg("local_size"), py::arg("local_rank"), py::arg("unique_id"),

@@ -87,7 +87,7 @@ class Shards {
   // root's node the root has the first, so that with one rail nothing moves there.
   void share_evenly(int chunks_between, int rails) {
     for (const auto& ranks : members_) {
-      const int first = std::max(0, place_in(ranks, root_) % static_cast<int>(ranks.size()));
+      const int first = place_in(ranks, root_) % static_cast<int>(ranks.size());  // 0: not here
       auto& owners = owners_.emplace_back();
       for (int chunk = 0; chunk < rails * chunks_between; ++chunk)
         owners.push_back(ranks[static_cast<size_t>(first + chunk / chunks_between) % ranks.size()]);

@@ -1,5 +1,6 @@
 """The local stage of a node's devices, on the CPU runtime: streams that wait for each other."""
 
+import threading
 import time
 
 import numpy as np
@@ -8,6 +9,7 @@ from device_memory import a_device
 from group_cases import nodes, size, whole_numbers
 from worlds import SANITIZED, processes, run_processes, run_threads
 
+from allreduce import _C
 from allreduce.errors import AbortedError, Error
 
 LAYOUTS = ("1x2", "1x3", "2x2", "1+2", "3+1+2", "interleaved")
@@ -52,6 +54,49 @@ def test_dtypes_and_operations(layout, dtype, op):
         assert comm.device_stage == "peer"
 
     run_threads(world_size, body, nodes=nodes(layout))
+
+
+def test_what_another_rank_has_let_go_is_no_result(monkeypatch):
+    # A rank that has failed lets the streams of all go on, perhaps before its word has come.
+    stages = {}
+    make = _C.DevicePeers
+
+    def kept(**arguments):
+        stages[arguments["local_rank"]] = made = make(**arguments)
+        return made
+
+    kept.counter_bytes = make.counter_bytes
+    monkeypatch.setattr(_C, "DevicePeers", kept)
+    looked = threading.Event()
+
+    def body(comm):
+        with a_device() as device:
+            x = device.array(np.ones(1_000_000, np.float32))
+            comm.allreduce(x)
+            device.synchronize()
+            comm.barrier()
+            stage = stages.pop(comm.rank)  # held no longer than the group
+            if comm.rank == 1:
+                assert looked.wait(60)
+                return
+            work = comm.allreduce(x, async_op=True)
+            if comm.rank == 0:
+                stage.abandon()
+                assert looked.wait(60)
+                comm.abort("on purpose")
+            else:
+                work.wait()
+                device.synchronize()
+                time.sleep(0.3)
+                done = work.done()
+                looked.set()
+                assert not done
+            while not work.done():
+                time.sleep(0.001)
+            with pytest.raises(AbortedError, match="on purpose"):
+                work.wait()
+
+    run_threads(3, body)
 
 
 @pytest.mark.parametrize("layout", ["1x3", "2x2"])
