@@ -8,7 +8,6 @@ prints a JSON object: {"collective bytes": [[seconds by node], [seconds between 
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -19,7 +18,7 @@ import numpy as np
 
 from allreduce._store import FileStore
 from allreduce.communicator import Communicator
-from benchmarks import namespaces
+from benchmarks.emulated import become_hosts, tell
 
 SIZES = (64 << 10, 4 << 20)  # bytes of the whole buffer
 COLLECTIVES = ("broadcast", "reduce", "reduce_scatter", "allgather", "gather", "scatter")
@@ -64,11 +63,7 @@ def main() -> None:
     """Become all ranks of all hosts."""
     folder = Path(sys.argv[1])
     hosts, each, mbit, rounds = (int(word) for word in sys.argv[2:6])
-    if mbit:
-        host = namespaces.fork_hosts(hosts, mbit * 1e6)
-        os.environ["ALLREDUCE_HOST"] = namespaces.address(host)
-    else:
-        host = next((h for h in range(1, hosts) if os.fork() == 0), 0)
+    host = become_hosts(hosts, mbit)
     rank = host * each + next((r for r in range(1, each) if os.fork() == 0), 0)
     groups = [
         Communicator.from_store(
@@ -83,10 +78,7 @@ def main() -> None:
         for local in ("rs_ag", "none")
     ]
     found = measure(groups, rounds)
-    if rank == 0:
-        print(json.dumps(found), flush=True)
-    for group in groups:
-        group.close()
+    tell(found, groups, rank)
 
 
 if __name__ == "__main__":

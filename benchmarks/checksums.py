@@ -8,8 +8,6 @@ where that is 0. Rank 0 prints a JSON list: seconds of a call in each round, wit
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -18,7 +16,7 @@ import numpy as np
 
 from allreduce._store import FileStore
 from allreduce.communicator import Communicator
-from benchmarks import namespaces
+from benchmarks.emulated import become_hosts, tell
 
 _TIMEOUT = 60.0
 
@@ -41,11 +39,7 @@ def main() -> None:
     """Become all ranks."""
     folder = Path(sys.argv[1])
     ranks, mbit, nbytes, rounds, calls = (int(word) for word in sys.argv[2:7])
-    if mbit:
-        rank = namespaces.fork_hosts(ranks, mbit * 1e6)
-        os.environ["ALLREDUCE_HOST"] = namespaces.address(rank)
-    else:
-        rank = next((r for r in range(1, ranks) if os.fork() == 0), 0)
+    rank = become_hosts(ranks, mbit)
     groups = [
         Communicator.from_store(
             FileStore(folder / f"store-{on}", _TIMEOUT),
@@ -59,10 +53,7 @@ def main() -> None:
         for on in (True, False)
     ]
     found = measure(groups, nbytes, rounds, calls)
-    if rank == 0:
-        print(json.dumps(found), flush=True)
-    for group in groups:
-        group.close()
+    tell(found, groups, rank)
 
 
 if __name__ == "__main__":

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
 import statistics
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from benchmarks import by_node, namespaces
+from benchmarks import by_node, emulated, namespaces
 from benchmarks.conftest import Report, is_smoke
 
 _HOSTS, _EACH, _ROUNDS = 2, 4, 9
@@ -37,24 +34,15 @@ def test_by_node(
     if mbit and (reason := namespaces.why_not()):
         pytest.skip(reason)
     rounds = 1 if is_smoke(pytestconfig) else _ROUNDS
-    words = [str(tmp_path), str(_HOSTS), str(_EACH), str(mbit), str(rounds)]
-    environment = os.environ | {"ALLREDUCE_TCP_CONGESTION": "reno"}
-    outputs: list[str] = []
+    numbers = (_HOSTS, _EACH, mbit, rounds)
+    found: dict[str, Any] = {}
 
     def run() -> None:
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.by_node", *words],
-            stdout=subprocess.PIPE,
-            text=True,
-            timeout=_DEADLINE,
-            check=True,
-            env=environment,
-        )
-        outputs.append(done.stdout)
+        found.update(emulated.run("by_node", tmp_path, numbers, _DEADLINE, emulated.RENO))
 
     benchmark.pedantic(run, rounds=1)
     where = f"{mbit} Mbit/s" if mbit else "loopback"
-    for key, (with_, without) in json.loads(outputs[0]).items():
+    for key, (with_, without) in found.items():
         name, nbytes = key.split()
         ratio = statistics.median(b / a for a, b in zip(with_, without, strict=True))
         pair = f"{statistics.median(with_) * 1e6:>12.0f}{statistics.median(without) * 1e6:>12.0f}"
@@ -64,4 +52,4 @@ def test_by_node(
             limit = f"{seconds * 1e6:>16.0f}"
         label = f"{name}, {int(nbytes) >> 10} KiB, {where}"
         report.row(_HEADER, f"{label:<40}{pair}{ratio:>12.2f}{limit}")
-    assert len(json.loads(outputs[0])) == len(by_node.COLLECTIVES) * len(by_node.SIZES)
+    assert len(found) == len(by_node.COLLECTIVES) * len(by_node.SIZES)

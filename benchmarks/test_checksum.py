@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks import namespaces
+from benchmarks import emulated, namespaces
 from benchmarks.conftest import Report, is_smoke
 
 _ROUNDS, _CALLS = 25, 4  # a turn of each group; calls of a turn
@@ -21,21 +17,6 @@ _HEADER = "allreduce of float32 over TCP: us a call, with, without     median of
 _DEADLINE = 300.0
 
 pytestmark = pytest.mark.timeout(_DEADLINE + 10)
-
-
-def measure(words: list[str], mbit: int) -> list[list[float]]:
-    """Return the seconds of a call in each round, with and without checksums."""
-    congestion = {"ALLREDUCE_TCP_CONGESTION": "reno"} if mbit else {}  # else as it comes
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.checksums", *words],
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=_DEADLINE,
-        check=True,
-        env=os.environ | congestion,
-    )
-    found: list[list[float]] = json.loads(done.stdout)
-    return found
 
 
 @pytest.mark.parametrize("size", _SIZES)
@@ -60,7 +41,8 @@ def test_checksum(
     found: list[list[float]] = []
 
     def run() -> None:
-        found.extend(measure([str(tmp_path), *map(str, numbers)], mbit))
+        congestion = emulated.RENO if mbit else {}  # else as it comes
+        found.extend(emulated.run("checksums", tmp_path, numbers, _DEADLINE, congestion))
 
     benchmark.pedantic(run, rounds=1)
     with_, without = found
