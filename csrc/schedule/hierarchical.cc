@@ -62,7 +62,7 @@ void check_arguments(Collective collective, const Members& members, const Schedu
 class Shards {
  public:
   Shards(const CollectiveInfo& what, Members members, int chunks_between, int rails, int root)
-      : what_(what), members_(std::move(members)), root_(what.rooted ? root : -1) {
+      : members_(std::move(members)), root_(what.rooted ? root : -1) {
     if (what.chunks == Chunks::any) {
       share_evenly(chunks_between, rails);
     } else if (what.rooted) {
@@ -129,7 +129,6 @@ class Shards {
                            [](size_t sum, const auto& ranks) { return sum + ranks.size(); });
   }
 
-  const CollectiveInfo& what_;
   Members members_;
   int root_;  // -1: there is none
   std::vector<std::vector<int>> owners_;
