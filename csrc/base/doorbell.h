@@ -10,6 +10,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "base/fd.h"
@@ -25,7 +26,13 @@ class Doorbells {
   Doorbells() = default;
   // words[i] and bells[i] belong to local rank i of this node.
   Doorbells(SleepWord* words, std::vector<Fd> bells, int local_rank)
-      : words_(words), bells_(std::move(bells)), me_(local_rank) {}
+      : words_(words),
+        bells_(std::move(bells)),
+        me_(local_rank),
+        local_size_(static_cast<int>(bells_.size())) {}
+  virtual ~Doorbells() = default;
+  Doorbells(Doorbells&&) = default;
+  Doorbells& operator=(Doorbells&&) = default;
 
   int fd() const { return bells_.empty() ? -1 : bells_[me_].get(); }
 
@@ -36,35 +43,42 @@ class Doorbells {
 
   void ring_all() {
     std::atomic_thread_fence(std::memory_order_seq_cst);
-    for (int i = 0; i < static_cast<int>(bells_.size()); ++i) {
+    for (int i = 0; i < local_size_; ++i) {
       if (i != me_) wake(i);
     }
   }
 
   void prepare_to_sleep() {
-    if (bells_.empty()) return;
+    if (!words_) return;
     words_[me_].asleep.store(1, std::memory_order_relaxed);
     std::atomic_thread_fence(std::memory_order_seq_cst);
   }
 
   void woke_up() {
-    if (bells_.empty()) return;
+    if (!words_) return;
     words_[me_].asleep.store(0, std::memory_order_relaxed);
+    if (bells_.empty()) return;
     eventfd_t rings = 0;
     (void)::eventfd_read(bells_[me_].get(), &rings);  // EAGAIN: nobody rang
   }
+
+ protected:
+  // Without descriptors: whoever derives from this wakes sleepers in rouse().
+  Doorbells(SleepWord* words, int local_size, int local_rank)
+      : words_(words), me_(local_rank), local_size_(local_size) {}
+  virtual void rouse(int local_rank) { (void)::eventfd_write(bells_[local_rank].get(), 1); }
 
  private:
   void wake(int local_rank) {
     auto& word = words_[local_rank].asleep;
     if (word.load(std::memory_order_relaxed) && word.exchange(0, std::memory_order_relaxed)) {
-      (void)::eventfd_write(bells_[local_rank].get(), 1);
+      rouse(local_rank);
     }
   }
 
   SleepWord* words_ = nullptr;
   std::vector<Fd> bells_;
-  int me_ = 0;
+  int me_ = 0, local_size_ = 0;
 };
 
 }  // namespace hier

@@ -41,6 +41,15 @@ struct Call {
   size_t bytes() const { return count * size_of(dtype); }
 };
 
+// The memory of a call, for those that come after it.
+inline std::vector<ByteRange> ranges_of(const Call& call) {
+  if (call.collective == Collective::barrier) return {kEverything};
+  const size_t element = size_of(call.dtype);
+  std::vector<ByteRange> ranges{ByteRange::of(call.data, call.count * element, true)};
+  if (call.input) ranges.push_back(ByteRange::of(call.input, call.input_count * element, false));
+  return ranges;
+}
+
 // So that ranks notice arrays of one size and other shapes. Never 0.
 inline uint32_t shape_hash(std::span<const int64_t> sizes) {
   uint64_t hash = sizes.size() + 1;

@@ -1,9 +1,7 @@
 // Allreduce where the devices of a node sum among themselves: only shards pass through the host.
 #include <algorithm>
-#include <cstring>
 
-#include "base/error.h"
-#include "group/group.h"
+#include "group/device_calls.h"
 
 namespace hier {
 
@@ -15,7 +13,7 @@ constexpr uint32_t kBetweenDevices = 0x64657673;
 }  // namespace
 
 // How a buffer is cut: into pieces of one slot, and each piece into one shard for each rail.
-struct Group::LocalPlan {
+struct DeviceCalls::Cut {
   size_t count, piece;  // elements
   size_t element;
   int rails, local_size;
@@ -38,39 +36,18 @@ struct Group::LocalPlan {
   }
 };
 
-void Group::set_device_stage(std::shared_ptr<DeviceLocalStage> stage) {
-  check_member();
-  device_stage_ = std::move(stage);
-}
-
-void Group::raise_on_failure(const std::shared_ptr<SharedDeviceMemory>& memory, size_t offset) {
-  check_member();
-  const std::lock_guard lock(mutex_);
-  std::erase_if(raised_on_failure_, [](const auto& entry) { return entry.first.expired(); });
-  raised_on_failure_.emplace_back(memory, offset);
-}
-
-void Group::set_host_path_bytes(size_t bytes) {
-  check_member();
-  host_path_bytes_ = bytes;
-}
-
-bool Group::has_device_stage(int device, size_t bytes) const {
-  return device_stage_ && device_stage_->device() == device && bytes > host_path_bytes();
-}
-
-bool Group::works_between_devices(const Call& call) const {
-  if (call.collective != Collective::allreduce || planner_->runs_over_all(call) ||
-      !has_device_stage(call.device->device, call.count * size_of(call.dtype))) {
+bool DeviceCalls::works_between_devices(const Call& call) const {
+  if (call.collective != Collective::allreduce || planner_.runs_over_all(call) || !stage_ ||
+      stage_->device() != call.device->device || call.bytes() <= host_path_bytes()) {
     return false;
   }
   // Known to all ranks: whether every rank of every node owns a shard.
-  const LocalPlan plan = plan_between_devices(call);
+  const Cut plan = cut(call);
   const bool all_own = plan.rails * topology_.num_nodes == topology_.world_size;
-  return device_stage_->supports(call.dtype, call.op, all_own);
+  return stage_->supports(call.dtype, call.op, all_own);
 }
 
-Group::LocalPlan Group::plan_between_devices(const Call& call) const {
+DeviceCalls::Cut DeviceCalls::cut(const Call& call) const {
   const int most = config_.rails > 0 ? std::min(config_.rails, topology_.smallest_node)
                                      : topology_.smallest_node;
   const int rails = topology_.num_nodes == 1 ? topology_.local_size : most;
@@ -80,18 +57,19 @@ Group::LocalPlan Group::plan_between_devices(const Call& call) const {
           topology_.local_size};
 }
 
-std::unique_ptr<Group::Run> Group::prepare_between_devices(const Call& on_device) {
-  const LocalPlan cut = plan_between_devices(on_device);
+std::unique_ptr<Run> DeviceCalls::make_between_devices(const Call& on_device, Clock::time_point now,
+                                                       double timeout) {
+  const Cut cut = this->cut(on_device);
   const bool network = topology_.num_nodes > 1;
   size_t own = 0;  // elements of this rank's shards, which pass through the host
   const auto me = static_cast<size_t>(topology_.local_rank);
   for (size_t k = 0; network && k < cut.num_pieces(); ++k) own += cut.shards(k)[me].count;
 
   const auto stage = std::make_shared<DeviceStage>(pinned_, *on_device.device, own * cut.element);
-  stage->depends_on(device_stage_);
+  stage->depends_on(stage_);
   Call call = on_device;
   call.data = stage->host();
-  auto run = prepare(std::move(call));  // checks, algorithm, header
+  auto run = planner_.make_run(std::move(call), now, timeout);  // checks, algorithm, header
   run->header.extra ^= kBetweenDevices;
   Plan plan;
   plan.data = stage->host();
@@ -104,13 +82,14 @@ std::unique_ptr<Group::Run> Group::prepare_between_devices(const Call& on_device
   run->plan = std::move(plan);
   run->device = stage;
   run->work->set_device(stage);
-  run->local_hash = run->header.hash(0);
-  run->ticket = device_stage_->take(static_cast<uint32_t>(cut.num_pieces()), run->local_hash);
+  const uint64_t hash = run->header.hash(0);
+  const auto ticket = stage_->take(static_cast<uint32_t>(cut.num_pieces()), hash);
+  run->between_devices = {stage_, ticket, hash, topology_.neighbours()};
   enqueue_between_devices(*run, on_device, cut);
   return run;
 }
 
-void Group::enqueue_between_devices(Run& run, const Call& on_device, const LocalPlan& cut) {
+void DeviceCalls::enqueue_between_devices(Run& run, const Call& on_device, const Cut& cut) {
   DeviceStage& stage = *run.device;
   const auto [runtime, device, caller, in, out] = stage.place();
   auto* data = static_cast<std::byte*>(on_device.data);
@@ -121,16 +100,15 @@ void Group::enqueue_between_devices(Run& run, const Call& on_device, const Local
   std::vector<std::vector<Passage>> passages;
 
   const auto scatter = [&](size_t k) {
-    const uint32_t piece = run.ticket->first_piece + static_cast<uint32_t>(k);
+    const uint32_t piece = run.between_devices->ticket.first_piece + static_cast<uint32_t>(k);
     const auto shards = cut.shards(k);
     const auto own = shards[me];
-    device_stage_->reduce_scatter(piece, data + cut.begin(k) * cut.element, cut.size(k), shards,
-                                  on_device.dtype, on_device.op, divisor, in);
+    stage_->reduce_scatter(piece, data + cut.begin(k) * cut.element, cut.size(k), shards,
+                           on_device.dtype, on_device.op, divisor, in);
     passages.emplace_back();
     if (network && own.count > 0) {
       const size_t bytes = own.count * cut.element;
-      passages.back().push_back(
-          {device_stage_->shard_memory(piece, own, on_device.dtype), host, bytes});
+      passages.back().push_back({stage_->shard_memory(piece, own, on_device.dtype), host, bytes});
       host += bytes;
     }
     stage.fetch(passages.back());
@@ -141,14 +119,13 @@ void Group::enqueue_between_devices(Run& run, const Call& on_device, const Local
     } else {
       stage.put_back(passages[k]);
     }
-    const uint32_t piece = run.ticket->first_piece + static_cast<uint32_t>(k);
-    device_stage_->allgather(piece, data + cut.begin(k) * cut.element, cut.size(k), cut.shards(k),
-                             on_device.dtype, out);
+    const uint32_t piece = run.between_devices->ticket.first_piece + static_cast<uint32_t>(k);
+    stage_->allgather(piece, data + cut.begin(k) * cut.element, cut.size(k), cut.shards(k),
+                      on_device.dtype, out);
   };
 
   stage.begin(run.call.use->leave_to_device());
-  if (!network &&
-      device_stage_->allreduce(data, cut.count, on_device.dtype, on_device.op, divisor, out)) {
+  if (!network && stage_->allreduce(data, cut.count, on_device.dtype, on_device.op, divisor, out)) {
     stage.end();
     return;
   }

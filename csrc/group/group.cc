@@ -1,31 +1,25 @@
-// Life of a group: opening its channels, what it knows, closing.
+// Calls on their way down, and the life of a group.
 #include "group/group.h"
 
-#include <sys/eventfd.h>
-
-#include <array>
+#include <cstring>
+#include <thread>
 
 #include "base/error.h"
-#include "transport/shm.h"
 #include "transport/tcp.h"
 
 namespace hier {
 
 namespace {
 
-std::vector<Channel*> pointers(const std::vector<std::unique_ptr<Channel>>& channels) {
-  std::vector<Channel*> result;
-  for (const auto& channel : channels) result.push_back(channel.get());
-  return result;
-}
-
-// Closing a socket with unread bytes would destroy what it has still to send.
-void discard_unread(Channel& channel) {
-  std::array<std::byte, 4096> scrap;
-  try {
-    while (channel.try_read(scrap) > 0) continue;
-  } catch (const ChannelBroken&) {
-    return;
+// In a group of one rank an alltoall is a copy, and nothing else moves.
+void copy_alone(const Call& call, const Plan& plan) {
+  if (plan.keep.bytes == 0) return;
+  void* const to = plan.data + plan.keep.to;
+  const void* const from = plan.input + plan.keep.from;
+  if (call.device) {
+    call.device->runtime->copy(to, from, plan.keep.bytes, call.device->caller);
+  } else {
+    std::memmove(to, from, plan.keep.bytes);  // they may be one array
   }
 }
 
@@ -34,11 +28,7 @@ void discard_unread(Channel& channel) {
 Group::Group(GroupConfig config, Wiring wiring)
     : config_(std::move(config)),
       topology_(config_.rank, config_.node_of_rank),
-      control_(std::move(wiring.control)),
-      wake_(check_errno(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), "eventfd")),
-      lanes_(static_cast<size_t>(config_.lanes)),
       timeout_(config_.timeout) {
-  for (RunHeader& header : history_) header.run = ~0u;  // no run
   if (topology_.local_size > 1) {
     const auto layout = ArenaLayout::plan(topology_.local_size, config_.lanes);
     arena_ = std::make_shared<Arena>(wiring.arena.get(), layout);
@@ -46,36 +36,29 @@ Group::Group(GroupConfig config, Wiring wiring)
   }
   const size_t slot_bytes = arena_ ? arena_->layout().slot_bytes : ArenaLayout::kSlotBytes;
   planner_ = std::make_unique<Planner>(config_, topology_, slot_bytes);
-  for (int i = 0; i < config_.lanes; ++i) {
-    Lane& lane = lanes_[i];
-    lane.channels = open_channels(i, wiring);
-    lane.engine = std::make_unique<Engine>(pointers(lane.channels));
-    if (!arena_) continue;
-    lane.local = std::make_unique<LocalStage>(arena_, i, topology_.local_rank, &bells_);
-  }
-  message_channels_ = open_channels(config_.lanes, wiring);
-  messages_ = std::make_unique<Messages>(config_.rank, config_.group_id, config_.generation,
-                                         pointers(message_channels_));
+  device_calls_ = std::make_unique<DeviceCalls>(config_, topology_, *planner_);
+  member_ = std::make_unique<Member>(config_, topology_, open_links(std::move(wiring)), arena_,
+                                     &bells_, [this] { device_calls_->let_go(); });
+  driver_ = std::make_unique<Driver>(*member_, bells_, topology_.rank, config_.ranks_on_host);
 }
 
-Group::Channels Group::open_channels(int index, Wiring& wiring) {
-  Channels channels(topology_.node_of_rank.size());
-  const auto& neighbours = topology_.neighbours();
-  for (int local = 0; local < topology_.local_size; ++local) {
-    if (local == topology_.local_rank) continue;
-    const ArenaLayout& layout = arena_->layout();
-    const auto view = [&](int from, int to) {
-      auto* ring = reinterpret_cast<ShmRing*>(arena_->raw(layout.ring_at(index, from, to)));
-      return ShmRingView{ring, arena_->raw(layout.ring_data_at(index, from, to)),
-                         layout.ring_bytes};
-    };
-    channels[neighbours[local]] = std::make_unique<ShmChannel>(
-        view(topology_.local_rank, local), view(local, topology_.local_rank), &bells_, local);
+Links Group::open_links(Wiring wiring) {
+  Links links;
+  for (Fd& socket : wiring.control) {
+    links.control.push_back(socket ? std::make_unique<TcpChannel>(std::move(socket)) : nullptr);
   }
+  for (int i = 0; i < config_.lanes; ++i) links.lanes.push_back(open_channels(i, wiring.data[i]));
+  links.messages = open_channels(config_.lanes, wiring.data[config_.lanes]);
+  return links;
+}
+
+Channels Group::open_channels(int index, std::vector<Fd>& sockets) {
+  Channels channels(sockets.size());
   for (size_t rank = 0; rank < channels.size(); ++rank) {
-    Fd& socket = wiring.data[index][rank];
-    if (socket) channels[rank] = std::make_unique<TcpChannel>(std::move(socket), config_.checksum);
+    if (!sockets[rank]) continue;
+    channels[rank] = std::make_unique<TcpChannel>(std::move(sockets[rank]), config_.checksum);
   }
+  if (arena_) open_rings(*arena_, index, topology_, bells_, channels);
   return channels;
 }
 
@@ -87,27 +70,102 @@ void Group::set_timeout(double seconds) {
   timeout_.store(seconds, std::memory_order_relaxed);
 }
 
-void Group::set_choices(std::vector<Choice> choices) {
+Planner& Group::planner() const {
   check_member();
-  planner_->set_choices(std::move(choices));
+  return *planner_;
 }
 
-std::string Group::choose(Collective collective, size_t bytes) const {
+DeviceCalls& Group::device_calls() const {
   check_member();
-  return planner_->choose(collective, bytes);
-}
-
-void Group::add_schedule(const std::string& name, Collective collective, Schedule schedule,
-                         int root) {
-  check_member();
-  planner_->add_schedule(name, collective, std::move(schedule), root);
+  return *device_calls_;
 }
 
 void Group::check_usable() const {
   check_member();
-  if (failed_.load(std::memory_order_acquire)) throw_failure();
-  if (closing_.load(std::memory_order_relaxed))
-    throw AbortedError("the group is closed: make a new one");
+  if (member_->failure().is_set()) std::rethrow_exception(member_->failure().refusal());
+  if (driver_->closing()) throw AbortedError("the group is closed: make a new one");
+}
+
+std::unique_ptr<Run> Group::make_run(Call call) {
+  check_usable();
+  const auto now = Clock::now();
+  if (!call.device) return planner_->make_run(std::move(call), now, timeout());
+  try {
+    return device_calls_->make_run(call, now, timeout());
+  } catch (const CudaError& error) {  // the other ranks must not wait for us
+    abort("rank " + std::to_string(topology_.rank) + ": " + error.what());
+    throw;
+  }
+}
+
+void Group::run(Call call) {
+  if (call.device) {
+    wait(*start(std::move(call)));
+    return;
+  }
+  if (!call.use && !order_.empty()) {
+    call.use = std::make_shared<MemoryUse>();
+    call.use->earlier = uses_of(ranges_of(call));
+  }
+  auto run = make_run(std::move(call));
+  if (topology_.world_size == 1) return copy_alone(run->call, run->plan);
+  const auto work = run->work;
+  driver_->finish(*work, driver_->submit(std::move(run), Driver::Waited::yes));
+}
+
+std::shared_ptr<Work> Group::start(Call call) {
+  if (call.use || topology_.world_size == 1) return begin(std::move(call));
+  const auto ranges = ranges_of(call);
+  const auto use = call.use = std::make_shared<MemoryUse>();
+  use->earlier = uses_of(ranges);
+  auto work = begin(std::move(call));
+  publish(use, ranges);
+  return work;
+}
+
+std::shared_ptr<Work> Group::begin(Call call) {
+  check_member();
+  // Before anything is on the device's streams.
+  if (call.device && topology_.world_size > 1) driver_->check_admission();
+  auto run = make_run(std::move(call));
+  const auto work = run->work;
+  if (topology_.world_size == 1) {
+    copy_alone(run->call, run->plan);
+    work->finish(nullptr);
+    return work;
+  }
+  try {
+    driver_->leave(driver_->submit(std::move(run), Driver::Waited::no), /*try_first=*/false);
+  } catch (...) {  // refused meanwhile, with copies of the caller's memory under way
+    if (work->device()) join_after_failure(*work->device());
+    throw;
+  }
+  return work;
+}
+
+std::shared_ptr<Transfer> Group::make_transfer(const Message& message,
+                                               const std::shared_ptr<Work>& work) {
+  check_usable();
+  return member_->make_transfer(message, work, Clock::now(), timeout());
+}
+
+std::shared_ptr<Work> Group::run(const Message& message) {
+  auto work = make_work();
+  driver_->finish(*work, driver_->submit(make_transfer(message, work), Driver::Waited::yes));
+  return work;
+}
+
+// What can be moved at once is, in the caller's thread: a small message needs no hand-off.
+std::shared_ptr<Work> Group::start(const Message& message) {
+  auto work = make_work();
+  driver_->leave(driver_->submit(make_transfer(message, work), Driver::Waited::no),
+                 /*try_first=*/true);
+  return work;
+}
+
+bool Group::wait(Work& work, double seconds) {
+  check_member();
+  return driver_->wait(work, seconds);
 }
 
 std::shared_ptr<SharedMapping> Group::add_symmetric(int fd, size_t bytes) {
@@ -117,83 +175,54 @@ std::shared_ptr<SharedMapping> Group::add_symmetric(int fd, size_t bytes) {
   return mapping;
 }
 
-std::byte* Group::symmetric_part(const SharedMapping& mapping, size_t bytes) const {
-  return mapping.data() + bytes * static_cast<size_t>(topology_.local_rank);
+std::vector<std::shared_ptr<MemoryUse>> Group::uses_of(std::span<const ByteRange> ranges) {
+  check_usable();
+  return order_.uses_of(ranges);
 }
 
-size_t Group::known_symmetric() const {
-  check_member();
-  return planner_->known_symmetric();
+void Group::publish(const std::shared_ptr<MemoryUse>& use, std::span<const ByteRange> ranges) {
+  if (member_->failure().is_set() || driver_->closing()) return order_.clear();
+  order_.publish(use, ranges);
+}
+
+// All that is in flight has a deadline of its own, so this ends.
+void Group::settle(std::span<const ByteRange> ranges) {
+  constexpr auto kSlice = std::chrono::microseconds(100);
+  for (const auto& use : uses_of(ranges)) {
+    while (!use->ended()) {
+      check_usable();
+      check_interrupts();
+      std::this_thread::sleep_for(kSlice);
+    }
+    if (!use->over()) use->deliver();
+  }
 }
 
 Traffic Group::traffic() const {
   check_member();
-  return {shared_bytes_.load(std::memory_order_relaxed),
-          network_bytes_.load(std::memory_order_relaxed)};
+  return member_->traffic();
 }
 
 void Group::abort(const std::string& reason) {
   check_member();
-  fail(std::make_exception_ptr(AbortedError(reason)));
-  wake();
+  member_->fail(std::make_exception_ptr(AbortedError(reason)));
+  driver_->wake();
 }
 
 std::exception_ptr Group::error() const {
   check_member();
-  const std::lock_guard lock(mutex_);
-  return error_;
+  return member_->failure().error();
 }
 
-// All frames are read: unread ones would reset the connection. An error of another rank's may be of
-// what this rank has sent last, and no call of its own has met it.
-void Group::listen_at_the_end() {
-  const auto hear = [this](int rank, const ControlFrame& frame) {
-    if (!failed_.load(std::memory_order_relaxed) && error_at_close_.empty()) handle(rank, frame);
-  };
-  for (bool all_read = false; !all_read;) {
-    try {
-      control_.receive(hear);
-      all_read = true;
-    } catch (const Error& error) {
-      error_at_close_ = error.what();
-    }
-  }
+void Group::drain() {
+  check_member();
+  if (topology_.world_size > 1) driver_->drain();
 }
 
 void Group::close() {
-  if (inherited()) return;
-  {
-    const std::lock_guard lock(mutex_);
-    if (closing_) return;
-    if (in_flight_ > 0 && !error_) {
-      const std::string count = std::to_string(in_flight_);
-      error_text_ = "the group was closed with " + count + " collectives in flight";
-      error_ = std::make_exception_ptr(AbortedError(error_text_));
-      failed_.store(true, std::memory_order_release);
-    }
-    closing_ = true;
-    worker_cv_.notify_one();
-  }
-  wake();
-  {
-    std::unique_lock lock(mutex_);
-    driving_cv_.wait(lock, [this] { return !driven_; });
-    driven_ = true;  // nobody else will any more, and nobody starts a worker
-  }
-  if (worker_.joinable()) worker_.join();
-  ControlFrame goodbye;
-  goodbye.type = ControlFrame::Type::goodbye;
-  listen_at_the_end();
-  control_.broadcast(goodbye);
-  control_.close();
-  lanes_.clear();
-  trailing_.clear();
-  device_stage_.reset();
-  messages_.reset();
-  for (const auto& channel : message_channels_) {
-    if (channel) discard_unread(*channel);
-  }
-  message_channels_.clear();
+  if (inherited() || !driver_->close()) return;
+  error_at_close_ = member_->leave();
+  device_calls_->close();
 }
 
 }  // namespace hier

@@ -2,25 +2,9 @@
 #include "group/order.h"
 
 #include <algorithm>
-#include <thread>
 #include <utility>
 
-#include "base/error.h"
-#include "group/group.h"
-
 namespace hier {
-
-namespace {
-
-std::vector<ByteRange> ranges_of(const Call& call) {
-  if (call.collective == Collective::barrier) return {kEverything};
-  const size_t element = size_of(call.dtype);
-  std::vector<ByteRange> ranges{ByteRange::of(call.data, call.count * element, true)};
-  if (call.input) ranges.push_back(ByteRange::of(call.input, call.input_count * element, false));
-  return ranges;
-}
-
-}  // namespace
 
 void MemoryUse::set_deliver(std::function<void()> job) {
   const std::lock_guard lock(mutex_);
@@ -54,10 +38,9 @@ bool MemoryUse::may_begin() {
   return true;
 }
 
-std::vector<std::shared_ptr<MemoryUse>> Group::uses_of(std::span<const ByteRange> ranges) {
-  check_usable();
+std::vector<std::shared_ptr<MemoryUse>> MemoryOrder::uses_of(std::span<const ByteRange> ranges) {
   std::vector<std::shared_ptr<MemoryUse>> found;
-  if (num_in_use_.load(std::memory_order_acquire) == 0) return found;
+  if (empty()) return found;
   const std::lock_guard lock(mutex_);
   forget_over();
   std::vector<ByteRange> open(ranges.begin(), ranges.end());
@@ -73,15 +56,15 @@ std::vector<std::shared_ptr<MemoryUse>> Group::uses_of(std::span<const ByteRange
 }
 
 // mutex_ is held. Calls end in about the order in which they were made.
-void Group::forget_over() {
+void MemoryOrder::forget_over() {
   while (!in_use_.empty() && in_use_.front().second->over()) in_use_.pop_front();
-  num_in_use_.store(in_use_.size(), std::memory_order_release);
+  size_.store(in_use_.size(), std::memory_order_release);
 }
 
-void Group::publish(const std::shared_ptr<MemoryUse>& use, std::span<const ByteRange> ranges) {
+void MemoryOrder::publish(const std::shared_ptr<MemoryUse>& use,
+                          std::span<const ByteRange> ranges) {
   const std::lock_guard lock(mutex_);
   forget_over();
-  if (error_ || closing_) return in_use_.clear();
   if (!use->over()) {
     const size_t before = in_use_.size();
     for (const ByteRange& range : ranges) {
@@ -90,30 +73,13 @@ void Group::publish(const std::shared_ptr<MemoryUse>& use, std::span<const ByteR
     // A barrier is in nobody's way, and comes after calls without elements too.
     if (in_use_.size() == before) in_use_.emplace_back(kNowhere, use);
   }
-  num_in_use_.store(in_use_.size(), std::memory_order_release);
+  size_.store(in_use_.size(), std::memory_order_release);
 }
 
-std::shared_ptr<MemoryUse> Group::claim(const Call& call) {
-  auto use = std::make_shared<MemoryUse>();
-  use->earlier = uses_of(ranges_of(call));
-  return use;
-}
-
-void Group::publish(const std::shared_ptr<MemoryUse>& use, const Call& call) {
-  publish(use, ranges_of(call));
-}
-
-// All that is in flight has a deadline of its own, so this ends.
-void Group::settle(std::span<const ByteRange> ranges) {
-  constexpr auto kSlice = std::chrono::microseconds(100);
-  for (const auto& use : uses_of(ranges)) {
-    while (!use->ended()) {
-      check_usable();
-      check_interrupts();
-      std::this_thread::sleep_for(kSlice);
-    }
-    if (!use->over()) use->deliver();
-  }
+void MemoryOrder::clear() {
+  const std::lock_guard lock(mutex_);
+  in_use_.clear();
+  size_.store(0, std::memory_order_release);
 }
 
 }  // namespace hier

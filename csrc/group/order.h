@@ -8,9 +8,11 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -66,6 +68,25 @@ struct MemoryUse {
  private:
   std::mutex mutex_;  // guards deliver_
   std::function<void()> deliver_;
+};
+
+// Which calls of a group touch which memory. From any thread.
+class MemoryOrder {
+ public:
+  bool empty() const { return size_.load(std::memory_order_acquire) == 0; }
+  // Earlier calls, not over, that conflict with these ranges: a new call puts them into its `use`,
+  // and is known to later ones once it is published, after its last run has been started. (A
+  // blocking call need not be: it is over when it returns.)
+  std::vector<std::shared_ptr<MemoryUse>> uses_of(std::span<const ByteRange> ranges);
+  void publish(const std::shared_ptr<MemoryUse>& use, std::span<const ByteRange> ranges);
+  void clear();
+
+ private:
+  void forget_over();
+
+  std::mutex mutex_;                                                     // guards in_use_
+  std::deque<std::pair<ByteRange, std::shared_ptr<MemoryUse>>> in_use_;  // the oldest first
+  std::atomic<size_t> size_{0};  // of in_use_, for a look without the lock
 };
 
 }  // namespace hier

@@ -14,7 +14,6 @@ namespace hier {
 namespace {
 
 constexpr size_t kSymmetricPiece = 1 << 20;  // bytes, where the network follows
-constexpr size_t kSmallestPiece = 32 << 10;  // bytes; smaller pieces cost more than they overlap
 constexpr size_t kDevicePiece = 4 << 20;     // bytes; a copy takes 80 us over PCIe 5
 // All buffers of a node. (On 2 Xeon cores less than 64 MiB stay in the third cache: written past
 // it, 4 ranks with 4 MiB each take 1.3 times the time, with 100 MiB 0.94; 16 ranks with 16 MiB
@@ -120,6 +119,26 @@ void Planner::fill_header(RunHeader& header, const Call& call, const std::string
   header.group_id = config_.group_id;
   header.generation = config_.generation;
   header.source = static_cast<uint16_t>(topology_.rank);
+}
+
+// Kernels take aligned memory alone: a call that reduces other memory works on a copy. What only
+// moves is moved as bytes.
+std::unique_ptr<Run> Planner::make_run(Call call, Clock::time_point now, double timeout) {
+  check_memory(call, topology_.rank);
+  auto run = std::make_unique<Run>();
+  void* const place = call.data;
+  if (info(call.collective).reduces && !is_aligned(place, size_of(call.dtype))) {
+    constexpr size_t kUnit = sizeof(std::max_align_t);
+    const size_t units = (call.bytes() + kUnit - 1) / kUnit;
+    run->aligned = std::make_unique_for_overwrite<std::max_align_t[]>(units);
+    call.data = run->aligned.get();
+  }
+  run->plan = plan(call, run->header);
+  run->begun = now;
+  run->deadline = after(call.timeout < 0 ? timeout : call.timeout, now);
+  call.data = place;
+  run->call = std::move(call);
+  return run;
 }
 
 Plan Planner::plan(const Call& call, RunHeader& header) {
@@ -234,7 +253,7 @@ void Planner::place(Plan& plan, const Call& call, uint32_t& place_hash) {
   plan.beyond_caches = bytes * topology_.local_size >= kBeyondCaches;
   // Inside a node a piece fills a slot. Between nodes pieces are cut alike, whatever their cores,
   // and small ones smaller, for the network to begin early.
-  const size_t overlapping = std::max(kSmallestPiece, bytes / 4 / 4096 * 4096);
+  const size_t overlapping = std::max(config_.smallest_piece_bytes, bytes / 4 / 4096 * 4096);
   plan.piece = (one_node ? slot_bytes_ : std::min(ArenaLayout::kSlotBytes, overlapping)) / element;
   // Two ranks read as much of each other either way, and meet once for a piece in place of twice.
   plan.one_shot = one_node && topology_.world_size == 2;

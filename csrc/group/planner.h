@@ -16,6 +16,7 @@
 #include "group/config.h"
 #include "group/execution.h"
 #include "group/programs.h"
+#include "group/run.h"
 #include "group/topology.h"
 
 namespace hier {
@@ -36,6 +37,8 @@ class Planner {
         slot_bytes_(slot_bytes),
         programs_(topology, config.segment_bytes) {}
 
+  // The run of a call that is made now, by these and the call's own deadlines (seconds).
+  std::unique_ptr<Run> make_run(Call call, Clock::time_point now, double timeout);
   // The plan of a call, and the header that its ranks compare. Throws UsageError.
   Plan plan(const Call& call, RunHeader& header);
   std::string choose(Collective collective, size_t bytes) const;

@@ -230,6 +230,55 @@ void define_init(GroupClass& group) {
       py::arg("arena"), py::arg("doorbells"));
 }
 
+void define_planning(GroupClass& group) {
+  group
+      .def("choose", [](const Group& self, Collective collective,
+                        size_t bytes) { return self.planner().choose(collective, bytes); })
+      .def("set_choices",
+           [](Group& self, const std::vector<std::tuple<Collective, size_t, std::string>>& rows) {
+             std::vector<Choice> choices;
+             for (const auto& [collective, bytes, name] : rows) {
+               choices.push_back({collective, bytes, name});
+             }
+             self.planner().set_choices(std::move(choices));
+           })
+      .def(
+          "add_schedule",
+          [](const Group& self, const std::string& name, Collective collective, Schedule schedule,
+             int root) {
+            self.planner().add_schedule(name, collective, std::move(schedule), root);
+          },
+          py::arg("name"), py::arg("collective"), py::arg("schedule"), py::arg("root") = 0,
+          py::call_guard<WithoutGil>())
+      .def("add_symmetric",
+           [](Group& self, int fd, size_t bytes) {
+             auto mapping = self.add_symmetric(fd, bytes);
+             const size_t offset = bytes * static_cast<size_t>(self.topology().local_rank);
+             return std::pair(mapping, reinterpret_cast<uintptr_t>(mapping->data() + offset));
+           })
+      .def_property_readonly("known_symmetric",
+                             [](const Group& self) { return self.planner().known_symmetric(); });
+}
+
+void define_device_calls(GroupClass& group) {
+  group
+      .def("set_device_stage",
+           [](const Group& self, std::shared_ptr<DeviceLocalStage> stage) {
+             self.device_calls().set_stage(std::move(stage));
+           })
+      .def(
+          "raise_on_failure",
+          [](const Group& self, const std::shared_ptr<SharedDeviceMemory>& memory, size_t offset) {
+            self.device_calls().raise_on_failure(memory, offset);
+          },
+          py::arg("memory"), py::arg("offset"))
+      .def_property_readonly(
+          "host_path_bytes",
+          [](const Group& self) { return self.device_calls().host_path_bytes(); })
+      .def("set_host_path_bytes",
+           [](const Group& self, size_t bytes) { self.device_calls().set_host_path_bytes(bytes); });
+}
+
 }  // namespace
 
 void register_group(py::module_& m) {
@@ -241,16 +290,9 @@ void register_group(py::module_& m) {
   GroupClass group(m, "Group");
   define_init(group);
   define_calls(group);
-  group.def("choose", &Group::choose)
-      .def("wait", &Group::wait, py::arg("work"), py::arg("timeout"), py::call_guard<WithoutGil>())
-      .def("set_choices",
-           [](Group& self, const std::vector<std::tuple<Collective, size_t, std::string>>& rows) {
-             std::vector<Choice> choices;
-             for (const auto& [collective, bytes, name] : rows) {
-               choices.push_back({collective, bytes, name});
-             }
-             self.set_choices(std::move(choices));
-           })
+  define_planning(group);
+  define_device_calls(group);
+  group.def("wait", &Group::wait, py::arg("work"), py::arg("timeout"), py::call_guard<WithoutGil>())
       .def(
           "settle",
           [](Group& self, uintptr_t address, size_t bytes) {
@@ -258,22 +300,9 @@ void register_group(py::module_& m) {
                 std::array{ByteRange::of(reinterpret_cast<const void*>(address), bytes, true)});
           },
           py::call_guard<WithoutGil>())
-      .def("add_schedule", &Group::add_schedule, py::arg("name"), py::arg("collective"),
-           py::arg("schedule"), py::arg("root") = 0, py::call_guard<WithoutGil>())
       .def("set_timeout", &Group::set_timeout)
       .def_property_readonly("timeout", &Group::timeout)
       .def_property_readonly("inherited", &Group::inherited)
-      .def("add_symmetric",
-           [](Group& self, int fd, size_t bytes) {
-             auto mapping = self.add_symmetric(fd, bytes);
-             const auto address = reinterpret_cast<uintptr_t>(self.symmetric_part(*mapping, bytes));
-             return std::pair(mapping, address);
-           })
-      .def_property_readonly("known_symmetric", &Group::known_symmetric)
-      .def("set_device_stage", &Group::set_device_stage)
-      .def("raise_on_failure", &Group::raise_on_failure, py::arg("memory"), py::arg("offset"))
-      .def_property_readonly("host_path_bytes", &Group::host_path_bytes)
-      .def("set_host_path_bytes", &Group::set_host_path_bytes)
       .def("traffic",
            [](const Group& self) {
              const Traffic t = self.traffic();

@@ -310,7 +310,7 @@ class Backend final : public DeviceBackend {
   // Before the first allreduce of GPU memory that is worth a local stage: all ranks come here.
   void choose_device_stage(const Tensors& tensors) {
     for (const auto& tensor : tensors) {
-      if (tensor.is_cpu() || tensor.nbytes() <= group_->host_path_bytes()) continue;
+      if (tensor.is_cpu() || tensor.nbytes() <= group_->device_calls().host_path_bytes()) continue;
       if (device_stage_chosen_.exchange(true)) return;
       const py::gil_scoped_acquire gil;
       communicator_.attr("use_device")(static_cast<int>(tensor.device().index()));

@@ -52,6 +52,8 @@ class Channel {
   virtual bool over_network() const = 0;
   // Each header, step and message is followed by its checksum; at both ends or at none.
   virtual bool checked() const { return false; }
+  // Seconds since the other host has answered, if it should have by now; see silence.h.
+  virtual double seconds_unanswered() const { return 0; }
   // Most bytes to move before other queues have their turn: a greedy one starves them (1.18x the
   // time at 4 MiB), but a call must be worth its cost.
   virtual size_t quantum() const { return 64 << 10; }

@@ -1,14 +1,11 @@
-// Control links over nonblocking stream sockets.
+// Control links: frames over channels.
 #include "transport/control.h"
-
-#include <sys/socket.h>
 
 #include <algorithm>
 #include <cstring>
 #include <span>
 
 #include "base/crc32c.h"
-#include "transport/silence.h"
 
 namespace hier {
 
@@ -42,24 +39,29 @@ uint32_t ControlFrame::sum() const {
   return crc32c(0, std::as_bytes(std::span(&frame, 1)));
 }
 
-ControlLinks::ControlLinks(std::vector<Fd> sockets) : links_(sockets.size()) {
-  for (size_t i = 0; i < sockets.size(); ++i) links_[i].socket = std::move(sockets[i]);
+ControlLinks::ControlLinks(std::vector<std::unique_ptr<Channel>> channels)
+    : links_(channels.size()) {
+  for (size_t i = 0; i < channels.size(); ++i) links_[i].channel = std::move(channels[i]);
 }
 
 void ControlLinks::broadcast(ControlFrame frame) noexcept {
   frame.checksum = frame.sum();
+  const Bytes bytes = std::as_bytes(std::span(&frame, 1));
   const std::lock_guard lock(send_mutex_);
   for (Link& link : links_) {
-    if (!link.socket || !link.writable) continue;
-    const ssize_t n = ::send(link.socket.get(), &frame, sizeof frame, MSG_DONTWAIT | MSG_NOSIGNAL);
-    const bool partial = n > 0 && static_cast<size_t>(n) < sizeof frame;
-    if (partial || (n < 0 && errno != EAGAIN && errno != EINTR)) link.writable = false;
+    if (!link.channel || !link.writable) continue;
+    try {
+      const size_t n = link.channel->try_write({&bytes, 1});
+      if (n > 0 && n < bytes.size()) link.writable = false;
+    } catch (const ChannelBroken&) {
+      link.writable = false;
+    }
   }
 }
 
 void ControlLinks::receive(const std::function<void(int rank, const ControlFrame&)>& handle) {
   for (size_t i = 0; i < links_.size(); ++i) {
-    if (links_[i].socket && links_[i].presence == Presence::present) {
+    if (links_[i].channel && links_[i].presence == Presence::present) {
       receive_from(static_cast<int>(i), links_[i], handle);
     }
   }
@@ -68,11 +70,13 @@ void ControlLinks::receive(const std::function<void(int rank, const ControlFrame
 void ControlLinks::receive_from(int rank, Link& link,
                                 const std::function<void(int rank, const ControlFrame&)>& handle) {
   for (;;) {
-    const ssize_t n = ::recv(link.socket.get(), link.buffer.data() + link.filled,
-                             link.buffer.size() - link.filled, MSG_DONTWAIT);
-    if (n < 0 && (errno == EAGAIN || errno == EINTR)) return;
-    if (n <= 0) return note(rank, n < 0 && is_unanswered(errno) ? Presence::lost : Presence::died);
-    link.filled += static_cast<size_t>(n);
+    try {
+      const size_t n = link.channel->try_read(std::span(link.buffer).subspan(link.filled));
+      if (n == 0) return;
+      link.filled += n;
+    } catch (const ChannelBroken& why) {
+      return note(rank, why.unanswered ? Presence::lost : Presence::died);
+    }
     if (link.filled < link.buffer.size()) continue;
     link.filled = 0;
     ControlFrame frame;
@@ -95,8 +99,8 @@ void ControlLinks::note(int rank, Presence presence) {
 void ControlLinks::check_silence(double seconds) {
   for (size_t i = 0; i < links_.size(); ++i) {
     const Link& link = links_[i];
-    if (!link.socket || link.presence != Presence::present) continue;
-    if (seconds_unanswered(link.socket.get()) >= seconds) {
+    if (!link.channel || link.presence != Presence::present) continue;
+    if (link.channel->seconds_unanswered() >= seconds) {
       note(static_cast<int>(i), Presence::lost);
     }
   }
@@ -104,15 +108,15 @@ void ControlLinks::check_silence(double seconds) {
 
 void ControlLinks::poll_fds(std::vector<pollfd>& fds) const {
   for (const Link& link : links_) {
-    if (link.socket && link.presence == Presence::present) {
-      fds.push_back({link.socket.get(), POLLIN, 0});
+    if (link.channel && link.presence == Presence::present && link.channel->fd() >= 0) {
+      fds.push_back({link.channel->fd(), POLLIN, 0});
     }
   }
 }
 
 void ControlLinks::close() {
   const std::lock_guard lock(send_mutex_);
-  for (Link& link : links_) link.socket.close();
+  for (Link& link : links_) link.channel.reset();
 }
 
 }  // namespace hier

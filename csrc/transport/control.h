@@ -1,5 +1,5 @@
-// Control links: one stream socket per peer beside the data, for what must be said out of band:
-// that a run failed and why, where a rank is, that it leaves. They also tell when a peer is gone.
+// Control links: one channel per peer beside the data, for what must be said out of band: that a
+// run failed and why, where a rank is, that it leaves. They also tell when a peer is gone.
 #pragma once
 
 #include <poll.h>
@@ -7,13 +7,14 @@
 #include <array>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "base/error.h"
-#include "base/fd.h"
+#include "transport/channel.h"
 
 namespace hier {
 
@@ -42,9 +43,9 @@ class ControlLinks {
   // Lost: the host does not answer; nothing can come from there any more.
   enum class Presence : uint8_t { present, left, died, lost };
 
-  // sockets[r] leads to rank r; empty for this rank. The kernel keeps them alive: see
+  // channels[r] leads to rank r; null for this rank. The kernel keeps sockets alive: see
   // set_keepalive() in allreduce/_address.py.
-  explicit ControlLinks(std::vector<Fd> sockets);
+  explicit ControlLinks(std::vector<std::unique_ptr<Channel>> channels);
 
   // Best effort and without blocking: a peer that does not read misses it. From any thread; all
   // else belongs to the thread that drives the group.
@@ -61,7 +62,7 @@ class ControlLinks {
 
  private:
   struct Link {
-    Fd socket;
+    std::unique_ptr<Channel> channel;
     Presence presence = Presence::present;
     bool writable = true;  // a partial write ends the sending direction: frames must stay whole
     size_t filled = 0;

@@ -59,6 +59,8 @@ bool TcpChannel::writable() const {
   return ::poll(&socket, 1, 0) > 0;
 }
 
+double TcpChannel::seconds_unanswered() const { return hier::seconds_unanswered(fd()); }
+
 size_t TcpChannel::receive(std::span<std::byte> dst, std::span<std::byte> then) {
   iovec vectors[] = {{dst.data(), dst.size()}, {then.data(), then.size()}};
   msghdr message{};

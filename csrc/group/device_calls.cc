@@ -1,9 +1,10 @@
-// Calls on device memory: what of the buffer goes to the host and back, and when.
+// Calls whose whole buffer goes through the host.
+#include "group/device_calls.h"
+
 #include <algorithm>
 
 #include "base/error.h"
 #include "group/check.h"
-#include "group/group.h"
 #include "group/parts.h"
 
 namespace hier {
@@ -43,20 +44,17 @@ Halves halves(const Call& call, int rank, int world_size) {
 
 }  // namespace
 
-std::unique_ptr<Group::Run> Group::prepare_on_device(Call call) {
-  check_usable();
+std::unique_ptr<Run> DeviceCalls::make_run(const Call& call, Clock::time_point now,
+                                           double timeout) {
   check_memory(call, topology_.rank);
-  if (topology_.world_size == 1) return prepare(std::move(call));
+  if (topology_.world_size == 1) return planner_.make_run(call, now, timeout);
   const CurrentDevice current(*call.device->runtime, call.device->device);
-  try {
-    return works_between_devices(call) ? prepare_between_devices(call) : prepare_staged(call);
-  } catch (const CudaError& error) {  // the other ranks must not wait for us
-    abort("rank " + std::to_string(topology_.rank) + ": " + error.what());
-    throw;
-  }
+  return works_between_devices(call) ? make_between_devices(call, now, timeout)
+                                     : make_staged(call, now, timeout);
 }
 
-std::unique_ptr<Group::Run> Group::prepare_staged(const Call& on_device) {
+std::unique_ptr<Run> DeviceCalls::make_staged(const Call& on_device, Clock::time_point now,
+                                              double timeout) {
   if (on_device.collective == Collective::alltoall) check_call(on_device, topology_.world_size);
   Call call = on_device;
   const size_t element = size_of(call.dtype), output = call.count * element;
@@ -64,14 +62,14 @@ std::unique_ptr<Group::Run> Group::prepare_staged(const Call& on_device) {
       std::make_shared<DeviceStage>(pinned_, *call.device, output + call.input_count * element);
   call.data = stage->host();
   call.input = stage->host() + output;
-  auto run = prepare(std::move(call));
+  auto run = planner_.make_run(std::move(call), now, timeout);
   run->device = stage;
   run->work->set_device(stage);
   enqueue_staged(*run, on_device);
   return run;
 }
 
-void Group::enqueue_staged(Run& run, const Call& on_device) {
+void DeviceCalls::enqueue_staged(Run& run, const Call& on_device) {
   const Call& call = run.call;
   const size_t element = size_of(call.dtype);
   const Image data{static_cast<std::byte*>(on_device.data), static_cast<std::byte*>(call.data),
@@ -109,20 +107,21 @@ void Group::enqueue_staged(Run& run, const Call& on_device) {
   stage.end();
 }
 
-// A host part that is over and whose result has still to reach device memory.
-bool Group::end_trailing(Run& run) {
-  if (!run.device->ended()) return false;
-  if (run.ticket) {
-    if (const auto other = device_stage_->disagreeing(*run.ticket, run.local_hash)) {
-      throw MismatchError("ranks disagree: rank " + std::to_string(topology_.rank) + " called " +
-                          describe(run.header) + ", rank " +
-                          std::to_string(topology_.neighbours()[*other]) +
-                          " called something else. All ranks must call the same collectives with "
-                          "the same arguments in one order");
+void DeviceCalls::raise_on_failure(const std::shared_ptr<SharedDeviceMemory>& memory,
+                                   size_t offset) {
+  const std::lock_guard lock(mutex_);
+  std::erase_if(raised_on_failure_, [](const auto& entry) { return entry.first.expired(); });
+  raised_on_failure_.emplace_back(memory, offset);
+}
+
+void DeviceCalls::let_go() {
+  {
+    const std::lock_guard lock(mutex_);
+    for (const auto& [memory, offset] : raised_on_failure_) {
+      if (const auto kept = memory.lock()) kept->raise_word(offset);
     }
   }
-  finish(run);
-  return true;
+  if (stage_) stage_->abandon();
 }
 
 }  // namespace hier

@@ -1,0 +1,33 @@
+// The first error of a group: it wins, and stays. From any thread.
+#pragma once
+
+#include <atomic>
+#include <exception>
+#include <mutex>
+#include <string>
+
+#include "transport/control.h"
+
+namespace hier {
+
+class Failure {
+ public:
+  // False if there was an error before.
+  bool set(std::exception_ptr error, const std::string& text);
+  bool is_set() const { return set_.load(std::memory_order_acquire); }
+  std::exception_ptr error() const;  // null if there is none
+  // What a later call gets. Only where there is an error.
+  std::exception_ptr refusal() const;
+
+ private:
+  mutable std::mutex mutex_;  // guards the writing of what follows, which then stays
+  std::exception_ptr error_;
+  std::string text_;
+  std::atomic<bool> set_{false};  // release, after the two above; acquire
+};
+
+// An error as it travels between ranks. `rank` is the one that meets it first.
+ControlFrame frame_of(const std::exception_ptr& error, int rank);
+std::exception_ptr error_of(int sender, const ControlFrame& frame);
+
+}  // namespace hier

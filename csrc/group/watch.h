@@ -1,0 +1,71 @@
+// What goes wrong while a group is at work: other ranks' errors, disagreements, deaths, hosts that
+// do not answer, deadlines. Each is thrown to the thread that drives, which owns all of this.
+#pragma once
+
+#include <poll.h>
+
+#include <exception>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/clock.h"
+#include "engine/messages.h"
+#include "group/config.h"
+#include "group/lanes.h"
+#include "group/links.h"
+#include "group/topology.h"
+#include "transport/control.h"
+
+namespace hier {
+
+class Watch {
+ public:
+  // What is passed by reference outlives this.
+  Watch(const GroupConfig& config, const Topology& topology, const Lanes& lanes,
+        const Messages& messages, const Channels& message_channels, Channels control);
+
+  // What needs no attention at every turn: control links, silent hosts, deadlines.
+  void look_around(Clock::time_point now);
+  Clock::time_point looked() const { return looked_; }  // when it last did
+  // Throws BrokenStream where what is in flight needs a rank that is gone. To be called when all
+  // has been read that gone ranks have sent, and nothing moves.
+  void check_presence() const;
+  bool anybody_gone() const { return control_.anybody_gone() || messages_.any_ended(); }
+  // The error behind a broken stream; null as long as it may still come over a control link.
+  std::exception_ptr cause_of(const BrokenStream& broken, bool wait);
+  void poll_fds(std::vector<pollfd>& fds) const { control_.poll_fds(fds); }
+
+  void tell(const ControlFrame& frame) noexcept { control_.broadcast(frame); }  // from any thread
+  // Says goodbye. Returns what another rank has said last that no call has met; "" if nothing.
+  std::string leave(bool failed);
+
+ private:
+  void receive();
+  void handle(int rank, const ControlFrame& frame);
+  void tell_status(Run& run, Clock::time_point now);
+  void check_deadlines(Clock::time_point now) const;
+  [[noreturn]] void time_out(const Run& run) const;
+  [[noreturn]] void time_out(const Transfer& transfer) const;
+  bool gone(int rank) const;
+  void check_presence(const Lane& lane) const;
+  void check_presence(const Run& run) const;
+  void check_messages() const;
+  void check_silence();
+  std::optional<std::string> in_flight() const;
+  std::string fate_of(int rank, bool unanswered) const;
+
+  const GroupConfig& config_;
+  const Topology& topology_;
+  const Lanes& lanes_;
+  const Messages& messages_;
+  const Channels& message_channels_;
+  ControlLinks control_;
+  std::map<int, RunHeader> statuses_;  // last status of each rank
+  Clock::time_point looked_{};
+  Clock::time_point heard_{};  // when it last asked whether the other hosts answer
+};
+
+}  // namespace hier
