@@ -11,12 +11,12 @@ export HIER_TORCH ?= 1
 
 BIN := $(VENV)/bin
 RUN := $(BIN)/python
-CPP := $(shell find csrc -name '*.h' -o -name '*.cuh' -o -name '*.cc' -o -name '*.cu')
+CPP := $(shell find csrc tests/simulation -name '*.h' -o -name '*.cuh' -o -name '*.cc' -o -name '*.cu')
 # Absent folders are left out, so that a tool does not stop at a part that is not there yet.
 PYTHON_CODE := $(wildcard setup.py allreduce trainer benchmarks tests examples)
 
 .DEFAULT_GOAL := help
-.PHONY: help train test build dev conformance bench smoke fmt lint types docs docs-check asan tsan cuda clean
+.PHONY: help train test build dev conformance bench smoke fmt lint types docs docs-check asan tsan simulate cuda clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -64,6 +64,10 @@ asan: build ## the core and its tests under AddressSanitizer and UBSan
 
 tsan: build ## the core and its tests under ThreadSanitizer
 	.ci/sanitize tsan $(ARGS)
+
+SECONDS ?= 60
+simulate: build ## whole groups under virtual time, from new seeds, on every core (SECONDS=60)
+	$(RUN) -m tests.simulation.run --seconds $(SECONDS) $(ARGS)
 
 cuda: build ## compile csrc/cuda or fail; needs nvcc, no GPU (HIER_CUDA_ARCHS="80 90")
 	HIER_CUDA=1 $(RUN) setup.py --quiet build_ext --inplace

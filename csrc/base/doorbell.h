@@ -19,6 +19,8 @@ namespace hier {
 
 struct alignas(64) SleepWord {
   std::atomic<uint32_t> asleep{0};
+  // The rank's group has failed, and its callers have their memory back: see LocalStage.
+  std::atomic<uint32_t> failed{0};
 };
 
 class Doorbells {

@@ -16,6 +16,11 @@ bool Messages::say_last() {
   return true;
 }
 
+bool Messages::flushed() const {
+  return std::all_of(peers_.begin(), peers_.end(),
+                     [](const Peer& peer) { return peer.ended || peer.outgoing.empty(); });
+}
+
 bool Messages::hopeless(const Transfer& receive) const {
   const auto silent = [](const Peer& peer) { return !peer.channel || peer.last || peer.ended; };
   if (receive.peer != kAnySource) return silent(peers_[receive.peer]);

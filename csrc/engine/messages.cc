@@ -195,8 +195,11 @@ bool Messages::advance(int rank, Peer& peer) {
     if (peer.ended && !peer.outgoing.empty()) throw ChannelBroken("closed by the peer before");
     for (int i = 0; i < kCallsPerTurn && send_some(peer); ++i) moved = true;
   } catch (const ChannelBroken& why) {
-    if (waits_for(rank)) broken(rank, why);
-    peer.outgoing.clear();  // it asked for messages that nobody waits for
+    const bool sends = std::any_of(peer.outgoing.begin(), peer.outgoing.end(),
+                                   [](const Outgoing& out) { return out.transfer != nullptr; });
+    if (sends) broken(rank, why);
+    // The peer takes nothing any more. What it has sent may still come: the end of that decides.
+    peer.outgoing.clear();
   }
   return moved;
 }

@@ -19,6 +19,7 @@ namespace {
 constexpr auto kLookInterval = std::chrono::milliseconds(50);  // signals are looked at so often
 constexpr unsigned kLookEvery = 64;  // turns with progress between two looks at the clock
 constexpr auto kPause = std::chrono::seconds(1);
+constexpr double kLongestFarewell = 1;  // seconds
 
 // The clock as it was at the kernel's last tick, some milliseconds ago: a third of the cost.
 Clock::time_point coarse_now() {
@@ -97,8 +98,10 @@ void Driver::turns(const std::function<bool()>& ended, Who who) {
 void Driver::accept_pending() {
   std::deque<std::unique_ptr<Run>> runs;
   std::deque<std::shared_ptr<Transfer>> transfers;
+  bool draining = false;
   {
     const std::lock_guard lock(mutex_);
+    draining = std::exchange(draining_, false);
     runs.swap(pending_);
     transfers.swap(pending_transfers_);
     num_pending_.store(0, std::memory_order_release);
@@ -106,6 +109,7 @@ void Driver::accept_pending() {
   // Not under the lock: to accept may be to end.
   for (auto& run : runs) member_.accept(std::move(run));
   member_.accept(std::move(transfers));
+  if (draining) member_.drain();
 }
 
 // Sleeps until a descriptor or the doorbell says that there may be something to do.
@@ -230,7 +234,11 @@ void Driver::finish(Work& work, bool driving) {
 void Driver::leave(bool driving, bool try_first) {
   if (!driving) return wake();
   if (!try_first) return stop_driving();
-  drive([turns = 0]() mutable { return turns++ > 0; }, Who::caller);
+  try {
+    drive([turns = 0]() mutable { return turns++ > 0; }, Who::caller);
+  } catch (const Error&) {
+    // Every work has it.
+  }
 }
 
 bool Driver::wait(Work& work, double seconds) {
@@ -278,10 +286,11 @@ void Driver::worker_main() noexcept {
 
 // Everything has a deadline of its own, so this ends.
 void Driver::drain() {
-  member_.drain();
+  std::unique_lock lock(mutex_);
+  draining_ = true;
+  num_pending_.fetch_add(1, std::memory_order_release);
   wake();
   constexpr auto kSlice = std::chrono::milliseconds(50);
-  std::unique_lock lock(mutex_);
   while (!driving_cv_.wait_for(lock, kSlice, [this] { return !driven_; })) {
     lock.unlock();
     check_interrupts();
@@ -291,8 +300,14 @@ void Driver::drain() {
   if (member_.failure().is_set() || closing_) return;
   driven_ = true;
   lock.unlock();
-  try {  // nothing is in flight
-    drive([turns = 0]() mutable { return turns++ > 0; }, Who::waiter);
+  // Nothing is in flight. A peer that takes nothing for so long learns it later, from the end.
+  const auto until = after(kLongestFarewell);
+  try {
+    drive(
+        [&, turns = 0]() mutable {
+          return turns++ > 0 && (member_.drained() || Clock::now() >= until);
+        },
+        Who::waiter);
   } catch (const Error&) {
     // Whom it concerns learns it from the end of the connection.
   }

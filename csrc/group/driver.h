@@ -42,7 +42,8 @@ class Driver {
   // As work.wait, and drives meanwhile if nobody does: that spares a hand-off.
   bool wait(Work& work, double seconds);
 
-  void wake();   // the thread that drives
+  void wake();            // the thread that drives
+  void accept_pending();  // by that thread: what others have submitted
   void drain();  // waits until nothing is in flight; then the others are told that no more comes
   // Ends what is in flight, and the worker. False if that was done before.
   bool close();
@@ -52,7 +53,6 @@ class Driver {
   enum class Who { caller, waiter, worker };  // drives his own blocking call; any work; all
   void drive(const std::function<bool()>& ended, Who who);
   void turns(const std::function<bool()>& ended, Who who);
-  void accept_pending();
   void sleep(Who who);
   void look_at_signals(Who who, Clock::time_point now);
   void check_admission(Waited waited);
@@ -79,10 +79,11 @@ class Driver {
   RunNumbers numbers_;
   std::deque<std::unique_ptr<Run>> pending_;
   std::deque<std::shared_ptr<Transfer>> pending_transfers_;
+  bool draining_ = false;  // the member is to be told, behind what is pending
   std::thread worker_;
 
   std::atomic<bool> closing_{false};    // set under the mutex
-  std::atomic<size_t> num_pending_{0};  // of runs and transfers, for a look without the lock
+  std::atomic<size_t> num_pending_{0};  // of these, for a look without the lock
 };
 
 }  // namespace hier

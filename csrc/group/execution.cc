@@ -50,6 +50,7 @@ std::byte* Execution::shared(int rank, uint64_t k, size_t element) const {
 }
 
 bool Execution::progress() {
+  if (doubtful_) return false;
   bool moved = false;
   while (entered_ < num_pieces_ && entered_ < first_ + window_.size() && enter(entered_)) {
     ++entered_;
@@ -97,6 +98,11 @@ bool Execution::enter(uint64_t k) {
   return true;
 }
 
+// Symmetric memory is the callers' own, who get it back where a rank has failed.
+bool Execution::doubt() {
+  return doubtful_ = local_ && is_symmetric() && local_->failed().has_value();
+}
+
 void Execution::compare_headers() const {
   for (int rank = 0; rank < local_->local_size(); ++rank) {
     if (local_->digest_of(rank, run_of_lane_) == digest_) continue;
@@ -130,6 +136,7 @@ bool Execution::reduce(uint64_t k) {
     if (last_stage) outs.push_back(at(own.begin));
   }
   reduce_shard(k, own, std::move(outs));
+  if (doubt()) return true;
   if (!last_stage) return start_inter(k);
   local_->publish(State::reduced, number(k));
   ++published_;
@@ -227,6 +234,7 @@ bool Execution::gather(uint64_t k) {
 }
 
 void Execution::complete(uint64_t k) {
+  if (doubt()) return;
   if (local_) local_->publish(State::done, number(k));
   if (device_) device_->complete(k);
   ++first_;
@@ -234,6 +242,7 @@ void Execution::complete(uint64_t k) {
 
 std::optional<int> Execution::waits_for_local() const {
   if (!local_ || finished()) return std::nullopt;
+  if (doubtful_) return local_->failed();
   for (int rank = 0; rank < local_->local_size(); ++rank) {
     if (entered_ == first_) {  // no free slot
       if (waits_for_device()) return std::nullopt;
@@ -256,6 +265,7 @@ bool Execution::waits_for_device() const {
 
 std::string Execution::describe_wait() const {
   if (finished()) return "nothing";
+  if (doubtful_) return "the reason why a rank of this node has failed";
   const bool entered = entered_ > first_;
   std::string what = !entered && waits_for_device()
                          ? "the copy from the device, behind what its stream has to do first,"

@@ -54,7 +54,7 @@ class Execution {
             uint64_t run_of_lane, DeviceStage* device);
 
   bool progress();  // true if anything moved; throws MismatchError and what the engine throws
-  bool finished() const { return first_ == num_pieces_; }
+  bool finished() const { return first_ == num_pieces_ && !doubtful_; }
   // The local rank, if any, whose flag the oldest piece waits for.
   std::optional<int> waits_for_local() const;
   // Whether the next piece has still to come from the device.
@@ -91,6 +91,7 @@ class Execution {
   bool start_inter(uint64_t k);
   bool finish_inter(uint64_t k);
   bool gather(uint64_t k);
+  bool doubt();
   void compare_headers() const;
   void complete(uint64_t k);
 
@@ -108,6 +109,8 @@ class Execution {
   uint64_t entered_ = 0;    // pieces below have entered
   uint64_t published_ = 0;  // pieces below have published their shard
   std::vector<Piece> window_;
+  // A neighbour has failed whose memory was read: the run has no result, and waits for the reason.
+  bool doubtful_ = false;
   uint64_t shared_bytes_ = 0;
 };
 

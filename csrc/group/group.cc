@@ -37,8 +37,14 @@ Group::Group(GroupConfig config, Wiring wiring)
   const size_t slot_bytes = arena_ ? arena_->layout().slot_bytes : ArenaLayout::kSlotBytes;
   planner_ = std::make_unique<Planner>(config_, topology_, slot_bytes);
   device_calls_ = std::make_unique<DeviceCalls>(config_, topology_, *planner_);
+  // To let go of the devices may wait for their streams, and those for the flags of all runs: so
+  // what is pending ends first.
+  const auto at_failure = [this] {
+    driver_->accept_pending();
+    device_calls_->let_go();
+  };
   member_ = std::make_unique<Member>(config_, topology_, open_links(std::move(wiring)), arena_,
-                                     &bells_, [this] { device_calls_->let_go(); });
+                                     &bells_, at_failure);
   driver_ = std::make_unique<Driver>(*member_, bells_, topology_.rank, config_.ranks_on_host);
 }
 
@@ -221,6 +227,12 @@ void Group::drain() {
 
 void Group::close() {
   if (inherited() || !driver_->close()) return;
+  // One round trip, where everything is well. A host that is gone is not waited for longer than it
+  // takes to notice that.
+  const auto until = after(config_.dead_after);
+  while (!error() && !member_->delivered() && Clock::now() < until) {
+    std::this_thread::sleep_for(std::chrono::microseconds(200));
+  }
   error_at_close_ = member_->leave();
   device_calls_->close();
 }

@@ -128,6 +128,7 @@ void Lanes::blocked_on(std::vector<pollfd>& fds) const {
 std::vector<std::unique_ptr<Run>> Lanes::take_all() {
   std::vector<std::unique_ptr<Run>> taken = std::exchange(trailing_, {});
   for (Lane& lane : lanes_) {
+    if (lane.local) lane.local->say_failed();
     for (auto& run : lane.runs) taken.push_back(std::move(run));
     lane.runs.clear();
   }

@@ -154,19 +154,18 @@ bool Member::investigate(Clock::time_point now) {
 // A rank that leaves in order says so behind its last message. A receive that waits for more ends
 // alone, and the group goes on: other ranks may still be exchanging messages.
 void Member::end_hopeless_receives() {
-  const bool draining = draining_.load(std::memory_order_relaxed);
-  if (draining && messages_->say_last()) messages_->listen(/*sockets=*/true);
-  if (!draining && !messages_->any_last()) return;
+  if (draining_ && messages_->say_last()) messages_->listen(/*sockets=*/true);
+  if (!draining_ && !messages_->any_last()) return;
   for (const auto& receive : messages_->take_hopeless()) {
     const std::string what = describe(*receive) + ": ";
     const bool any = receive->peer == kAnySource;
     const std::string who = any ? "all other ranks" : "rank " + std::to_string(receive->peer);
     receive->ended(
-        draining ? std::make_exception_ptr(
-                       AbortedError(what + "the group is being destroyed, and no rank sends it"))
-                 : std::make_exception_ptr(PeerError(
-                       any ? topology_.rank : receive->peer,
-                       what + "no rank sends it: " + who + " left the group (destroyed it)")));
+        draining_ ? std::make_exception_ptr(
+                        AbortedError(what + "the group is being destroyed, and no rank sends it"))
+                  : std::make_exception_ptr(PeerError(
+                        any ? topology_.rank : receive->peer,
+                        what + "no rank sends it: " + who + " left the group (destroyed it)")));
   }
 }
 
@@ -195,7 +194,6 @@ void Member::end(const std::exception_ptr& error) {
   std::vector<std::shared_ptr<Work>> works;
   for (const auto& run : lanes_.take_all()) works.push_back(run->work);
   const auto transfers = messages_->take_unfinished();
-  // It may wait for what streams wait for: the flags of all runs, which are raised by now.
   at_failure_();
   for (const auto& work : works) end(*work, error);
   for (const auto& transfer : transfers) transfer->ended(error);
@@ -205,6 +203,11 @@ void Member::end(const std::exception_ptr& error) {
 void Member::end(Work& work, const std::exception_ptr& error) {
   --in_flight_;
   work.finish(error);
+}
+
+bool Member::delivered() const {
+  return std::all_of(message_channels_.begin(), message_channels_.end(),
+                     [](const auto& channel) { return !channel || channel->delivered(); });
 }
 
 std::string Member::leave() {

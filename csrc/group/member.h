@@ -43,7 +43,8 @@ struct Progress {
 class Member {
  public:
   // `arena` is null for a rank that is alone on its node. What is passed by reference outlives
-  // this. `at_failure` lets go of what streams of devices wait for.
+  // this. `at_failure` is called once nothing is in flight any more, before works end: it lets go
+  // of what streams of devices wait for.
   Member(const GroupConfig& config, const Topology& topology, Links links,
          const std::shared_ptr<Arena>& arena, Doorbells* bells, std::function<void()> at_failure);
 
@@ -63,21 +64,24 @@ class Member {
   };
   Places blocked_on(std::vector<pollfd>& fds) const;
   Clock::time_point looked() const { return watch_.looked(); }
+  // Receives that no rank will send for end from now on; ranks that leave tell each other that they
+  // send no more. Behind all that this rank sends.
+  void drain() { draining_ = true; }
+  bool drained() const { return idle() && messages_->flushed(); }
   bool idle() const { return lanes_.idle() && messages_->idle(); }
   void end(const std::exception_ptr& error);  // everything in flight, with this error
 
   // From any thread: poisons the group, on every rank. What is in flight ends at the next step.
   void fail(const std::exception_ptr& error);
   Failure& failure() { return failure_; }
-  // From any thread: receives that no rank will send for end from now on; ranks that leave tell
-  // each other that they send no more.
-  void drain() { draining_.store(true, std::memory_order_relaxed); }
   Traffic traffic() const { return traffic_.read(); }
   std::atomic<size_t>& in_flight() { return in_flight_; }
 
   // A message of which `work` tells the end. From any thread.
   std::shared_ptr<Transfer> make_transfer(const Message& message, const std::shared_ptr<Work>& work,
                                           Clock::time_point now, double timeout);
+  // The other hosts have all messages of this rank's.
+  bool delivered() const;
   // Says goodbye; nothing can be called after it. See Watch::leave.
   std::string leave();
 
@@ -101,7 +105,7 @@ class Member {
   TrafficCounters traffic_;
   // Runs and transfers that were submitted and have not ended: counted up by who submits them.
   std::atomic<size_t> in_flight_{0};
-  std::atomic<bool> draining_{false};  // stands alone
+  bool draining_ = false;
   Lanes lanes_;
   Channels message_channels_;
   std::unique_ptr<Messages> messages_;

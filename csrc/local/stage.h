@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <optional>
 
 #include "local/arena.h"
 
@@ -67,6 +68,21 @@ class LocalStage {
   }
   const std::byte* header_of(int rank, uint64_t run_of_lane) const {
     return arena_->port(lane_, rank).headers[run_of_lane % 2];
+  }
+
+  // Before the callers of this rank use their memory for something else.
+  void say_failed() {
+    arena_->sleep_words()[me_].failed.store(1, std::memory_order_relaxed);
+    std::atomic_thread_fence(std::memory_order_seq_cst);
+  }
+  // A rank that has failed, if any: what has been read of its caller's memory until now may be
+  // anything, and so may be what others have made of it.
+  std::optional<int> failed() const {
+    std::atomic_thread_fence(std::memory_order_acquire);  // after what has been read
+    for (int rank = 0; rank < local_size(); ++rank) {
+      if (arena_->sleep_words()[rank].failed.load(std::memory_order_relaxed)) return rank;
+    }
+    return std::nullopt;
   }
 
  private:

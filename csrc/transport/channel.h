@@ -52,6 +52,9 @@ class Channel {
   virtual bool over_network() const = 0;
   // Each header, step and message is followed by its checksum; at both ends or at none.
   virtual bool checked() const { return false; }
+  // The other host has all that was written. To close a channel before may destroy the rest: a host
+  // answers what comes for a closed connection with a reset.
+  virtual bool delivered() const { return true; }
   // Seconds since the other host has answered, if it should have by now; see silence.h.
   virtual double seconds_unanswered() const { return 0; }
   // Most bytes to move before other queues have their turn: a greedy one starves them (1.18x the

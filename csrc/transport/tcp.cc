@@ -1,7 +1,9 @@
 // TCP channel over a connected nonblocking socket.
 #include "transport/tcp.h"
 
+#include <linux/sockios.h>
 #include <poll.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 
@@ -57,6 +59,12 @@ size_t TcpChannel::try_write(std::span<const Bytes> parts) {
 bool TcpChannel::writable() const {
   pollfd socket{socket_.get(), POLLOUT, 0};
   return ::poll(&socket, 1, 0) > 0;
+}
+
+// Linux counts there what has not been acknowledged.
+bool TcpChannel::delivered() const {
+  int bytes = 0;
+  return ::ioctl(fd(), SIOCOUTQ, &bytes) != 0 || bytes == 0;
 }
 
 double TcpChannel::seconds_unanswered() const { return hier::seconds_unanswered(fd()); }

@@ -22,6 +22,7 @@ class TcpChannel final : public Channel {
   int fd() const override { return socket_.get(); }
   bool over_network() const override { return true; }
   bool checked() const override { return checked_; }
+  bool delivered() const override;
   double seconds_unanswered() const override;
   size_t quantum() const override { return kQuantum; }
 

@@ -1,5 +1,6 @@
 """Two connections to one peer keep no order between them: one may be later than the other."""
 
+import socket
 import threading
 import time
 
@@ -95,3 +96,30 @@ def test_a_broadcast_arrives_behind_the_goodbye_of_who_sent_it(monkeypatch, root
 
     with relayed(monkeypatch, 0, root, lane) as relay:
         assert run_threads(3, body, nodes=3) == [root] * 3
+
+
+def test_a_rank_that_closes_waits_until_the_other_host_has_its_message(monkeypatch):
+    """Else a reset, for whatever comes to the closed connection, would destroy the rest of it."""
+    make = socket.socket.accept
+
+    def accept(self):
+        sock, address = make(self)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        return sock, address
+
+    monkeypatch.setattr(socket.socket, "accept", accept)
+    closed = threading.Event()
+
+    def body(comm):
+        if comm.rank == 1:
+            comm.send(np.full(LIMIT // 8, 7), 0)  # what rank 0 has no room for is in this kernel
+            comm.close()
+            closed.set()
+            return 0
+        early = closed.wait(0.5)
+        x = np.zeros(LIMIT // 8, np.int64)
+        comm.recv(x, 1)
+        assert closed.wait(5)
+        return early, int(x.sum())
+
+    assert run_threads(2, body, nodes=2)[0] == (False, 7 * (LIMIT // 8))

@@ -1,0 +1,85 @@
+"""Builds the simulation: its own files, and the core's objects as `make build` has left them.
+
+A mutant is the same program with some files of the core replaced.
+"""
+
+from __future__ import annotations
+
+import os
+import sysconfig
+from collections.abc import Mapping
+from pathlib import Path
+
+from allreduce import _build
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+CSRC = ROOT / "csrc"
+PLAIN = ROOT / "build/simulation"  # without mutants
+JOBS = len(os.sched_getaffinity(0))
+LAYERS = (
+    "base", "schedule", "program", "reduce", "transport", "local", "engine", "device", "nccl",
+    "group",
+)  # fmt: skip
+
+
+def build(folder: Path = PLAIN, replaced: Mapping[str, str] | None = None) -> Path:
+    """The program `simulate` in `folder`; `replaced` has new texts for files of csrc, by name.
+
+    Raises _build.BuildError with the compiler's words.
+    """
+    overlay, names = folder / "overlay", set(replaced or {})
+    for name, text in (replaced or {}).items():
+        file = overlay / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    # Of its own files only headers may concern it.
+    own_folder = folder if any(name.endswith(".h") for name in names) else PLAIN
+    own = [_unit(source, own_folder, overlay, source.name) for source in sorted(HERE.glob("*.cc"))]
+    core = [_core_unit(source, folder, overlay, names) for source in _core_sources()]
+    _build.run_units([unit for unit in (*core, *own) if unit], CSRC, JOBS)
+    objects = [
+        unit.output if unit else _object(source)
+        for source, unit in zip(_core_sources(), core, strict=True)
+    ]
+    inputs = (*objects, *(unit.output for unit in own))
+    output = folder / "simulate"
+    command = (*_build.cxx(), "-pthread", "-o", str(output), *map(str, inputs), "-ldl")
+    _build.Unit(command=command, output=output, inputs=inputs).run(CSRC)
+    return output
+
+
+def _core_sources() -> list[Path]:
+    return sorted(file for layer in LAYERS for file in (CSRC / layer).glob("*.cc"))
+
+
+def _object(source: Path) -> Path:
+    name = source.relative_to(CSRC)
+    tag = sysconfig.get_config_var("SOABI")
+    found = ROOT / "build" / f"objects-{tag}" / name.with_suffix(".cc.o")
+    if not found.exists():
+        raise _build.BuildError(f"{found} is missing: run `make build`")
+    return found
+
+
+def _core_unit(source: Path, folder: Path, overlay: Path, names: set[str]) -> _build.Unit | None:
+    """How to compile a file of the core that a replacement concerns; None: it is as it was."""
+    closure = {str(file.relative_to(CSRC)) for file in _build.include_closure(CSRC, source)}
+    if not closure & names:
+        return None
+    name = str(source.relative_to(CSRC))
+    return _unit(overlay / name if name in names else source, folder, overlay, name)
+
+
+def _unit(source: Path, folder: Path, overlay: Path, name: str) -> _build.Unit:
+    output = folder / "objects" / f"{name}.o"
+    overlays = (f"-I{overlay}",) if folder != PLAIN else ()
+    includes = (*overlays, f"-I{CSRC}", f"-I{HERE}")
+    command = (*_build.cxx(), *_build.core_flags(), *includes, "-c", str(source), "-o", str(output))
+    headers = [*HERE.glob("*.h"), *(overlay.rglob("*.h") if overlays else ())]
+    return _build.Unit(
+        command=command,
+        output=output,
+        inputs=(source, *sorted(headers)),
+        salt=_build.cxx_version(),
+    )
