@@ -82,7 +82,7 @@ class Messages {
   // This rank is about to leave: it sends no more messages, and tells every peer, behind all that
   // it has sent. True the first time.
   bool say_last();
-  bool flushed() const;  // nothing is left that a peer has still to be told
+  bool flushed() const;                        // nothing is left that a peer has still to be told
   bool any_last() const { return any_last_; }  // whether a peer has said so
   // Receives for which no rank can send any more, taken out.
   std::list<std::shared_ptr<Transfer>> take_hopeless();

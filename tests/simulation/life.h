@@ -51,6 +51,7 @@ class Life {
   void tell_ends() const;
   void check_error(const Rank::Made& made, int rank) const;
   bool explains(const Fault& fault, const std::exception_ptr& error, int rank) const;
+  bool somebody_is_strange() const;
   void check_time(const Rank::Made& made, int rank) const;
 
   const Scenario& scenario_;

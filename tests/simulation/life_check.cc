@@ -51,7 +51,9 @@ bool Life::explains(const Fault& fault, const std::exception_ptr& error, int ran
       return (e.kind == "peer" && e.culprit == fault.rank && contains(e.text, "left the group")) ||
              (rank == fault.rank && e.kind == "aborted" && contains(e.text, "closed with"));
     case Fault::Kind::jump:  // there is no time left to hear the reason of another fault
-      if (e.kind == "peer" && contains(e.text, "probably died")) return scenario_.faults.size() > 1;
+      if (e.kind == "peer" && contains(e.text, "probably died")) {
+        return scenario_.faults.size() > 1 || somebody_is_strange();
+      }
       [[fallthrough]];
     case Fault::Kind::pause:
       return e.kind == "timeout" && Seconds(fault.lasts).count() > scenario_.timeout / 2;
@@ -71,13 +73,17 @@ bool Life::explains(const Fault& fault, const std::exception_ptr& error, int ran
   return false;
 }
 
+bool Life::somebody_is_strange() const {
+  return std::any_of(scenario_.operations.begin(), scenario_.operations.end(),
+                     [](const Operation& op) { return op.stranger >= 0; });
+}
+
 void Life::check_error(const Rank::Made& made, int rank) const {
   const Known e = known(made.error);
   const bool hopeless = scenario_.operations[made.operation].hopeless;
   if (hopeless && contains(e.text, "no rank sends it")) return;
-  const bool strange = std::any_of(scenario_.operations.begin(), scenario_.operations.end(),
-                                   [](const Operation& op) { return op.stranger >= 0; });
-  if (strange && (e.kind == "mismatch" || contains(e.text, "this group has failed"))) return;
+  if (somebody_is_strange() && (e.kind == "mismatch" || contains(e.text, "this group has failed")))
+    return;
   // What comes after the first error repeats it.
   for (size_t i = 0; i < scenario_.faults.size(); ++i) {
     if (!applied_[i]) continue;
