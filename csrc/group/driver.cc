@@ -59,7 +59,7 @@ void Driver::drive(const std::function<bool()>& ended, Who who) {
   const auto stop = [this](void*) { stop_driving(); };
   const std::unique_ptr<void, decltype(stop)> at_the_end(this, stop);
   try {
-    turns(ended, who);
+    take_turns(ended, who);
   } catch (const Interrupted& signal) {
     if (who == Who::caller) {
       member_.end(std::make_exception_ptr(
@@ -73,18 +73,18 @@ void Driver::drive(const std::function<bool()>& ended, Who who) {
   }
 }
 
-void Driver::turns(const std::function<bool()>& ended, Who who) {
+void Driver::take_turns(const std::function<bool()>& ended, Who who) {
   Patience patience(ranks_on_host_);
   // After a pause the links are looked at first: a host may have gone meanwhile.
   if (coarse_now() - member_.looked() >= kPause) {
     look_at_signals(who, Clock::now());
     member_.step(Clock::now(), {.control = true});
   }
-  for (unsigned moved = 0; !ended();) {
+  while (!ended()) {
     if (num_pending_.load(std::memory_order_acquire) > 0) accept_pending();
     if (member_.turn()) {
       patience.reset();
-      if (++moved % kLookEvery != 0) continue;
+      if (++turns_ % kLookEvery != 0) continue;
       const auto now = Clock::now();
       if (now - member_.looked() < kLookInterval) continue;
       look_at_signals(who, now);

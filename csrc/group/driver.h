@@ -52,7 +52,7 @@ class Driver {
  private:
   enum class Who { caller, waiter, worker };  // drives his own blocking call; any work; all
   void drive(const std::function<bool()>& ended, Who who);
-  void turns(const std::function<bool()>& ended, Who who);
+  void take_turns(const std::function<bool()>& ended, Who who);
   void sleep(Who who);
   void look_at_signals(Who who, Clock::time_point now);
   void check_admission(Waited waited);
@@ -67,7 +67,8 @@ class Driver {
   const Origin origin_;
   Fd wake_;  // an eventfd: rouses the driving thread
 
-  std::vector<pollfd> poll_fds_;  // owned by the driving thread, and the next two
+  std::vector<pollfd> poll_fds_;  // owned by the driving thread, and the next three
+  unsigned turns_ = 0;            // that moved something
   Arrivals arrivals_;             // that the last sleep has told
   Clock::time_point looked_at_signals_{};
 
