@@ -65,10 +65,13 @@ void InprocChannel::consume(size_t n) {
 }
 
 size_t InprocChannel::try_read(std::span<std::byte> dst) {
-  if (dst.empty()) return 0;
-  const Bytes ready = peek(1);
-  const size_t n = std::min({ready.size(), dst.size(), faults_.max_transfer});
-  std::copy_n(ready.begin(), n, dst.begin());
+  if (dst.empty() || peek(1).empty()) return 0;
+  size_t n = 0;
+  {
+    const std::lock_guard lock(in_->mutex);
+    n = std::min({in_->readable, dst.size(), faults_.max_transfer});
+    std::copy_n(in_->bytes.begin(), n, dst.begin());
+  }
   consume(n);
   return n;
 }
