@@ -57,7 +57,7 @@ Operation draw_message(Random& random, const Scenario& s) {
   } while (op.to == op.from);
   op.tag = static_cast<int>(random.between(0, 2));
   // Larger than what is sent at once, now and then.
-  op.count = random.one_in(12) ? random.between(16 << 10, 18 << 10) : draw_count(random);
+  op.count = random.one_in(12) ? random.between(33 << 10, 34 << 10) : draw_count(random);
   op.hopeless = s.drains && random.one_in(6);
   if (op.hopeless) op.tag = 3;
   op.waits = !op.hopeless && random.one_in(2);

@@ -13,7 +13,7 @@ from simulation.run import lives
 
 SEEDS = Path(__file__).with_name("seeds.txt")
 SECONDS = float(os.environ.get("SIMULATE_SECONDS", "20"))
-LIVES = 10_000  # within which a planted fault has to be found
+LIVES = 20_000  # within which a planted fault has to be found
 
 
 @pytest.fixture(scope="session")
