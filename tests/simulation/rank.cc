@@ -156,10 +156,12 @@ bool Rank::say_goodbye() {
   if (scenario_.drains && drained_ == 0) {
     member_->drain();
     ++drained_;
+    drain_until_ = timing_.now + std::chrono::seconds(1);
     return true;
   }
   if (collected_ < made_.size()) return false;
-  const bool flushed = drained_ > 1 && (member_->drained() || member_->failure().is_set());
+  const bool late = timing_.now >= drain_until_;  // a neighbour has died: its ring stays full
+  const bool flushed = drained_ > 1 && (late || member_->drained() || member_->failure().is_set());
   if (scenario_.drains && !flushed) {
     ++drained_;
     return member_->turn() || drained_ < 3;

@@ -115,6 +115,7 @@ class Rank {
   std::optional<size_t> postponed_;  // a receive that another call goes before
   bool killed_ = false, asleep_ = false;
   int drained_ = 0;  // turns since it began
+  Clock::time_point drain_until_{};
   Arrivals arrivals_;
   Clock::time_point wake_by_{}, paused_until_{};
   Clock::duration ahead_{};

@@ -12,7 +12,7 @@ from simulation.mutants import MUTANTS, Mutant
 from simulation.run import lives
 
 SEEDS = Path(__file__).with_name("seeds.txt")
-SECONDS = float(os.environ.get("SIMULATE_SECONDS", "20"))
+SECONDS = float(os.environ.get("SIMULATE_SECONDS", "10"))
 LIVES = 20_000  # within which a planted fault has to be found
 
 
