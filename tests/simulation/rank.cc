@@ -156,7 +156,7 @@ bool Rank::say_goodbye() {
   if (scenario_.drains && drained_ == 0) {
     member_->drain();
     ++drained_;
-    drain_until_ = timing_.now + std::chrono::seconds(1);
+    drain_until_ = timing_.now + std::chrono::seconds(300);
     return true;
   }
   if (collected_ < made_.size()) return false;
