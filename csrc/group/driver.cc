@@ -16,7 +16,7 @@ namespace hier {
 
 namespace {
 
-constexpr auto kLookInterval = std::chrono::milliseconds(50);  // signals are looked at so often
+constexpr auto kLookInterval = Member::kLookInterval;  // of signals too
 constexpr unsigned kLookEvery = 64;  // turns with progress between two looks at the clock
 constexpr auto kPause = std::chrono::seconds(1);
 constexpr double kLongestFarewell = 1;  // seconds
@@ -123,7 +123,7 @@ void Driver::sleep(Who who) {
   poll_fds_.push_back({wake_.get(), POLLIN, 0});
   if (bells_.fd() >= 0) poll_fds_.push_back({bells_.fd(), POLLIN, 0});
   const auto places = member_.blocked_on(poll_fds_);
-  const timespec limit = to_timespec(std::min<Clock::duration>(step.wake_by - now, kLookInterval));
+  const timespec limit = to_timespec(step.wake_by - now);
   const int ready = ::ppoll(poll_fds_.data(), poll_fds_.size(), &limit, nullptr);
   const int error = ready < 0 ? errno : 0;
   bells_.woke_up();
@@ -157,12 +157,16 @@ void Driver::look_at_signals(Who who, Clock::time_point now) {
 
 void Driver::wake() { (void)::eventfd_write(wake_.get(), 1); }
 
+void Driver::check_usable() const {
+  member_.failure().check();
+  if (closing_) throw AbortedError("the group is closed: make a new one");
+}
+
 // mutex_ is held. What nobody waits in needs the worker, and so does what another thread drives: it
 // may end its own call first. Where the system has no thread for it, the call is refused here, with
 // nothing queued that nobody would drive.
 void Driver::check_admission(Waited waited) {
-  if (member_.failure().is_set()) std::rethrow_exception(member_.failure().refusal());
-  if (closing_) throw AbortedError("the group is closed: make a new one");
+  check_usable();
   if (!worker_.joinable() && (waited == Waited::no || driven_)) start_worker();
 }
 
@@ -185,8 +189,7 @@ void Driver::start_worker() {
 // mutex_ is held. True if the caller is to drive, for nobody does.
 bool Driver::admit() {
   ++member_.in_flight();
-  const bool driving = !std::exchange(driven_, true);
-  return driving;
+  return !std::exchange(driven_, true);
 }
 
 bool Driver::submit(std::unique_ptr<Run> run, Waited waited) {
@@ -297,7 +300,7 @@ void Driver::drain() {
     origin_.check();  // a handler may fork
     lock.lock();
   }
-  if (member_.failure().is_set() || closing_) return;
+  if (!usable()) return;
   driven_ = true;
   lock.unlock();
   // Nothing is in flight. A peer that takes nothing for so long learns it later, from the end.

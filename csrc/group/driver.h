@@ -47,7 +47,8 @@ class Driver {
   void drain();  // waits until nothing is in flight; then the others are told that no more comes
   // Ends what is in flight, and the worker. False if that was done before.
   bool close();
-  bool closing() const { return closing_.load(std::memory_order_relaxed); }
+  bool usable() const { return !closing_ && !member_.failure().is_set(); }
+  void check_usable() const;  // throws AbortedError
 
  private:
   enum class Who { caller, waiter, worker };  // drives his own blocking call; any work; all

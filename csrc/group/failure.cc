@@ -16,9 +16,10 @@ bool Failure::set(std::exception_ptr error, const std::string& text) {
 
 std::exception_ptr Failure::error() const { return is_set() ? error_ : nullptr; }
 
-std::exception_ptr Failure::refusal() const {
-  return std::make_exception_ptr(
-      AbortedError("this group has failed and cannot be used any more (make a new one): " + text_));
+void Failure::check() const {
+  if (!is_set()) return;
+  throw AbortedError("this group has failed and cannot be used any more (make a new one): " +
+                     text_);
 }
 
 std::exception_ptr error_of(int sender, const ControlFrame& frame) {

@@ -16,8 +16,7 @@ class Failure {
   bool set(std::exception_ptr error, const std::string& text);
   bool is_set() const { return set_.load(std::memory_order_acquire); }
   std::exception_ptr error() const;  // null if there is none
-  // What a later call gets. Only where there is an error.
-  std::exception_ptr refusal() const;
+  void check() const;                // throws AbortedError where there is one: for later calls
 
  private:
   mutable std::mutex mutex_;  // guards the writing of what follows, which then stays

@@ -11,6 +11,8 @@ namespace hier {
 
 namespace {
 
+constexpr size_t kControlBuffer = 4 * sizeof(ControlFrame);  // there is a link to every rank
+
 // In a group of one rank an alltoall is a copy, and nothing else moves.
 void copy_alone(const Call& call, const Plan& plan) {
   if (plan.keep.bytes == 0) return;
@@ -51,7 +53,9 @@ Group::Group(GroupConfig config, Wiring wiring)
 Links Group::open_links(Wiring wiring) {
   Links links;
   for (Fd& socket : wiring.control) {
-    links.control.push_back(socket ? std::make_unique<TcpChannel>(std::move(socket)) : nullptr);
+    links.control.push_back(
+        socket ? std::make_unique<TcpChannel>(std::move(socket), /*checked=*/false, kControlBuffer)
+               : nullptr);
   }
   for (int i = 0; i < config_.lanes; ++i) links.lanes.push_back(open_channels(i, wiring.data[i]));
   links.messages = open_channels(config_.lanes, wiring.data[config_.lanes]);
@@ -88,8 +92,7 @@ DeviceCalls& Group::device_calls() const {
 
 void Group::check_usable() const {
   check_member();
-  if (member_->failure().is_set()) std::rethrow_exception(member_->failure().refusal());
-  if (driver_->closing()) throw AbortedError("the group is closed: make a new one");
+  driver_->check_usable();
 }
 
 std::unique_ptr<Run> Group::make_run(Call call) {
@@ -109,10 +112,7 @@ void Group::run(Call call) {
     wait(*start(std::move(call)));
     return;
   }
-  if (!call.use && !order_.empty()) {
-    call.use = std::make_shared<MemoryUse>();
-    call.use->earlier = uses_of(ranges_of(call));
-  }
+  if (!call.use && !order_.empty()) call.use = claim(ranges_of(call));
   auto run = make_run(std::move(call));
   if (topology_.world_size == 1) return copy_alone(run->call, run->plan);
   const auto work = run->work;
@@ -122,8 +122,7 @@ void Group::run(Call call) {
 std::shared_ptr<Work> Group::start(Call call) {
   if (call.use || topology_.world_size == 1) return begin(std::move(call));
   const auto ranges = ranges_of(call);
-  const auto use = call.use = std::make_shared<MemoryUse>();
-  use->earlier = uses_of(ranges);
+  const auto use = call.use = claim(ranges);
   auto work = begin(std::move(call));
   publish(use, ranges);
   return work;
@@ -186,8 +185,14 @@ std::vector<std::shared_ptr<MemoryUse>> Group::uses_of(std::span<const ByteRange
   return order_.uses_of(ranges);
 }
 
+std::shared_ptr<MemoryUse> Group::claim(std::span<const ByteRange> ranges) {
+  auto use = std::make_shared<MemoryUse>();
+  use->earlier = uses_of(ranges);
+  return use;
+}
+
 void Group::publish(const std::shared_ptr<MemoryUse>& use, std::span<const ByteRange> ranges) {
-  if (member_->failure().is_set() || driver_->closing()) return order_.clear();
+  if (!driver_->usable()) return order_.clear();
   order_.publish(use, ranges);
 }
 

@@ -85,6 +85,7 @@ class Group {
   Channels open_channels(int index, std::vector<Fd>& sockets);
   void check_usable() const;
   std::unique_ptr<Run> make_run(Call call);
+  std::shared_ptr<MemoryUse> claim(std::span<const ByteRange> ranges);
   std::shared_ptr<Work> begin(Call call);
   std::shared_ptr<Transfer> make_transfer(const Message& message,
                                           const std::shared_ptr<Work>& work);

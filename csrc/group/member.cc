@@ -12,7 +12,6 @@ namespace hier {
 
 namespace {
 
-constexpr auto kLookInterval = std::chrono::milliseconds(50);
 constexpr auto kDeviceInterval = std::chrono::microseconds(50);  // it cannot ring: it is looked at
 // Longest wait for the reason behind a broken stream, if the control link of that peer goes on.
 constexpr auto kCauseWait = std::chrono::milliseconds(200);
@@ -107,7 +106,7 @@ template <class Move>
 bool Member::guarded(Move move) {
   if (ended_with_) return false;
   try {
-    if (failure_.is_set()) std::rethrow_exception(failure_.refusal());
+    failure_.check();
     return move();
   } catch (const BrokenStream& broken) {
     suspicion_.emplace(broken, std::nullopt);

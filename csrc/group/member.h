@@ -42,6 +42,9 @@ struct Progress {
 
 class Member {
  public:
+  // The longest between two looks around while something is in flight.
+  static constexpr std::chrono::milliseconds kLookInterval{50};
+
   // `arena` is null for a rank that is alone on its node. What is passed by reference outlives
   // this. `at_failure` is called once nothing is in flight any more, before works end: it lets go
   // of what streams of devices wait for.

@@ -85,12 +85,12 @@ size_t TcpChannel::receive(std::span<std::byte> dst, std::span<std::byte> then) 
 void TcpChannel::fill() {
   if (lo_ == hi_) {
     lo_ = hi_ = consumed_ % 8;
-  } else if (hi_ == kBufferBytes) {
+  } else if (hi_ == buffer_bytes_) {
     const size_t keep = lo_ % 8;
     std::memmove(buffer_.get() + keep, buffer_.get() + lo_, hi_ - lo_);
     hi_ = keep + hi_ - lo_, lo_ = keep;
   }
-  hi_ += receive({buffer_.get() + hi_, kBufferBytes - hi_});
+  hi_ += receive({buffer_.get() + hi_, buffer_bytes_ - hi_});
 }
 
 Bytes TcpChannel::peek(size_t wanted) {

@@ -10,9 +10,11 @@ namespace hier {
 
 class TcpChannel final : public Channel {
  public:
-  // Takes a connected, nonblocking stream socket.
-  explicit TcpChannel(Fd socket, bool checked = false)
-      : socket_(std::move(socket)), checked_(checked) {}
+  static constexpr size_t kBufferBytes = 256 << 10;  // stays in the L2 cache while it is reduced
+
+  // Takes a connected, nonblocking stream socket. Small reads go through a buffer.
+  explicit TcpChannel(Fd socket, bool checked = false, size_t buffer_bytes = kBufferBytes)
+      : socket_(std::move(socket)), checked_(checked), buffer_bytes_(buffer_bytes) {}
 
   size_t try_write(std::span<const Bytes> parts) override;
   size_t try_read(std::span<std::byte> dst) override;
@@ -28,19 +30,19 @@ class TcpChannel final : public Channel {
 
  private:
   static constexpr size_t kQuantum = 256 << 10;
-  static constexpr size_t kBufferBytes = 256 << 10;  // stays in the L2 cache while it is reduced
-  static constexpr size_t kSmallRead = 4 << 10;      // below this, read ahead: header and payload
-                                                     // of a small message cost one system call
+  static constexpr size_t kSmallRead = 4 << 10;  // below this, read ahead: header and payload
+                                                 // of a small message cost one system call
   size_t receive(std::span<std::byte> dst, std::span<std::byte> then = {});
   void fill();
   bool writable() const;
 
   Fd socket_;
   const bool checked_;
+  const size_t buffer_bytes_;
   bool full_ = false;  // it did not take all of the last write
   // Received and not consumed: [lo_, hi_). Untouched pages take no memory: most connections of a
   // large group carry nothing.
-  std::unique_ptr<std::byte[]> buffer_ = std::make_unique_for_overwrite<std::byte[]>(kBufferBytes);
+  std::unique_ptr<std::byte[]> buffer_ = std::make_unique_for_overwrite<std::byte[]>(buffer_bytes_);
   size_t lo_ = 0, hi_ = 0;
   uint64_t consumed_ = 0;  // bytes of the stream; lo_ keeps its phase modulo 8
 };

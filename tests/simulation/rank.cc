@@ -195,7 +195,7 @@ bool Rank::make(size_t number) {
   buffer.scribbled.reset();
   Made made{number, nullptr, after(scenario_.timeout, timing_.now), std::nullopt, nullptr};
   try {
-    if (member_->failure().is_set()) std::rethrow_exception(member_->failure().refusal());
+    member_->failure().check();
     made.work = op.message ? post(op, number) : call(op, number);
   } catch (...) {
     made.error = std::current_exception();
