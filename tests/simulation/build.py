@@ -17,10 +17,6 @@ ROOT = HERE.parents[1]
 CSRC = ROOT / "csrc"
 PLAIN = ROOT / "build/simulation"  # without mutants
 JOBS = len(os.sched_getaffinity(0))
-LAYERS = (
-    "base", "schedule", "program", "reduce", "transport", "local", "engine", "device", "nccl",
-    "group",
-)  # fmt: skip
 
 
 def build(folder: Path = PLAIN, replaced: Mapping[str, str] | None = None) -> Path:
@@ -36,11 +32,11 @@ def build(folder: Path = PLAIN, replaced: Mapping[str, str] | None = None) -> Pa
     # Of its own files only headers may concern it.
     own_folder = folder if any(name.endswith(".h") for name in names) else PLAIN
     own = [_unit(source, own_folder, overlay, source.name) for source in sorted(HERE.glob("*.cc"))]
-    core = [_core_unit(source, folder, overlay, names) for source in _core_sources()]
+    sources = _core_sources()
+    core = [_core_unit(source, folder, overlay, names) for source in sources]
     _build.run_units([unit for unit in (*core, *own) if unit], CSRC, JOBS)
     objects = [
-        unit.output if unit else _object(source)
-        for source, unit in zip(_core_sources(), core, strict=True)
+        unit.output if unit else _object(source) for source, unit in zip(sources, core, strict=True)
     ]
     inputs = (*objects, *(unit.output for unit in own))
     output = folder / "simulate"
@@ -50,7 +46,9 @@ def build(folder: Path = PLAIN, replaced: Mapping[str, str] | None = None) -> Pa
 
 
 def _core_sources() -> list[Path]:
-    return sorted(file for layer in LAYERS for file in (CSRC / layer).glob("*.cc"))
+    """All of the core but its face to Python."""
+    sources = _build.core_sources(CSRC)
+    return [source for source in sources if source.relative_to(CSRC).parts[0] != "python"]
 
 
 def _object(source: Path) -> Path:

@@ -47,7 +47,9 @@ Life::Life(const Scenario& scenario, bool trace)
                                shared[static_cast<size_t>(scenario.node_of_rank[rank])],
                                [this](int other) { call(other); }));
   }
-  for (const Fault& fault : scenario.faults) events_.push({kBegin + fault.at, -1, {}});
+  for (size_t i = 0; i < scenario.faults.size(); ++i) {
+    events_.push({kBegin + scenario.faults[i].at, -1 - static_cast<int>(i), {}});
+  }
 }
 
 // Shared memory is used again by later lives.
@@ -127,7 +129,7 @@ std::string Life::run() {
 }
 
 bool Life::ready(int rank) const {
-  const Rank& r = *ranks_[static_cast<size_t>(rank)];
+  const Rank& r = at(rank);
   return awake_[static_cast<size_t>(rank)] && !r.over() && r.paused_until() <= timing_.now;
 }
 
@@ -139,7 +141,7 @@ void Life::live() {
     candidates.clear();
     bool all_over = true;
     for (int rank = 0; rank < p; ++rank) {
-      all_over &= ranks_[static_cast<size_t>(rank)]->over();
+      all_over &= at(rank).over();
       if (ready(rank)) candidates.push_back(rank);
     }
     if (all_over) return;
@@ -151,10 +153,10 @@ void Life::live() {
     if (++steps_ > kMostSteps) throw Wrong("there is no end");
     const int rank = random_.of(candidates);
     const bool by_clock = !std::exchange(called_[static_cast<size_t>(rank)], 0);
-    const bool moved = ranks_[static_cast<size_t>(rank)]->step(by_clock);
+    const bool moved = at(rank).step(by_clock);
     if (!moved) {
       awake_[static_cast<size_t>(rank)] = called_[static_cast<size_t>(rank)];
-      events_.push({ranks_[static_cast<size_t>(rank)]->wake_by(), rank, std::nullopt});
+      events_.push({at(rank).wake_by(), rank, std::nullopt});
     }
     timing_.now += std::chrono::nanoseconds(random_.between(50, 2000));
   }
@@ -169,21 +171,19 @@ void Life::deliver() {
     const Event event = events_.top();
     events_.pop();
     if (event.rank < 0) {
-      for (size_t i = 0; i < scenario_.faults.size(); ++i) {
-        if (!applied_[i] && kBegin + scenario_.faults[i].at <= timing_.now) apply(i);
-      }
+      apply(static_cast<size_t>(-1 - event.rank));
       continue;
     }
     awake_[static_cast<size_t>(event.rank)] = 1;
     if (!event.what) continue;
     call(event.rank);
-    ranks_[static_cast<size_t>(event.rank)]->arrived(*event.what);
+    at(event.rank).arrived(*event.what);
   }
 }
 
 void Life::apply(size_t number) {
   const Fault& fault = scenario_.faults[number];
-  Rank& rank = *ranks_[static_cast<size_t>(fault.rank)];
+  Rank& rank = at(fault.rank);
   applied_[number] = 1;
   if (trace_) say(describe(fault));
   if (fault.kind >= Fault::Kind::reset) return apply_to_wires(fault);
@@ -217,20 +217,21 @@ void Life::apply_to_wires(const Fault& fault) {
   } else if (fault.kind == Fault::Kind::flip_control) {
     wire(fault.rank, fault.other, lanes + 1).flip_next();
   } else {
-    const int p = scenario_.world_size();
-    for (int a = 0; a < p; ++a) {
-      for (int b = 0; b < p; ++b) {
-        const bool there = scenario_.node_of_rank[a] == scenario_.node_of_rank[fault.rank] &&
-                           scenario_.node_of_rank[b] == scenario_.node_of_rank[fault.other];
-        for (size_t k = 0; there && k < lanes + 2; ++k) {
-          wire(a, b, k).start_drop();
-          if (fault.both_ways) {
-            wire(b, a, k).start_drop();
-          } else {
-            wire(b, a, k).start_unanswered();
-          }
-        }
-      }
+    swallow(fault);
+  }
+}
+
+// Between two nodes nothing arrives any more, and what arrives is not acknowledged.
+void Life::swallow(const Fault& fault) {
+  const auto node = [&](int rank) { return scenario_.node_of_rank[static_cast<size_t>(rank)]; };
+  const int p = scenario_.world_size(), kinds = scenario_.lanes + 2;
+  for (int pair = 0; pair < p * p; ++pair) {
+    const int a = pair / p, b = pair % p;
+    if (node(a) != node(fault.rank) || node(b) != node(fault.other)) continue;
+    for (size_t kind = 0; kind < static_cast<size_t>(kinds); ++kind) {
+      wire(a, b, kind).start_drop();
+      Wire& back = wire(b, a, kind);
+      fault.both_ways ? back.start_drop() : back.start_unanswered();
     }
   }
 }

@@ -28,7 +28,7 @@ class Life {
  private:
   struct Event {
     Clock::time_point at;
-    int rank;                     // -1: a fault
+    int rank;                     // below 0: fault number -1 - rank
     std::optional<Carries> what;  // none: its clock
     bool operator>(const Event& other) const { return at > other.at; }
   };
@@ -38,12 +38,14 @@ class Life {
   Wire& wire(int from, int to, size_t kind);
   SharedMemory shared_memory_of(int node) const;
   std::shared_ptr<Arena> arena_of(int node, int local_size) const;
+  Rank& at(int rank) const { return *ranks_[static_cast<size_t>(rank)]; }
   void live();
   void call(int rank);  // something has happened that it may wait for
   void deliver();
   bool ready(int rank) const;
   void apply(size_t fault);
   void apply_to_wires(const Fault& fault);
+  void swallow(const Fault& fault);
   void say(const std::string& text) const;
 
   // life_check.cc
@@ -51,8 +53,8 @@ class Life {
   void tell_ends() const;
   void check_error(const Rank::Made& made, int rank) const;
   bool explains(const Fault& fault, const std::exception_ptr& error, int rank) const;
-  bool somebody_is_strange() const;
-  void check_time(const Rank::Made& made, int rank) const;
+  Clock::time_point first_told() const;
+  void check_time(const Rank::Made& made, int rank, Clock::time_point told) const;
 
   const Scenario& scenario_;
   const bool trace_;

@@ -52,7 +52,7 @@ bool Life::explains(const Fault& fault, const std::exception_ptr& error, int ran
              (rank == fault.rank && e.kind == "aborted" && contains(e.text, "closed with"));
     case Fault::Kind::jump:  // there is no time left to hear the reason of another fault
       if (e.kind == "peer" && contains(e.text, "probably died")) {
-        return scenario_.faults.size() > 1 || somebody_is_strange();
+        return scenario_.faults.size() > 1 || scenario_.has_stranger();
       }
       [[fallthrough]];
     case Fault::Kind::pause:
@@ -73,16 +73,12 @@ bool Life::explains(const Fault& fault, const std::exception_ptr& error, int ran
   return false;
 }
 
-bool Life::somebody_is_strange() const {
-  return std::any_of(scenario_.operations.begin(), scenario_.operations.end(),
-                     [](const Operation& op) { return op.stranger >= 0; });
-}
-
 void Life::check_error(const Rank::Made& made, int rank) const {
   const Known e = known(made.error);
   const bool hopeless = scenario_.operations[made.operation].hopeless;
   if (hopeless && contains(e.text, "no rank sends it")) return;
-  if (somebody_is_strange() && (e.kind == "mismatch" || contains(e.text, "this group has failed")))
+  if (scenario_.has_stranger() &&
+      (e.kind == "mismatch" || contains(e.text, "this group has failed")))
     return;
   // What comes after the first error repeats it.
   for (size_t i = 0; i < scenario_.faults.size(); ++i) {
@@ -95,37 +91,34 @@ void Life::check_error(const Rank::Made& made, int rank) const {
               std::to_string(e.culprit) + ": " + e.text);
 }
 
-// By its deadline, and soon after the first rank had failed.
-void Life::check_time(const Rank::Made& made, int rank) const {
-  const Rank& r = *ranks_[static_cast<size_t>(rank)];
-  const bool faulty =
-      std::any_of(scenario_.faults.begin(), scenario_.faults.end(), [](const Fault& fault) {
-        return fault.kind == Fault::Kind::black_hole || fault.kind == Fault::Kind::pause;
-      });
-  const auto late = *made.ended - std::max(made.deadline, r.paused_until());
-  if (late > std::chrono::seconds(1)) {
-    throw Wrong("call " + std::to_string(made.operation) + " of rank " + std::to_string(rank) +
-                " ended " + std::to_string(Seconds(late).count()) + " s after its deadline");
-  }
-  if (faulty) return;
+// When the first rank told the others of an error; never, where those may hear of it late.
+Clock::time_point Life::first_told() const {
+  const bool late = std::ranges::any_of(scenario_.faults, [](const Fault& fault) {
+    return fault.kind == Fault::Kind::black_hole || fault.kind == Fault::Kind::pause;
+  });
   auto first = Clock::time_point::max();
-  for (const auto& other : ranks_) {
-    for (const auto& call : other->made()) {
+  for (const auto& rank : ranks_) {
+    for (const auto& call : rank->made()) {
+      if (late || !call.error || scenario_.operations[call.operation].hopeless) continue;
       // Who closes its group with calls in flight tells nobody of its own error.
-      if (scenario_.operations[call.operation].hopeless) continue;
-      const bool told = call.ended && call.error &&
-                        known(call.error).text.find("closed with") == std::string::npos;
-      if (told) first = std::min(first, *call.ended);
+      if (!contains(known(call.error).text, "closed with")) first = std::min(first, *call.ended);
     }
   }
-  if (first == Clock::time_point::max()) return;
-  const auto told =
-      std::max(first, made.deadline - after(scenario_.timeout, {}).time_since_epoch());
-  if (*made.ended - told > std::chrono::milliseconds(600) + 4 * scenario_.most_delay) {
+  return first;
+}
+
+// By its deadline, and soon after another rank has told its error.
+void Life::check_time(const Rank::Made& made, int rank, Clock::time_point told) const {
+  const auto check = [&](Clock::duration late, Clock::duration most, const std::string& behind) {
+    if (late <= most) return;
     throw Wrong("call " + std::to_string(made.operation) + " of rank " + std::to_string(rank) +
-                " ended " + std::to_string(Seconds(*made.ended - told).count()) +
-                " s after another rank had failed");
-  }
+                " ended " + std::to_string(Seconds(late).count()) + " s after " + behind);
+  };
+  const auto deadline = std::max(after(scenario_.timeout, made.at), at(rank).paused_until());
+  check(*made.ended - deadline, std::chrono::seconds(1), "its deadline");
+  if (told == Clock::time_point::max()) return;
+  check(*made.ended - std::max(told, made.at),
+        std::chrono::milliseconds(600) + 4 * scenario_.most_delay, "another rank had failed");
 }
 
 void Life::tell_ends() const {
@@ -145,8 +138,9 @@ void Life::tell_ends() const {
 
 void Life::check_ends() const {
   if (trace_) tell_ends();
+  const auto told = first_told();
   for (int rank = 0; rank < scenario_.world_size(); ++rank) {
-    const Rank& r = *ranks_[static_cast<size_t>(rank)];
+    const Rank& r = at(rank);
     for (const auto& made : r.made()) {
       if (!made.ended) {
         if (r.killed()) continue;
@@ -154,7 +148,7 @@ void Life::check_ends() const {
                     " has no end");
       }
       if (made.error) check_error(made, rank);
-      check_time(made, rank);
+      check_time(made, rank, told);
     }
     if (const std::string wrong = r.check_memory(); !wrong.empty()) throw Wrong(wrong);
   }

@@ -87,7 +87,7 @@ Rank::Buffer& Rank::buffer_of(size_t number) {
 
 void Rank::scribble(Buffer& buffer) {
   std::fill(buffer.memory.begin(), buffer.memory.end(), kScribble);
-  buffer.scribbled = kScribble;
+  buffer.scribbled = true;
 }
 
 void Rank::arrived(Carries what) {
@@ -122,7 +122,7 @@ bool Rank::drive(bool by_clock) {
     return true;
   }
   asleep_ = true;
-  wake_by_ = std::min(progress.wake_by, now() + std::chrono::milliseconds(50)) - ahead_;
+  wake_by_ = progress.wake_by - ahead_;
   return false;
 }
 
@@ -192,8 +192,8 @@ bool Rank::make(size_t number) {
       std::copy(input.begin(), input.end(), buffer.memory.begin());
     }
   }
-  buffer.scribbled.reset();
-  Made made{number, nullptr, after(scenario_.timeout, timing_.now), std::nullopt, nullptr};
+  buffer.scribbled = false;
+  Made made{number, nullptr, timing_.now, std::nullopt, nullptr};
   try {
     member_->failure().check();
     made.work = op.message ? post(op, number) : call(op, number);
@@ -296,10 +296,9 @@ void Rank::check(const Made& made) const {
 std::string Rank::check_memory() const {
   for (const Buffer& buffer : buffers_) {
     if (!buffer.scribbled) continue;
-    for (const Value value : buffer.memory) {
-      if (value == *buffer.scribbled) continue;
-      return "memory of rank " + std::to_string(rank_) + " was written after its call had ended";
-    }
+    if (std::ranges::all_of(buffer.memory, [](Value value) { return value == kScribble; }))
+      continue;
+    return "memory of rank " + std::to_string(rank_) + " was written after its call had ended";
   }
   return "";
 }

@@ -5,6 +5,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -16,6 +17,11 @@
 #include "wire.h"
 
 namespace hier::simulation {
+
+// What a life must not show: wrong numbers, late ends, strange errors.
+struct Wrong : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
 
 // Rings by waking the neighbour in virtual time.
 class SimulatedBells final : public Doorbells {
@@ -64,7 +70,7 @@ class Rank {
   struct Made {
     size_t operation;
     std::shared_ptr<Work> work;  // null: it was refused
-    Clock::time_point deadline;
+    Clock::time_point at;
     std::optional<Clock::time_point> ended;
     std::exception_ptr error;
   };
@@ -75,8 +81,8 @@ class Rank {
  private:
   struct Buffer {
     std::vector<Value> own;
-    std::span<Value> memory;         // all of that, or a part of symmetric memory
-    std::optional<Value> scribbled;  // what every element is, since no call has it
+    std::span<Value> memory;  // all of that, or a part of symmetric memory
+    bool scribbled = false;   // all over, since no call has it
   };
 
   Clock::time_point now() const;
@@ -119,11 +125,6 @@ class Rank {
   Arrivals arrivals_;
   Clock::time_point wake_by_{}, paused_until_{};
   Clock::duration ahead_{};
-};
-
-// What a life must not show: wrong numbers, late ends, strange errors.
-struct Wrong : std::runtime_error {
-  using std::runtime_error::runtime_error;
 };
 
 }  // namespace hier::simulation

@@ -158,6 +158,10 @@ Scenario draw(uint64_t seed) {
 
 size_t Scenario::symmetric_bytes() const { return static_cast<size_t>(num_buffers) * kBufferBytes; }
 
+bool Scenario::has_stranger() const {
+  return std::ranges::any_of(operations, [](const Operation& op) { return op.stranger >= 0; });
+}
+
 std::string describe(const Operation& op) {
   std::string text = op.message ? "message " + std::to_string(op.from) + " to " +
                                       std::to_string(op.to) + ", tag " + std::to_string(op.tag)

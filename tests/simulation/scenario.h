@@ -55,6 +55,7 @@ struct Scenario {
   std::vector<Fault> faults;
 
   size_t symmetric_bytes() const;  // of a rank
+  bool has_stranger() const;
   int world_size() const { return static_cast<int>(node_of_rank.size()); }
 };
 

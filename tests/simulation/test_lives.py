@@ -60,27 +60,27 @@ def found(program: Path) -> str:
     return done.stdout or f"ended with {done.returncode}"  # a crash is found, too
 
 
-def mutated(mutant: Mutant, folder: Path) -> Path:
+def planted(mutant: Mutant) -> str:
     text = (CSRC / mutant.file).read_text()
     assert text.count(mutant.old) == 1, f"{mutant.file}: {mutant.old!r} is not there once"
-    return build(folder, {mutant.file: text.replace(mutant.old, mutant.new)})
+    return text.replace(mutant.old, mutant.new)
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("mutant", MUTANTS[:1], ids=lambda mutant: mutant.name)
 def test_a_planted_fault_is_found(mutant, tmp_path):
-    assert found(mutated(mutant, tmp_path))
+    assert found(build(tmp_path, {mutant.file: planted(mutant)}))
 
 
 @pytest.mark.full
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_every_planted_fault_is_found(mutant, tmp_path):
-    said = found(mutated(mutant, tmp_path))
+    said = found(build(tmp_path, {mutant.file: planted(mutant)}))
     print("; ".join(re.findall(r"^(?:seed \d+$|WRONG.*)", said, re.MULTILINE)[:2]) or said)
     assert said
 
 
 def test_planted_faults_are_in_the_sources():
     for mutant in MUTANTS:
-        assert (CSRC / mutant.file).read_text().count(mutant.old) == 1, mutant
+        planted(mutant)

@@ -38,7 +38,6 @@ size_t Wire::write(std::span<const Bytes> parts) {
   }
   if (written == 0) return 0;
   if (std::exchange(flip_, false)) {
-    flipped_ = true;
     data_[before + random_.between(0, written - 1)] ^= std::byte{1} << random_.between(0, 7);
   }
   if (unanswered_from_ && !unanswered_since_) unanswered_since_ = timing_.now;
@@ -133,8 +132,6 @@ void Wire::start_drop() {
   under_way_.clear();
   timing_.wake(timing_.now + options_.dead_after, reader_, options_.carries);
 }
-
-void Wire::flip_next() { flip_ = true; }
 
 size_t SimulatedChannel::try_read(std::span<std::byte> dst) {
   if (dst.empty()) return 0;

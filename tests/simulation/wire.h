@@ -48,14 +48,11 @@ class Wire {
   // Nothing more comes, once all is read. Throws ChannelBroken where the reader has to be told.
   void check_open(size_t wanted);
 
-  void end();         // the writer has closed it, or died
-  void abandon();     // the reader has
-  void reset();       // both ends see it broken at once; what is under way is lost
-  void start_drop();  // from now on nothing arrives
-  void flip_next();   // the next byte that is written loses a bit
-  bool flipped() const { return flipped_; }
-  // Since when something lies on the wire that cannot arrive.
-  std::optional<Clock::time_point> dropped_since() const { return dropped_since_; }
+  void end();                         // the writer has closed it, or died
+  void abandon();                     // the reader has
+  void reset();                       // both ends see it broken at once; what is under way is lost
+  void start_drop();                  // from now on nothing arrives
+  void flip_next() { flip_ = true; }  // a bit of what is written next
   // No answer comes back over the other direction: what is written looks lost to the writer.
   void start_unanswered() { unanswered_from_ = timing_.now; }
   double seconds_unanswered() const;
@@ -72,12 +69,12 @@ class Wire {
   Random& random_;
   const WireOptions options_;
   const int writer_, reader_;
-  std::vector<std::byte> data_;    // from stream offset base_, a multiple of 8
+  std::vector<std::byte> data_;    // from a stream offset that is a multiple of 8
   size_t read_ = 0, arrived_ = 0;  // offsets in data_
   std::deque<Portion> under_way_;
   std::deque<Portion> acknowledged_;  // read, and on their way back as room for the writer
   size_t outstanding_ = 0;            // written, and not acknowledged
-  bool ended_ = false, reset_ = false, flip_ = false, flipped_ = false, full_ = false;
+  bool reset_ = false, flip_ = false, full_ = false;
   std::optional<Clock::time_point> ended_at_, abandoned_at_, dropping_, dropped_since_,
       unanswered_from_, unanswered_since_;
 };
