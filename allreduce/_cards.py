@@ -133,6 +133,7 @@ class Board:
         self._attempt = ""  # its name; another rank than 0 keeps it once a table has come
         self._settled = False
         self._taken = False  # what this rank would write is there already, from elsewhere
+        self._of_others = ""  # an error that rank 0 told those who had come
 
     def gather(
         self,
@@ -155,7 +156,8 @@ class Board:
         return self._collect(what, accept, judge)
 
     def clean(self) -> None:
-        """Remove what this rank wrote; for when all ranks have read it.
+        """Remove what this rank wrote; for when all ranks have read it. Never raises: the group is
+        there, and needs the store no more.
 
         The key of the calls stays, without a name: a rank that looks for the next call may be about
         to read it, and of a key that is gone a store may wait for long.
@@ -163,7 +165,8 @@ class Board:
         for key in set(self._written) - {self._call}:
             delete_key(self._store, key)
         if self._rank == 0:
-            self._write(self._call, b"")
+            with contextlib.suppress(TimeoutError, ConnectionError):
+                self._write(self._call, b"")
         self._written.clear()
 
     def _collect(
@@ -231,6 +234,11 @@ class Board:
                 self._settled = True
                 return values
         self._name_missing(what)
+        if self._of_others:
+            raise Timeout(
+                f"rank 0 had given up before this rank came, or did so in an earlier attempt: "
+                f"{self._of_others}"
+            )
         raise Timeout(
             f"rank 0 never came: no table of every {what} in the store by the deadline; see "
             "whether its process started and what it printed, and whether it was given the same "
@@ -272,6 +280,7 @@ class Board:
         table = json.loads(self._read(what, key, sealed))
         if "error" in table:
             if table["to"].get(str(self._rank)) != _digest(mine):
+                self._of_others = str(table["text"])
                 return None
             self._write(self._key(what, self._rank) + "/told", b"")
             raise _ERRORS.get(table["error"], PeerError)(table["text"])

@@ -134,6 +134,19 @@ def test_a_rank_outside_the_smaller_world_hears_of_it() -> None:
     close_wirings(results)
 
 
+def test_a_rank_that_comes_after_an_error_hears_of_it() -> None:
+    store = MemoryStore()
+    all_raise(
+        in_threads(2, lambda rank: connect_rank(store, rank, 3, lanes=1 + rank)),
+        ValueError,
+        "lanes is 1 on rank 0 but 2 on rank 1",
+    )
+    with pytest.raises(
+        TimeoutError, match=r"given up before this rank came.* lanes is 1 on rank 0"
+    ):
+        connect_rank(store, 2, 3, timeout=0.5)
+
+
 def test_impossible_nodes_are_refused_on_every_rank() -> None:
     all_raise(try_connect(3, nodes=4), ValueError, "nodes=4: 3 ranks")
 

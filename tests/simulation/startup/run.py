@@ -1,0 +1,95 @@
+"""Runs start-ups of simulated groups, each from a seed.
+
+python -m tests.simulation.startup.run --lives 1000
+python -m tests.simulation.startup.run --seed 17       # one, with how its ranks ended
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import logging
+import random
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+from .mutants import MUTANTS, planted
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+class Planter(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Imports one module from a text that differs from its file."""
+
+    def __init__(self, name: str, text: str) -> None:
+        self._name, self._text = name, text
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        """Of that module only."""
+        return importlib.util.spec_from_loader(fullname, self) if fullname == self._name else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Run the text as the module."""
+        exec(compile(self._text, self._name, "exec"), module.__dict__)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--lives", type=int, default=1000)
+    parser.add_argument("--first", type=int, help="the first seed (default: drawn, and printed)")
+    parser.add_argument("--seed", type=int, help="run this one only, and tell how it ends")
+    parser.add_argument("--mutant", type=int, help="with this planted fault")
+    options = parser.parse_args()
+    if options.mutant is not None:
+        mutant = MUTANTS[options.mutant]
+        sys.meta_path.insert(0, Planter(mutant.module, planted(mutant, ROOT)))
+    logging.disable(logging.CRITICAL)
+    if options.seed is not None:
+        return tell(options.seed)
+    first = random.SystemRandom().randrange(10**9) if options.first is None else options.first
+    return live(first, options.lives)
+
+
+def live(first: int, number: int) -> int:
+    """Run lives until one goes wrong."""
+    from .life import Life  # not before a fault is planted
+    from .scenario import draw
+
+    print(f"seeds {first} to {first + number - 1}")
+    begun = time.monotonic()
+    for seed in range(first, first + number):
+        scenario = draw(seed)
+        if wrong := Life(scenario).run():
+            print(f"{scenario}\nWRONG: {wrong}")
+            return 1
+    print(f"{number} lives, {number / (time.monotonic() - begun):.0f} a second: nothing wrong")
+    return 0
+
+
+def tell(seed: int) -> int:
+    """Run one life, and say how each rank ended."""
+    from .life import Life
+    from .scenario import draw
+    from .world import BEGIN
+
+    life = Life(draw(seed))
+    wrong = life.run()
+    print(life.scenario)
+    for rank in life.ranks:
+        ended = "never" if rank.ended is None else f"after {rank.ended - BEGIN:.4f} s"
+        print(f"{rank.name} ended {ended}: {rank.result!r}")
+    print(f"WRONG: {wrong}" if wrong else "nothing wrong")
+    return bool(wrong)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
