@@ -16,14 +16,15 @@ constexpr size_t kLeastCopy = 512 << 10;
 
 using Passages = std::vector<std::vector<Passage>>;  // of a piece each, or of several
 
-// Elements [lo, hi) of a buffer on the device and of its image in the stage.
+// A buffer on the device, and its image in the stage, where pieces lie one after another.
 struct Image {
   std::byte* device;
   std::byte* host;
   size_t element;
 
-  Passage part(size_t lo, size_t hi) const {
-    return {device + lo * element, host + lo * element, (hi - lo) * element};
+  Passage part(size_t lo, size_t hi) const { return part(lo, lo, hi - lo); }
+  Passage part(size_t on_device, size_t on_host, size_t count) const {
+    return {device + on_device * element, host + on_host * element, count * element};
   }
 };
 
@@ -40,6 +41,23 @@ Halves halves(const Call& call, int rank, int world_size) {
   const Range in = range(what.before);
   const bool has_all = what.before == Holders::root && rank == call.root;
   return {in, has_all ? Range{0, 0} : range(what.after)};
+}
+
+// What of `range` lies in elements [lo, hi) of the image: whole pieces of the plan.
+void add_passages(std::vector<Passage>& passages, const Image& image, const Plan& plan, Range range,
+                  size_t lo, size_t hi) {
+  if (plan.slices == 1) {
+    lo = std::max(range.lo, lo), hi = std::min(range.hi, hi);
+    if (lo < hi) passages.push_back(image.part(lo, hi));
+    return;
+  }
+  const auto slices = static_cast<size_t>(plan.slices);
+  const size_t part = plan.count / slices;
+  for (; lo < hi; lo += plan.piece) {
+    const size_t slice = std::min(plan.piece, hi - lo) / slices;
+    for (size_t r = range.lo / part; r < range.hi / part; ++r)
+      passages.push_back(image.part(r * part + lo / slices, lo + r * slice, slice));
+  }
 }
 
 }  // namespace
@@ -87,13 +105,9 @@ void DeviceCalls::enqueue_staged(Run& run, const Call& on_device) {
     const Halves whole = halves(call, rank, p);
     for (size_t k = 0; k < in.size(); ++k) {
       const size_t each = at_once * run.plan.piece;
-      const Range pieces{k * each, std::min((k + 1) * each, call.count)};
-      const auto add = [&](std::vector<Passage>& passages, Range range) {
-        const size_t lo = std::max(range.lo, pieces.lo), hi = std::min(range.hi, pieces.hi);
-        if (lo < hi) passages.push_back(data.part(lo, hi));
-      };
-      add(in[k], whole.in);
-      add(out[k], whole.out);
+      const size_t lo = k * each, hi = std::min(lo + each, call.count);
+      add_passages(in[k], data, run.plan, whole.in, lo, hi);
+      add_passages(out[k], data, run.plan, whole.out, lo, hi);
     }
   }
   DeviceStage& stage = *run.device;

@@ -44,6 +44,15 @@ Execution::Shard Execution::shard(const Piece& piece, int owner) const {
   return {piece.begin + bound(owner), bound(owner + 1) - bound(owner)};
 }
 
+// What this rank ends with of a piece of a flat plan.
+Range Execution::finished(const Piece& piece) const {
+  const auto [lo, hi] = plan_.finished;
+  if (plan_.slices == 1) return {std::max(piece.begin, lo), std::min(piece.end, hi)};
+  const auto slices = static_cast<size_t>(plan_.slices);
+  const size_t part = plan_.count / slices, slice = (piece.end - piece.begin) / slices;
+  return {piece.begin + lo / part * slice, piece.begin + hi / part * slice};
+}
+
 std::byte* Execution::shared(int rank, uint64_t k, size_t element) const {
   if (is_symmetric()) return plan_.symmetric[rank] + element * element_bytes_;
   return local_->slot(rank, number(k)) + (element - piece(k).begin) * element_bytes_;
@@ -188,7 +197,7 @@ bool Execution::finish_inter(uint64_t k) {
   ++published_;
   Piece& p = piece(k);
   if (!local_) {
-    const size_t lo = std::max(p.begin, plan_.divide_lo), hi = std::min(p.end, plan_.divide_hi);
+    const auto [lo, hi] = finished(p);
     if (plan_.divisor > 1 && lo < hi) divide(plan_.dtype, at(lo), hi - lo, plan_.divisor);
     p.phase = Phase::gathering;
     return true;

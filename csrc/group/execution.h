@@ -13,6 +13,7 @@
 
 #include "device/stage.h"
 #include "engine/engine.h"
+#include "group/parts.h"
 #include "local/stage.h"
 #include "reduce/reduce.h"
 
@@ -28,8 +29,8 @@ struct Plan {
   size_t count = 0;  // elements
   DType dtype{};
   ReduceOp op{};
-  int divisor = 1;                      // avg: by what the finished elements are divided
-  size_t divide_lo = 0, divide_hi = 0;  // which elements of a flat plan to divide at the end
+  int divisor = 1;   // avg: by what the finished elements are divided
+  Range finished{};  // the elements of a flat plan that this rank ends with
 
   bool staged = false;         // some node has a local stage
   bool local = false;          // this one has
@@ -37,6 +38,8 @@ struct Plan {
   bool beyond_caches = false;  // the node's private buffers are larger than its caches
   int rails = 1;               // ranks of a node that own a shard of each piece
   size_t piece = 0;            // elements of a piece
+  // Of device memory: a piece consists of so many slices, one of each rank's part.
+  int slices = 1;
   // The same place in each local rank's symmetric memory; empty if the buffer is private.
   std::vector<std::byte*> symmetric;
   // The inter-node program for a shard of so many elements; null if the stage is empty.
@@ -78,6 +81,7 @@ class Execution {
   const Piece& piece(uint64_t k) const { return window_[k % window_.size()]; }
   uint64_t number(uint64_t k) const { return first_number_ + k; }
   Shard shard(const Piece& piece, int owner) const;
+  Range finished(const Piece& piece) const;
   bool owner() const { return !local_ || local_->local_rank() < plan_.rails; }
   bool is_symmetric() const { return !plan_.symmetric.empty(); }
   std::byte* at(size_t element) const { return plan_.data + element * element_bytes_; }

@@ -22,6 +22,11 @@ inline std::vector<size_t> parts_of(const std::vector<size_t>& bounds, size_t co
   return even;
 }
 
+inline bool are_even(const std::vector<size_t>& bounds, size_t count, int world_size) {
+  return !bounds.empty() && count % static_cast<size_t>(world_size) == 0 &&
+         bounds == parts_of({}, count, world_size);
+}
+
 // What `rank` holds of a buffer of `count` elements, of a collective that has no chunk per pair.
 inline Range range_of(Holders holders, const std::vector<size_t>& bounds, size_t count, int rank,
                       int root, int world_size) {

@@ -79,7 +79,7 @@ class Planner {
   Plan staged_plan(const Call& call, const Named& between);
   Named between_all(const Call& call, const std::string& algorithm);
   Plan flat_plan(const Call& call, const Named& schedule);
-  Plan pieces_plan(const Call& call, const Named& schedule, uint32_t& place_hash);
+  void cut_for_device(Plan& plan, const Call& call, const Named& schedule, uint32_t& place_hash);
   Plan alltoall_plan(const Call& call, const Named& schedule);
   std::vector<std::byte*> symmetric_places(const Call& call, uint32_t& place_hash);
 

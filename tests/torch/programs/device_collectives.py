@@ -161,6 +161,16 @@ def check_reduce_scatters() -> None:
     assert_alike(run)
 
 
+def check_large_parts() -> None:
+    def run(device: torch.device) -> list[Tensor]:
+        part, whole = draw(LARGE).to(device), torch.zeros(WORLD_SIZE * LARGE, device=device)
+        dist.all_gather_into_tensor(whole, part)
+        dist.reduce_scatter_tensor(part, whole + RANK, op=OPS.AVG)
+        return [whole, part]
+
+    assert_alike(run)
+
+
 def check_all_to_all() -> None:
     def run(device: torch.device) -> list[Tensor]:
         outputs = [torch.zeros(4, device=device) for _ in range(WORLD_SIZE)]
