@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -148,7 +148,8 @@ class PartCollectives(Calls):
 
         Args:
             x: shape (world_size * n, ...), or (sum(send_rows), ...).
-            send_rows: rows for each rank, where they are not the same for all.
+            send_rows: rows for each rank, where they are not the same for all. All ranks give them,
+                or none does.
             recv_rows: rows from each rank. None: they are asked for, if `send_rows` are given.
 
         Returns:
@@ -164,12 +165,13 @@ class PartCollectives(Calls):
         out = _empty(whole, (received[-1], *whole.shape[1:]))
         memory = memory_of(out, "x", self.rank)
         call = self._call(_C.Collective.alltoall, memory, algo=algo, timeout=timeout)
+        even = send_rows is None and recv_rows is None
         self._group.run(
             **call,
-            bounds=_elements(out, received),
+            bounds=[] if even else _elements(out, received),
             input=source.address,
             input_count=source.count,
-            input_bounds=_elements(whole, sent),
+            input_bounds=[] if even else _elements(whole, sent),
         )
         return out
 
@@ -234,9 +236,7 @@ class PartCollectives(Calls):
 
 
 def _elements(array: Array, parts: Sequence[int]) -> list[int]:
-    """Bounds in elements of bounds in rows; none where all parts are of one size."""
-    if len({end - begin for begin, end in pairwise(parts)}) == 1:
-        return []
+    """Bounds in elements of bounds in rows."""
     row = int(np.prod(array.shape[1:], dtype=np.int64))
     return [row * begin for begin in parts]
 

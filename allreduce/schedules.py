@@ -207,8 +207,8 @@ def register(
     _own_schedules.check_name(name, kind)
     if scope not in ("world", "rail"):
         raise ValueError(f'scope must be "world" or "rail", not {scope!r}')
-    if scope == "rail" and not stages(kind):
-        raise ValueError(f"{kind.name} has no form over nodes: scope must be 'world'")
+    if scope == "rail" and (not stages(kind) or kind is Collective.alltoall):
+        raise ValueError(f"{kind.name} takes schedules of all ranks alone: scope must be 'world'")
     if root != 0 and not kind.rooted:
         raise ValueError(f"{kind.name} has no root: leave it out")
     wrong = schedule.check(kind, root)

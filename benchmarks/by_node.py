@@ -21,7 +21,15 @@ from allreduce.communicator import Communicator
 from benchmarks.emulated import become_hosts, tell
 
 SIZES = (64 << 10, 4 << 20)  # bytes of the whole buffer
-COLLECTIVES = ("broadcast", "reduce", "reduce_scatter", "allgather", "gather", "scatter")
+COLLECTIVES = (
+    "broadcast",
+    "reduce",
+    "reduce_scatter",
+    "allgather",
+    "gather",
+    "scatter",
+    "alltoall",
+)
 _TIMEOUT = 60.0
 
 
@@ -38,6 +46,7 @@ def calls(comm: Communicator, nbytes: int) -> dict[str, Callable[[], object]]:
         "allgather": lambda: comm.allgather(whole[mine], in_place=False),
         "gather": lambda: comm.gather(part, 0),
         "scatter": lambda: comm.scatter(part, sent, 0),
+        "alltoall": lambda: comm.alltoall(whole),
     }
 
 

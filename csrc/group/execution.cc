@@ -165,13 +165,25 @@ void Execution::reduce_shard(uint64_t k, Shard shard, std::vector<void*> outs) {
 
 // Of an alltoall, which is one piece.
 void Execution::take_input() {
-  if (plan_.input == plan_.data) {
-    input_copy_.reset(new std::byte[plan_.input_bytes]);
-    std::memcpy(input_copy_.get(), plan_.input, plan_.input_bytes);
-    plan_.input = input_copy_.get();
+  if (plan_.relay) {
+    aside_.reset(new std::byte[plan_.relay->count * element_bytes_]);
+    for (const auto& [from, to, count] : plan_.relay->in) {
+      std::memcpy(aside_.get() + to * element_bytes_, plan_.input + from * element_bytes_,
+                  count * element_bytes_);
+    }
+  } else if (plan_.input == plan_.data) {
+    aside_.reset(new std::byte[plan_.input_bytes]);
+    std::memcpy(aside_.get(), plan_.input, plan_.input_bytes);
+    plan_.input = aside_.get();
   }
   if (plan_.keep.bytes > 0) {
-    std::memcpy(plan_.data + plan_.keep.to, plan_.input + plan_.keep.from, plan_.keep.bytes);
+    std::memmove(plan_.data + plan_.keep.to, plan_.input + plan_.keep.from, plan_.keep.bytes);
+  }
+}
+
+void Execution::give_output() {
+  for (const auto& [from, to, count] : plan_.relay->out) {
+    std::memcpy(at(to), aside_.get() + from * element_bytes_, count * element_bytes_);
   }
 }
 
@@ -182,6 +194,7 @@ bool Execution::start_inter(uint64_t k) {
   job.program = plan_.program(own.count);
   job.data = local_ ? shared(local_->local_rank(), k, own.begin) : at(own.begin);
   job.input = plan_.input;
+  if (plan_.relay) job.data = aside_.get(), job.input = nullptr;
   job.element_bytes = element_bytes_;
   job.reduce = reduce_;
   job.header = header_;
@@ -197,6 +210,7 @@ bool Execution::finish_inter(uint64_t k) {
   ++published_;
   Piece& p = piece(k);
   if (!local_) {
+    if (plan_.relay) give_output();
     const auto [lo, hi] = finished(p);
     if (plan_.divisor > 1 && lo < hi) divide(plan_.dtype, at(lo), hi - lo, plan_.divisor);
     p.phase = Phase::gathering;

@@ -14,6 +14,7 @@
 #include "device/stage.h"
 #include "engine/engine.h"
 #include "group/parts.h"
+#include "group/relay.h"
 #include "local/stage.h"
 #include "reduce/reduce.h"
 
@@ -42,6 +43,8 @@ struct Plan {
   int slices = 1;
   // The same place in each local rank's symmetric memory; empty if the buffer is private.
   std::vector<std::byte*> symmetric;
+  // Of an alltoall by node: its program, and the copies around it.
+  std::shared_ptr<const Relay> relay;
   // The inter-node program for a shard of so many elements; null if the stage is empty.
   std::function<std::shared_ptr<const Program>(size_t count)> program;
 
@@ -92,6 +95,7 @@ class Execution {
   bool reduce(uint64_t k);
   void reduce_shard(uint64_t k, Shard shard, std::vector<void*> outs);
   void take_input();
+  void give_output();
   bool start_inter(uint64_t k);
   bool finish_inter(uint64_t k);
   bool gather(uint64_t k);
@@ -100,7 +104,8 @@ class Execution {
   void complete(uint64_t k);
 
   Plan plan_;
-  std::unique_ptr<std::byte[]> input_copy_;  // of an alltoall whose output replaces its input
+  // Of an alltoall: a copy of the input that its output replaces, or where parts are on their way.
+  std::unique_ptr<std::byte[]> aside_;
   const RunHeader* header_;
   Engine* engine_;
   LocalStage* local_;

@@ -14,6 +14,7 @@ namespace hier {
 namespace {
 
 constexpr size_t kSymmetricPiece = 1 << 20;  // bytes, where the network follows
+constexpr size_t kRelayedPart = 4 << 10;     // bytes from rank to rank; larger ones go straight
 constexpr size_t kDevicePiece = 4 << 20;     // bytes; a copy takes 80 us over PCIe 5
 constexpr size_t kDeviceSlice = 64 << 10;    // bytes; each slice is copied by itself
 // All buffers of a node. (On 2 Xeon cores less than 64 MiB stay in the third cache: written past
@@ -82,6 +83,15 @@ std::string Planner::choose(Collective collective, size_t bytes) const {
 bool Planner::goes_by_node(Collective collective) const {
   return config_.hierarchical && topology_.num_nodes > 1 &&
          topology_.world_size > topology_.num_nodes && !stages_of(collective).empty();
+}
+
+// An alltoall that does is relayed: what passes through other ranks costs copies, which pays while
+// messages are what takes long. All sizes have to be known, so that parts are even.
+bool Planner::goes_by_node(const Call& call) const {
+  if (!goes_by_node(call.collective)) return false;
+  return call.collective != Collective::alltoall ||
+         (call.bounds.empty() && call.input_bounds.empty() && call.count > 0 &&
+          call.bytes() <= kRelayedPart * topology_.world_size);
 }
 
 // Ranks of a node that talk to other nodes, for a buffer of so many bytes.
@@ -203,7 +213,11 @@ Plan Planner::new_plan(const Call& call, RunHeader& header) {
           : between_all(call, algorithm);
   fill_header(header, call, algorithm, schedule.fingerprint);
   if (staged) return staged_plan(call, schedule);
-  if (call.collective == Collective::alltoall) return alltoall_plan(call, schedule);
+  if (call.collective == Collective::alltoall) {
+    const bool relayed = goes_by_node(call) && !runs_over_all(call);
+    if (relayed) header.extra = mix(header.extra, 1);  // others may call with split sizes
+    return alltoall_plan(call, schedule, relayed);
+  }
   Plan plan = flat_plan(call, schedule);
   if (call.device && bytes > kDevicePiece) cut_for_device(plan, call, schedule, header.extra);
   return plan;
@@ -212,7 +226,7 @@ Plan Planner::new_plan(const Call& call, RunHeader& header) {
 // What a collective runs between all ranks: node by node, where that spares the network.
 Named Planner::between_all(const Call& call, const std::string& algorithm) {
   if (auto own = programs_.own_over_all(call.collective, algorithm, call.root)) return *own;
-  if (!goes_by_node(call.collective)) {
+  if (!goes_by_node(call)) {
     return programs_.find(call.collective, algorithm, topology_.world_size, call.root);
   }
   const int node = topology_.node_of_rank[call.root];
@@ -316,8 +330,9 @@ std::vector<std::byte*> Planner::symmetric_places(const Call& call, uint32_t& pl
   return {};
 }
 
-// Sends read the input, receives write the output, and what a rank keeps is copied before them.
-Plan Planner::alltoall_plan(const Call& call, const Named& schedule) {
+// Sends read the input, receives write the output, and what a rank keeps is copied before them. By
+// node all pass through memory of the execution's own.
+Plan Planner::alltoall_plan(const Call& call, const Named& schedule, bool relayed) {
   const int p = topology_.world_size, me = topology_.rank;
   const auto in = parts_of(call.input_bounds, call.input_count, p);
   const auto out = parts_of(call.bounds, call.count, p);
@@ -334,8 +349,16 @@ Plan Planner::alltoall_plan(const Call& call, const Named& schedule) {
   plan.count = plan.piece = 1;  // not cut into pieces
   plan.dtype = call.dtype;
   plan.op = call.op;
-  auto program = programs_.alltoall(schedule, element, in, out);
-  plan.program = [program](size_t) { return program; };
+  if (relayed) {
+    plan.relay = programs_.relay(schedule, rails(call.bytes()), element, in[1]);
+    plan.program = [relay = plan.relay](size_t) {
+      return std::shared_ptr<const Program>(relay, &relay->program);
+    };
+  } else {
+    plan.program = [program = programs_.alltoall(schedule, element, in, out)](size_t) {
+      return program;
+    };
+  }
   return plan;
 }
 

@@ -67,6 +67,7 @@ class Planner {
   };
 
   bool goes_by_node(Collective collective) const;
+  bool goes_by_node(const Call& call) const;
   int rails(size_t bytes) const;
   uint32_t options_hash() const;
   void fill_header(RunHeader& header, const Call& call, const std::string& algorithm,
@@ -80,7 +81,7 @@ class Planner {
   Named between_all(const Call& call, const std::string& algorithm);
   Plan flat_plan(const Call& call, const Named& schedule);
   void cut_for_device(Plan& plan, const Call& call, const Named& schedule, uint32_t& place_hash);
-  Plan alltoall_plan(const Call& call, const Named& schedule);
+  Plan alltoall_plan(const Call& call, const Named& schedule, bool relayed);
   std::vector<std::byte*> symmetric_places(const Call& call, uint32_t& place_hash);
 
   const GroupConfig& config_;

@@ -56,7 +56,10 @@ void Programs::add(const std::string& name, Collective collective, Schedule sche
                      std::to_string(topology_.num_nodes) + " nodes");
   }
   std::string wrong = check(schedule, collective, root);
-  if (wrong.empty() && info(collective).chunks == Chunks::per_pair) wrong = detour(schedule);
+  const bool pairs = info(collective).chunks == Chunks::per_pair;
+  if (wrong.empty() && pairs) wrong = detour(schedule);
+  if (wrong.empty() && pairs && ranks != topology_.world_size)
+    wrong = "it is for " + std::to_string(ranks) + " nodes, and has to be for all ranks";
   if (!wrong.empty()) throw UsageError(what + " is no " + name_of(collective) + ": " + wrong);
   const uint32_t print = fingerprint_of(schedule);
   Named own{name, std::make_shared<const Schedule>(std::move(schedule)), print};
@@ -162,6 +165,21 @@ std::shared_ptr<const Program> Programs::alltoall(const Named& schedule, size_t 
     }
     return program;
   });
+}
+
+std::shared_ptr<const Relay> Programs::relay(const Named& schedule, int rails, size_t element_bytes,
+                                             size_t part) {
+  const size_t segment = std::max<size_t>(1, segment_bytes_ / element_bytes);
+  const auto key = std::tuple(schedule.name, rails, segment, part);
+  {
+    const std::lock_guard lock(mutex_);
+    if (const auto known = relays_.find(key); known != relays_.end()) return known->second;
+  }
+  auto relay = std::make_shared<const Relay>(
+      make_relay(*schedule.schedule, topology_, rails, part, segment));
+  const std::lock_guard lock(mutex_);
+  if (relays_.size() >= kMaxPrograms) relays_.clear();
+  return relays_.emplace(key, std::move(relay)).first->second;
 }
 
 std::shared_ptr<const Program> Programs::rail(const Named& schedule, size_t count,

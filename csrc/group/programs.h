@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "group/call.h"
+#include "group/relay.h"
 #include "group/topology.h"
 #include "program/program.h"
 #include "schedule/schedule.h"
@@ -50,6 +51,9 @@ class Programs {
   std::shared_ptr<const Program> alltoall(const Named& schedule, size_t element_bytes,
                                           const std::vector<size_t>& in,
                                           const std::vector<size_t>& out);
+  // Likewise, node by node, with so many rails; each part has `part` elements.
+  std::shared_ptr<const Relay> relay(const Named& schedule, int rails, size_t element_bytes,
+                                     size_t part);
   // Of an allreduce of `count` elements among the ranks of this one's rail.
   std::shared_ptr<const Program> rail(const Named& schedule, size_t count, size_t element_bytes);
 
@@ -70,6 +74,7 @@ class Programs {
   Schedules schedules_;       // a user's fingerprint is part of the name
   std::map<std::tuple<std::string, std::vector<size_t>, int>, std::shared_ptr<const Program>>
       programs_;  // likewise
+  std::map<std::tuple<std::string, int, size_t, size_t>, std::shared_ptr<const Relay>> relays_;
 };
 
 }  // namespace hier

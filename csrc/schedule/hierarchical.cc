@@ -22,6 +22,7 @@ constexpr Stage kBroadcast[] = {{node, C::scatter}, {rail, C::broadcast}, {node,
 constexpr Stage kReduce[] = {{node, C::reduce_scatter}, {rail, C::reduce}, {node, C::gather}};
 constexpr Stage kGather[] = {{node, C::gather}, {rail, C::gather}};
 constexpr Stage kScatter[] = {{rail, C::scatter}, {node, C::scatter}};
+constexpr Stage kAlltoall[] = {{node, C::alltoall}, {rail, C::alltoall}, {node, C::scatter}};
 
 using Members = std::vector<std::vector<int>>;  // the ranks of each node, ascending
 
@@ -65,6 +66,8 @@ class Shards {
       : members_(std::move(members)), root_(what.rooted ? root : -1) {
     if (what.chunks == Chunks::any) {
       share_evenly(chunks_between, rails);
+    } else if (what.chunks == Chunks::per_pair) {
+      share_by_target(rails);
     } else if (what.rooted) {
       collect_at_leaders();
     } else {
@@ -73,6 +76,7 @@ class Shards {
   }
 
   int num_chunks() const { return static_cast<int>(owners_.front().size()); }
+  int num_ranks() const { return static_cast<int>(world_size()); }
   const Members& members() const { return members_; }
   int root() const { return root_; }
   // The rank of the node that has the chunk when rails begin, or when they have ended.
@@ -111,6 +115,28 @@ class Shards {
         rails_[rail][home].push_back(chunk);
         for (size_t node = 0; node < members_.size(); ++node)
           owners_[node][static_cast<size_t>(chunk)] = members_[node][rail];
+      }
+    }
+  }
+
+  // What goes to the ranks at one place of their nodes forms a rail, whose chunk a * nodes + b is
+  // all that node a has for those of node b. Within a node each chunk goes to its target at once.
+  void share_by_target(int rails) {
+    const size_t p = world_size(), nodes = members_.size();
+    owners_.assign(nodes, std::vector<int>(p * p));
+    rails_.assign(static_cast<size_t>(rails), std::vector<std::vector<int>>(nodes * nodes));
+    for (size_t a = 0; a < nodes; ++a) {
+      for (size_t b = 0; b < nodes; ++b) {
+        for (size_t place = 0; place < members_[b].size(); ++place) {
+          const size_t rail = place % rails_.size();
+          for (const int source : members_[a]) {
+            const int target = members_[b][place];
+            const size_t chunk = static_cast<size_t>(source) * p + static_cast<size_t>(target);
+            rails_[rail][a * nodes + b].push_back(static_cast<int>(chunk));
+            for (size_t node = 0; node < nodes; ++node)
+              owners_[node][chunk] = a == b ? target : members_[node][rail];
+          }
+        }
       }
     }
   }
@@ -169,24 +195,63 @@ Schedule sum_in(const Shards& shards, int node) {
   return tree_reduce_scatter(static_cast<int>(ranks.size()), owners);
 }
 
+// A round of copies among the ranks of a node.
+class NodeRound {
+ public:
+  NodeRound(const Shards& shards, int node)
+      : ranks_(shards.members()[static_cast<size_t>(node)]), num_chunks_(shards.num_chunks()) {}
+
+  bool has(int rank) const { return std::ranges::find(ranks_, rank) != ranks_.end(); }
+  void move(int from, int to, int chunk) {
+    if (from == to) return;
+    append(round_, {place_in(ranks_, from), place_in(ranks_, to), chunk, chunk + 1, false});
+  }
+  Schedule schedule() const {
+    Schedule result{static_cast<int>(ranks_.size()), num_chunks_, {}};
+    if (!round_.empty()) result.rounds.push_back(round_);
+    return result;
+  }
+
+ private:
+  const std::vector<int>& ranks_;
+  int num_chunks_;
+  Round round_;
+};
+
 // The root collects what its node's owners have; without an end at one rank, each owner what the
 // node's ranks have.
 Schedule gather_in(const Shards& shards, const CollectiveInfo& what, int node) {
-  const auto& ranks = shards.members()[static_cast<size_t>(node)];
-  Schedule result{static_cast<int>(ranks.size()), shards.num_chunks(), {{}}};
-  const auto move = [&](int from, int to, int chunk) {
-    if (from == to) return;
-    append(result.rounds.front(),
-           {place_in(ranks, from), place_in(ranks, to), chunk, chunk + 1, false});
-  };
+  NodeRound round(shards, node);
   if (what.chunks == Chunks::per_rank) {
-    for (const int rank : ranks) move(rank, shards.owner(node, rank), rank);
-  } else if (std::ranges::find(ranks, shards.root()) != ranks.end()) {
+    for (const int rank : shards.members()[static_cast<size_t>(node)])
+      round.move(rank, shards.owner(node, rank), rank);
+  } else if (round.has(shards.root())) {
     for (int chunk = 0; chunk < shards.num_chunks(); ++chunk)
-      move(shards.owner(node, chunk), shards.root(), chunk);
+      round.move(shards.owner(node, chunk), shards.root(), chunk);
   }
-  if (result.rounds.front().empty()) result.rounds.clear();
-  return result;
+  return round.schedule();
+}
+
+// Each rank hands on what it has for others: to its target in the node, or to the owner of what
+// goes to another node.
+Schedule exchange_in(const Shards& shards, int node) {
+  NodeRound round(shards, node);
+  const int p = shards.num_ranks();
+  for (const int source : shards.members()[static_cast<size_t>(node)])
+    for (int chunk = source * p; chunk < (source + 1) * p; ++chunk)
+      round.move(source, shards.owner(node, chunk), chunk);
+  return round.schedule();
+}
+
+// The owners in the node hand out what has come from other nodes.
+Schedule deliver_in(const Shards& shards, int node) {
+  NodeRound round(shards, node);
+  const int p = shards.num_ranks();
+  for (const int target : shards.members()[static_cast<size_t>(node)])
+    for (int source = 0; source < p; ++source)
+      if (!round.has(source))
+        round.move(shards.owner(node, source * p + target), target, source * p + target);
+  return round.schedule();
 }
 
 Schedule within_node(const Shards& shards, const CollectiveInfo& what, Collective stage, int node) {
@@ -197,8 +262,11 @@ Schedule within_node(const Shards& shards, const CollectiveInfo& what, Collectiv
       return reversed(sum_in(shards, node));
     case C::gather:
       return gather_in(shards, what, node);
+    case C::alltoall:
+      return exchange_in(shards, node);
     default:
-      return reversed(gather_in(shards, what, node));
+      return what.chunks == Chunks::per_pair ? deliver_in(shards, node)
+                                             : reversed(gather_in(shards, what, node));
   }
 }
 
@@ -231,6 +299,8 @@ std::span<const Stage> stages_of(Collective collective) {
       return kGather;
     case C::scatter:
       return kScatter;
+    case C::alltoall:
+      return kAlltoall;
     default:
       return {};
   }

@@ -21,7 +21,7 @@ struct Stage {
   Collective what;
 };
 
-// The stages of a collective; none for those that have no form of their own over nodes.
+// The stages of a collective; none for a barrier, which has no form of its own over nodes.
 std::span<const Stage> stages_of(Collective collective);
 
 // The stages as one schedule, with the least possible traffic between nodes (Goyal et al. 2017,

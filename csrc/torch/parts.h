@@ -11,7 +11,7 @@
 
 namespace hier::torch_backend {
 
-// A new flat buffer with a part for each rank: views of it and, if the parts are uneven, bounds.
+// A new flat buffer with a part for each rank: views of it, and where they begin.
 struct Parts {
   at::Tensor flat;
   Tensors views;
@@ -29,15 +29,12 @@ inline Parts parts_like(const Tensors& tensors, size_t per_element) {
   for (const auto& tensor : tensors) total += tensor.numel();
   parts.flat = staging({total}, tensors.front().options());
   int64_t begin = 0;
-  bool even = true;
   for (const auto& tensor : tensors) {
     parts.bounds.push_back(static_cast<size_t>(begin) * per_element);
     parts.views.push_back(parts.flat.narrow(0, begin, tensor.numel()).view(tensor.sizes()));
     begin += tensor.numel();
-    even = even && tensor.numel() == tensors.front().numel();
   }
   parts.bounds.push_back(static_cast<size_t>(total) * per_element);
-  if (even) parts.bounds.clear();
   return parts;
 }
 

@@ -1,11 +1,14 @@
 """What nodes really send each other is what the rendered stages say, and the results are right."""
 
+import time
+
 import numpy as np
 import pytest
 from group_cases import LAYOUTS, nodes
 from worlds import run_threads
 
 from allreduce import _C
+from allreduce.errors import MismatchError
 from allreduce.schedules import parse_collective
 
 LAYOUT_NAMES = ("2x2", "2x4", "4x2", "3+1+2", "interleaved", "scattered")
@@ -119,6 +122,59 @@ def test_uneven_parts_and_every_root(layout):
         np.testing.assert_array_equal(comm.reduce_scatter(everything, rows=rows), mine * p)
 
     run_threads(p, body, nodes=node_of)
+
+
+def exchanged(rank, p, part, dtype):
+    """What a rank puts into an alltoall, and what it gets."""
+    source, target = np.divmod(np.arange(p * p), p)
+    values = np.repeat((source * 100 + target).reshape(p, p), part, axis=1)
+    mine = [values[s].reshape(p, part)[rank] for s in range(p)]
+    return values[rank].astype(dtype), np.concatenate(mine).astype(dtype)
+
+
+@pytest.mark.parametrize("layout", LAYOUT_NAMES)
+@pytest.mark.parametrize("parts", [(100, 200), (900, 1000)], ids=["one rail", "all rails"])
+def test_a_small_alltoall_goes_by_node(layout, parts):
+    node_of = nodes(layout)
+    p = len(node_of)
+
+    def body(comm):
+        for dtype, part in [("int8", 1), ("float32", 7), ("float64", 300), ("float32", 5000)]:
+            given, expected = exchanged(comm.rank, p, part, dtype)
+            np.testing.assert_array_equal(comm.alltoall(given), expected)
+
+        totals = []
+        for part in parts:
+            given, _ = exchanged(comm.rank, p, part, "float32")
+            comm.barrier()
+            before = comm.traffic()["network_bytes"]
+            comm.alltoall(given)
+            totals.append(comm.traffic()["network_bytes"] - before)
+        return totals[1] - totals[0]
+
+    between = _C.build(_C.Collective.alltoall, "pairwise", max(node_of) + 1)
+    small = 4 * p * parts[1] <= 16 << 10
+    rails = 1 if small else min(node_of.count(node) for node in node_of)
+    schedule = _C.hierarchical(_C.Collective.alltoall, node_of, between, rails)
+    crossing = [0] * p
+    for _, src, dst, lo, hi, _ in schedule.moves().tolist():
+        crossing[src] += (hi - lo) * (node_of[src] != node_of[dst])
+    more = 4 * (parts[1] - parts[0])
+    found = run_threads(p, body, nodes=node_of, checksum=False)
+    assert found == [more * chunks for chunks in crossing]
+
+
+@pytest.mark.parametrize("with_sizes", [0, 1, 3])
+def test_an_alltoall_with_and_without_sizes_is_noticed_at_once(with_sizes):
+    def body(comm):
+        given, _ = exchanged(comm.rank, 4, 5, "float32")
+        sizes = [5] * 4 if comm.rank == with_sizes else None
+        with pytest.raises(MismatchError, match="alltoall"):
+            comm.alltoall(given, sizes, sizes, timeout=20)
+
+    begun = time.monotonic()
+    run_threads(4, body, nodes=nodes("2x2"))
+    assert time.monotonic() - begun < 15
 
 
 def test_without_a_local_stage_the_algorithm_runs_between_all_ranks():

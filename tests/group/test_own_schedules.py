@@ -166,7 +166,7 @@ def test_what_is_registered_must_be_right():
     with pytest.raises(ValueError, match="allreduce has no root"):
         schedules.register("mine", ring, root=1)
     exchange = schedules.by_name("pairwise", 2, collective="alltoall")
-    with pytest.raises(ValueError, match="alltoall has no form over nodes"):
+    with pytest.raises(ValueError, match="alltoall takes schedules of all ranks alone"):
         schedules.register("mine", exchange, "alltoall", scope="rail")
 
 

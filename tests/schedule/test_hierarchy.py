@@ -46,7 +46,7 @@ def between_nodes(schedule: Schedule, node_of: list[int]) -> list[Fraction]:
 
 
 def test_what_has_stages():
-    assert set(COLLECTIVES) == {*ROOTED, "allreduce", "reduce_scatter", "allgather"}
+    assert set(COLLECTIVES) == {*ROOTED, "allreduce", "reduce_scatter", "allgather", "alltoall"}
     assert [(scope, what.name) for scope, what in stages("broadcast")] == [
         ("node", "scatter"),
         ("rail", "broadcast"),
@@ -76,6 +76,8 @@ def least(collective: str, node_of: list[int], root: int) -> list[Fraction]:
         "reduce": lambda: [Fraction(0 if here else 1) for here in home],
         "gather": lambda: [Fraction(0) if here else share[n] for n, here in enumerate(home)],
         "scatter": lambda: [1 - share[n] if here else Fraction(0) for n, here in enumerate(home)],
+        # A buffer of all pairs' chunks.
+        "alltoall": lambda: [part * (1 - part) for part in share],
     }[collective]()
 
 
@@ -88,6 +90,7 @@ def least(collective: str, node_of: list[int], root: int) -> list[Fraction]:
         ("reduce", "binomial"),
         ("gather", "direct"),
         ("scatter", "direct"),
+        ("alltoall", "pairwise"),
     ],
 )
 def test_nodes_send_what_they_must_and_no_more(collective, inter):
@@ -106,6 +109,19 @@ def test_each_other_node_is_reached_once(collective):
         for root in range(len(node_of)):
             sent = between_nodes(make(collective, "binomial", node_of, 1, root), node_of)
             assert sum(sent) == max(node_of)
+
+
+def test_an_alltoall_crosses_in_one_message_for_each_pair_of_nodes_and_rail():
+    for node_of in node_lists():
+        nodes = max(node_of) + 1
+        for rails in range(1, smallest(node_of) + 1):
+            schedule = make("alltoall", "pairwise", node_of, rails, 0)
+            pairs = {
+                (time, src, dst)
+                for time, src, dst, *_ in schedule.moves().tolist()
+                if node_of[src] != node_of[dst]
+            }
+            assert len(pairs) == rails * nodes * (nodes - 1), (node_of, rails)
 
 
 @pytest.mark.parametrize("inter", ["ring", "halving_doubling", "circulant", "direct"])
@@ -127,7 +143,7 @@ def test_nodes_of_one_rank_are_a_flat_group():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("alltoall", [0, 1], 2, 1), "alltoall has no such form"),
+        (("barrier", [0, 1], 2, 1), "barrier has no such form"),
         (("allreduce", [0, 2], 3, 1), "a node needs at least one rank"),
         (("allreduce", [0, -1], 2, 1), "numbered from 0"),
         (("allreduce", [0, 0, 1], 2, 2), "rails must be 1 to 1, the size of the smallest node"),

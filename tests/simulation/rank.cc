@@ -219,6 +219,7 @@ std::shared_ptr<Work> Rank::call(const Operation& op, size_t number) {
   if (op.what == Collective::alltoall) {
     call.input = inputs_[number].data();
     call.input_count = op.count;
+    call.input_bounds = op.bounds;
   }
   const auto ranges = ranges_of(call);
   const auto use = call.use = std::make_shared<MemoryUse>();

@@ -80,7 +80,12 @@ Operation draw_collective(Random& random, const Scenario& s) {
     if (uneven) {
       op.bounds = draw_bounds(random, op.count, p);
     } else {
-      op.count = op.count / static_cast<size_t>(p) * static_cast<size_t>(p);
+      const size_t part = op.count / static_cast<size_t>(p);
+      op.count = part * static_cast<size_t>(p);
+      // Sizes that are given keep an alltoall from going by node.
+      if (what.chunks == Chunks::per_pair && part % 2 == 0) {
+        for (size_t r = 0; r <= static_cast<size_t>(p); ++r) op.bounds.push_back(part * r);
+      }
     }
   }
   if (what.rooted) op.root = static_cast<int>(random.between(0, static_cast<size_t>(p) - 1));

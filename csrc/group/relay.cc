@@ -1,0 +1,93 @@
+// Chunks are numbered anew here, so that those of one message follow one another in memory.
+#include "group/relay.h"
+
+#include <algorithm>
+#include <tuple>
+
+namespace hier {
+
+namespace {
+
+// The number of each chunk: by the nodes that it leaves and reaches, and by rail.
+std::vector<int> numbers_of(const Topology& topology, int rails) {
+  const int p = topology.world_size;
+  std::vector<int> rail(static_cast<size_t>(p));
+  for (const auto& ranks : topology.members)
+    for (size_t place = 0; place < ranks.size(); ++place)
+      rail[static_cast<size_t>(ranks[place])] = static_cast<int>(place) % rails;
+  std::vector<int> chunks;
+  for (int chunk = 0; chunk < p * p; ++chunk) chunks.push_back(chunk);
+  const auto key = [&](int chunk) {
+    const int source = chunk / p, target = chunk % p;
+    return std::tuple(topology.node_of_rank[source], topology.node_of_rank[target],
+                      rail[static_cast<size_t>(target)], source, target);
+  };
+  std::ranges::sort(chunks, {}, key);
+  std::vector<int> numbers(chunks.size());
+  for (size_t i = 0; i < chunks.size(); ++i)
+    numbers[static_cast<size_t>(chunks[i])] = static_cast<int>(i);
+  return numbers;
+}
+
+// The moves of one rank; both ends of a message find the same ones in it.
+Schedule own_moves(const Schedule& schedule, int rank, const std::vector<int>& numbers) {
+  Schedule result{schedule.world_size, schedule.num_chunks, {}};
+  for (const Round& round : schedule.rounds) {
+    Round moves;
+    for (const Move& m : round) {
+      if (m.src != rank && m.dst != rank) continue;
+      for (int chunk = m.lo; chunk < m.hi; ++chunk) {
+        const int number = numbers[static_cast<size_t>(chunk)];
+        moves.push_back({m.src, m.dst, number, number + 1, m.reduce});
+      }
+    }
+    std::ranges::sort(moves, {}, [](const Move& m) { return std::tuple(m.src, m.dst, m.lo); });
+    Round& joined = result.rounds.emplace_back();
+    for (const Move& m : moves) {
+      const bool follows = !joined.empty() && joined.back().src == m.src &&
+                           joined.back().dst == m.dst && joined.back().hi == m.lo;
+      if (follows) {
+        joined.back().hi = m.hi;
+      } else {
+        joined.push_back(m);
+      }
+    }
+  }
+  return result;
+}
+
+void append(std::vector<Relay::Copy>& copies, size_t from, size_t to, size_t count) {
+  if (!copies.empty() && copies.back().from + copies.back().count == from &&
+      copies.back().to + copies.back().count == to) {
+    copies.back().count += count;
+  } else {
+    copies.push_back({from, to, count});
+  }
+}
+
+}  // namespace
+
+Relay make_relay(const Schedule& schedule, const Topology& topology, int rails, size_t part,
+                 size_t segment) {
+  const int me = topology.rank, p = topology.world_size;
+  const std::vector<int> numbers = numbers_of(topology, rails);
+  const Schedule own = own_moves(schedule, me, numbers);
+  std::vector<size_t> bounds(numbers.size() + 1);  // of what passes here; the rest has no room
+  for (const Round& round : own.rounds)
+    for (const Move& m : round)
+      for (int i = m.lo; i < m.hi; ++i) bounds[static_cast<size_t>(i) + 1] = part;
+  for (size_t i = 1; i < bounds.size(); ++i) bounds[i] += bounds[i - 1];
+  const auto place = [&](int source, int target) {
+    return bounds[static_cast<size_t>(numbers[static_cast<size_t>(source * p + target)])];
+  };
+  Relay relay{lower(own, me, bounds, segment), bounds.back(), {}, {}};
+  for (int other = 0; other < p; ++other) {
+    if (other == me) continue;
+    const size_t offset = static_cast<size_t>(other) * part;
+    append(relay.in, offset, place(me, other), part);
+    append(relay.out, place(other, me), offset, part);
+  }
+  return relay;
+}
+
+}  // namespace hier
