@@ -26,8 +26,8 @@ from pathlib import Path
 from types import ModuleType
 
 CORE_DIRS = (
-    *("base", "schedule", "program", "reduce", "transport", "local", "engine", "device"),
-    *("group", "nccl", "python"),
+    *("base", "schedule", "program", "analysis", "reduce", "transport", "local", "engine"),
+    *("device", "group", "nccl", "python"),
 )
 CUDA_BINDINGS = ("python/cuda.cc", "python/cuda_kernels.cc")
 BACKEND = "torch/backend.cc"

@@ -133,7 +133,7 @@ class Board:
         self._attempt = ""  # its name; another rank than 0 keeps it once a table has come
         self._settled = False
         self._taken = False  # what this rank would write is there already, from elsewhere
-        self._of_others = ""  # an error that rank 0 told those who had come
+        self._of_others = ""  # an error of this attempt that rank 0 told those who had come
 
     def gather(
         self,
@@ -165,7 +165,7 @@ class Board:
         for key in set(self._written) - {self._call}:
             delete_key(self._store, key)
         if self._rank == 0:
-            with contextlib.suppress(TimeoutError, ConnectionError):
+            with contextlib.suppress(Exception):  # whatever a store raises
                 self._write(self._call, b"")
         self._written.clear()
 
@@ -233,12 +233,12 @@ class Board:
             if self._follow(what, value) and (values := self._read_table(what, value)):
                 self._settled = True
                 return values
-        self._name_missing(what)
         if self._of_others:
             raise Timeout(
                 f"rank 0 had given up before this rank came, or did so in an earlier attempt: "
                 f"{self._of_others}"
             )
+        self._name_missing(what)
         raise Timeout(
             f"rank 0 never came: no table of every {what} in the store by the deadline; see "
             "whether its process started and what it printed, and whether it was given the same "
@@ -264,7 +264,7 @@ class Board:
             self._taken = self._store.check([key])
         if self._taken:
             return False
-        self._attempt = name
+        self._attempt, self._of_others = name, ""
         self._write(key, value)
         if sealed:
             self._read(what, self._call, sealed)

@@ -1,8 +1,8 @@
 """Simulated runs: how long a schedule takes on a network that we do not have.
 
-The simulator runs the programs that the engine runs. The model is in csrc/program/simulate.h: ports
-with a FIFO each, both directions apart; a pair per rank inside a node, a pair per node (its NIC)
-between nodes; eager sends; reductions occupy the receiving rank.
+The simulator runs the programs that the engine runs. The model is in csrc/analysis/simulate.h:
+ports with a FIFO each, both directions apart; a pair per rank inside a node, a pair per node (its
+NIC) between nodes; eager sends; reductions occupy the receiving rank.
 """
 
 from __future__ import annotations

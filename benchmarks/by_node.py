@@ -21,6 +21,7 @@ from allreduce.communicator import Communicator
 from benchmarks.emulated import become_hosts, tell
 
 SIZES = (64 << 10, 4 << 20)  # bytes of the whole buffer
+ALLTOALL_SIZES = (1 << 10, 32 << 10)  # above it goes straight
 COLLECTIVES = (
     "broadcast",
     "reduce",
@@ -50,12 +51,19 @@ def calls(comm: Communicator, nbytes: int) -> dict[str, Callable[[], object]]:
     }
 
 
+def sizes_of(collective: str) -> tuple[int, ...]:
+    """Return the sizes, in bytes of the whole buffer, at which a collective is measured."""
+    return ALLTOALL_SIZES if collective == "alltoall" else SIZES
+
+
 def measure(groups: list[Communicator], rounds: int) -> dict[str, list[list[float]]]:
     """Return the seconds of each call, of each group in each round but the first."""
     found: dict[str, list[list[float]]] = {}
-    for nbytes in SIZES:
+    for nbytes in (*SIZES, *ALLTOALL_SIZES):
         made = [calls(group, nbytes) for group in groups]
         for name in COLLECTIVES:
+            if nbytes not in sizes_of(name):
+                continue
             seconds: list[list[float]] = [[] for _ in groups]
             for turn in range(rounds + 1):
                 for i in (0, 1) if turn % 2 else (1, 0):

@@ -18,6 +18,7 @@ ARROWS = {
     "base": set(),
     "schedule": set(),
     "program": {"schedule"},
+    "analysis": {"program"},
     "reduce": {"base"},
     "transport": {"base"},
     "local": {"reduce", "base"},
@@ -26,7 +27,7 @@ ARROWS = {
     "nccl": {"base"},
     "group": {"engine", "local", "transport", "device"},
     "cuda": {"group", "engine", "reduce", "device", "base"},
-    "python": {"cuda", "group", "nccl"},
+    "python": {"cuda", "group", "nccl", "analysis"},
     "torch": {"group"},
 }
 BACKEND = "torch/backend.cc"

@@ -74,6 +74,9 @@ std::optional<std::string> disagreement(const RunHeader& mine, const RunHeader& 
         "(local, "
         "rails, segment_bytes) of their communicators";
   }
+  if (mine.collective == Collective::alltoall && theirs.collective == Collective::alltoall) {
+    text += "; elements are those between two ranks, and all ranks give split sizes or none does";
+  }
   return text + ". All ranks must call the same collectives with the same arguments in one order";
 }
 

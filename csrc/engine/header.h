@@ -28,9 +28,9 @@ struct RunHeader {
   uint16_t source = 0;  // rank that wrote this header
   uint32_t run = 0;     // counts the collectives of a group, modulo 2^32
   int32_t root = 0;
-  uint64_t count = 0;    // elements of the whole buffer; in an alltoall, from source to receiver
+  uint64_t count = 0;  // elements of the whole buffer; in an alltoall, of what this channel carries
   uint32_t history = 0;  // hash of the headers of all earlier runs of the group
-  uint32_t extra = 0;    // hash of name, shape, uneven splits, place in symmetric memory, options
+  uint32_t extra = 0;    // hash of name, shape, split sizes, place and cut of the memory, options
   char algorithm[24] = {};
 
   uint64_t hash(uint64_t seed) const;         // of what all ranks must agree on

@@ -20,8 +20,8 @@ struct Call {
   Collective collective = Collective::allreduce;
   void* data = nullptr;             // the whole buffer, reduced or filled in place
   size_t count = 0;                 // its elements
-  std::vector<size_t> bounds = {};  // of the ranks' parts, where a collective has parts and they
-                                    // are uneven: world_size + 1 offsets
+  std::vector<size_t> bounds = {};  // of the ranks' parts, where a collective has parts: world_size
+                                    // + 1 offsets; none: parts are even, on all ranks
   const void* input = nullptr;      // of an alltoall, whose `data` is its output alone
   size_t input_count = 0;
   std::vector<size_t> input_bounds = {};

@@ -73,7 +73,7 @@ std::unique_ptr<Run> DeviceCalls::make_between_devices(const Call& on_device, Cl
   run->header.extra ^= kBetweenDevices;
   Plan plan;
   plan.data = stage->host();
-  plan.count = plan.finished.hi = own;
+  plan.count = plan.result.hi = own;
   plan.piece = cut.piece / static_cast<size_t>(cut.rails);
   plan.dtype = on_device.dtype;
   plan.op = on_device.op;

@@ -84,7 +84,7 @@ void Driver::take_turns(const std::function<bool()>& ended, Who who) {
     if (num_pending_.load(std::memory_order_acquire) > 0) accept_pending();
     if (member_.turn()) {
       patience.reset();
-      if (++turns_ % kLookEvery != 0) continue;
+      if (++driving_.turns % kLookEvery != 0) continue;
       const auto now = Clock::now();
       if (now - member_.looked() < kLookInterval) continue;
       look_at_signals(who, now);
@@ -117,36 +117,37 @@ void Driver::sleep(Who who) {
   bells_.prepare_to_sleep();
   // Once more, after the announcement: see Doorbells.
   const auto now = Clock::now();
-  const Progress step = member_.step(now, std::exchange(arrivals_, {}));
+  const Progress step = member_.step(now, std::exchange(driving_.arrivals, {}));
   if (step.moved) return bells_.woke_up();
-  poll_fds_.clear();
-  poll_fds_.push_back({wake_.get(), POLLIN, 0});
-  if (bells_.fd() >= 0) poll_fds_.push_back({bells_.fd(), POLLIN, 0});
-  const auto places = member_.blocked_on(poll_fds_);
+  driving_.fds.clear();
+  driving_.fds.push_back({wake_.get(), POLLIN, 0});
+  if (bells_.fd() >= 0) driving_.fds.push_back({bells_.fd(), POLLIN, 0});
+  const auto places = member_.blocked_on(driving_.fds);
   const timespec limit = to_timespec(step.wake_by - now);
-  const int ready = ::ppoll(poll_fds_.data(), poll_fds_.size(), &limit, nullptr);
+  const int ready = ::ppoll(driving_.fds.data(), driving_.fds.size(), &limit, nullptr);
   const int error = ready < 0 ? errno : 0;
   bells_.woke_up();
   if (error != 0 && error != EINTR) throw SystemError(error, "poll");
-  if (error == EINTR) looked_at_signals_ = {};
+  if (error == EINTR) driving_.looked_at_signals = {};
   look_at_signals(who, Clock::now());
-  if (poll_fds_[0].revents) {
+  if (driving_.fds[0].revents) {
     eventfd_t calls = 0;
     (void)::eventfd_read(wake_.get(), &calls);
   }
   const auto any = [&](size_t first, size_t end) {
-    return std::any_of(poll_fds_.begin() + static_cast<std::ptrdiff_t>(first),
-                       poll_fds_.begin() + static_cast<std::ptrdiff_t>(end),
+    return std::any_of(driving_.fds.begin() + static_cast<std::ptrdiff_t>(first),
+                       driving_.fds.begin() + static_cast<std::ptrdiff_t>(end),
                        [](const pollfd& fd) { return fd.revents != 0; });
   };
-  arrivals_ = {any(places.messages, places.control), any(places.control, poll_fds_.size())};
-  if (arrivals_.messages || arrivals_.control)
-    member_.step(Clock::now(), std::exchange(arrivals_, {}));
+  driving_.arrivals = {any(places.messages, places.control),
+                       any(places.control, driving_.fds.size())};
+  if (driving_.arrivals.messages || driving_.arrivals.control)
+    member_.step(Clock::now(), std::exchange(driving_.arrivals, {}));
 }
 
 void Driver::look_at_signals(Who who, Clock::time_point now) {
-  if (who == Who::worker || now - looked_at_signals_ < kLookInterval) return;
-  looked_at_signals_ = now;
+  if (who == Who::worker || now - driving_.looked_at_signals < kLookInterval) return;
+  driving_.looked_at_signals = now;
   try {
     check_interrupts();
   } catch (const std::exception& e) {
@@ -263,7 +264,7 @@ void Driver::stop_driving() {
   if (driven_) {
     hand_over_.give(Clock::now());
   } else {
-    driving_cv_.notify_all();
+    driven_cv_.notify_all();
   }
   if (closing_) hand_over_.rouse();
 }
@@ -294,7 +295,7 @@ void Driver::drain() {
   num_pending_.fetch_add(1, std::memory_order_release);
   wake();
   constexpr auto kSlice = std::chrono::milliseconds(50);
-  while (!driving_cv_.wait_for(lock, kSlice, [this] { return !driven_; })) {
+  while (!driven_cv_.wait_for(lock, kSlice, [this] { return !driven_; })) {
     lock.unlock();
     check_interrupts();
     origin_.check();  // a handler may fork
@@ -331,7 +332,7 @@ bool Driver::close() {
   wake();
   {
     std::unique_lock lock(mutex_);
-    driving_cv_.wait(lock, [this] { return !driven_; });
+    driven_cv_.wait(lock, [this] { return !driven_; });
     driven_ = true;  // nobody else will any more, and nobody starts a worker
   }
   if (worker_.joinable()) worker_.join();

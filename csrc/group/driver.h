@@ -68,15 +68,17 @@ class Driver {
   const Origin origin_;
   Fd wake_;  // an eventfd: rouses the driving thread
 
-  std::vector<pollfd> poll_fds_;  // owned by the driving thread, and the next three
-  unsigned turns_ = 0;            // that moved something
-  Arrivals arrivals_;             // that the last sleep has told
-  Clock::time_point looked_at_signals_{};
+  struct {  // of the thread that drives
+    std::vector<pollfd> fds;
+    unsigned turns = 0;  // that moved something
+    Arrivals arrivals;   // that the last sleep has told
+    Clock::time_point looked_at_signals{};
+  } driving_;
 
   std::mutex mutex_;  // guards what follows
   // A thread drives, or the worker is about to: so whenever anything is in flight.
   bool driven_ = false;
-  std::condition_variable driving_cv_;  // driven_ has become false
+  std::condition_variable driven_cv_;  // driven_ has become false
   HandOver hand_over_;
   RunNumbers numbers_;
   std::deque<std::unique_ptr<Run>> pending_;

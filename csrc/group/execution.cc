@@ -45,8 +45,8 @@ Execution::Shard Execution::shard(const Piece& piece, int owner) const {
 }
 
 // What this rank ends with of a piece of a flat plan.
-Range Execution::finished(const Piece& piece) const {
-  const auto [lo, hi] = plan_.finished;
+Range Execution::result_of(const Piece& piece) const {
+  const auto [lo, hi] = plan_.result;
   if (plan_.slices == 1) return {std::max(piece.begin, lo), std::min(piece.end, hi)};
   const auto slices = static_cast<size_t>(plan_.slices);
   const size_t part = plan_.count / slices, slice = (piece.end - piece.begin) / slices;
@@ -211,7 +211,7 @@ bool Execution::finish_inter(uint64_t k) {
   Piece& p = piece(k);
   if (!local_) {
     if (plan_.relay) give_output();
-    const auto [lo, hi] = finished(p);
+    const auto [lo, hi] = result_of(p);
     if (plan_.divisor > 1 && lo < hi) divide(plan_.dtype, at(lo), hi - lo, plan_.divisor);
     p.phase = Phase::gathering;
     return true;

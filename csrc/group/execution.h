@@ -2,8 +2,8 @@
 //
 //   local reduce-scatter  ->  inter-node program on each rank's shard  ->  local allgather
 //
-// While piece k crosses the network, piece k+1 is reduced inside the node. A flat collective is the
-// special case of one piece and no local stage. (Goyal et al. 2017, section 4.2)
+// While piece k crosses the network, piece k+1 is reduced inside the node. A flat collective has no
+// local stage, and is one piece, but for large ones on a device. (Goyal et al. 2017, section 4.2)
 #pragma once
 
 #include <functional>
@@ -30,8 +30,8 @@ struct Plan {
   size_t count = 0;  // elements
   DType dtype{};
   ReduceOp op{};
-  int divisor = 1;   // avg: by what the finished elements are divided
-  Range finished{};  // the elements of a flat plan that this rank ends with
+  int divisor = 1;  // avg: by what the finished elements are divided
+  Range result{};   // the elements of a flat plan that this rank ends with
 
   bool staged = false;         // some node has a local stage
   bool local = false;          // this one has
@@ -84,7 +84,7 @@ class Execution {
   const Piece& piece(uint64_t k) const { return window_[k % window_.size()]; }
   uint64_t number(uint64_t k) const { return first_number_ + k; }
   Shard shard(const Piece& piece, int owner) const;
-  Range finished(const Piece& piece) const;
+  Range result_of(const Piece& piece) const;
   bool owner() const { return !local_ || local_->local_rank() < plan_.rails; }
   bool is_symmetric() const { return !plan_.symmetric.empty(); }
   std::byte* at(size_t element) const { return plan_.data + element * element_bytes_; }

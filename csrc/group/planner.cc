@@ -16,7 +16,7 @@ namespace {
 constexpr size_t kSymmetricPiece = 1 << 20;  // bytes, where the network follows
 constexpr size_t kRelayedPart = 4 << 10;     // bytes from rank to rank; larger ones go straight
 constexpr size_t kDevicePiece = 4 << 20;     // bytes; a copy takes 80 us over PCIe 5
-constexpr size_t kDeviceSlice = 64 << 10;    // bytes; each slice is copied by itself
+constexpr size_t kDeviceSlice = 512 << 10;   // bytes, at least: each slice is copied by itself
 // All buffers of a node. (On 2 Xeon cores less than 64 MiB stay in the third cache: written past
 // it, 4 ranks with 4 MiB each take 1.3 times the time, with 100 MiB 0.94; 16 ranks with 16 MiB
 // 0.83.)
@@ -75,12 +75,12 @@ std::string Planner::choose(Collective collective, size_t bytes) const {
   for (const Choice& choice : choices_) {
     if (choice.collective == collective && bytes <= choice.max_bytes) return choice.algorithm;
   }
-  const int ranks = goes_by_node(collective) ? topology_.num_nodes : topology_.world_size;
+  const int ranks = may_go_by_node(collective) ? topology_.num_nodes : topology_.world_size;
   return std::string(choose_unmeasured(collective, bytes, ranks));
 }
 
 // Whether the ranks of a node work together, and the algorithm runs between nodes alone.
-bool Planner::goes_by_node(Collective collective) const {
+bool Planner::may_go_by_node(Collective collective) const {
   return config_.hierarchical && topology_.num_nodes > 1 &&
          topology_.world_size > topology_.num_nodes && !stages_of(collective).empty();
 }
@@ -88,7 +88,7 @@ bool Planner::goes_by_node(Collective collective) const {
 // An alltoall that does is relayed: what passes through other ranks costs copies, which pays while
 // messages are what takes long. All sizes have to be known, so that parts are even.
 bool Planner::goes_by_node(const Call& call) const {
-  if (!goes_by_node(call.collective)) return false;
+  if (!may_go_by_node(call.collective)) return false;
   return call.collective != Collective::alltoall ||
          (call.bounds.empty() && call.input_bounds.empty() && call.count > 0 &&
           call.bytes() <= kRelayedPart * topology_.world_size);
@@ -218,9 +218,7 @@ Plan Planner::new_plan(const Call& call, RunHeader& header) {
     if (relayed) header.extra = mix(header.extra, 1);  // others may call with split sizes
     return alltoall_plan(call, schedule, relayed);
   }
-  Plan plan = flat_plan(call, schedule);
-  if (call.device && bytes > kDevicePiece) cut_for_device(plan, call, schedule, header.extra);
-  return plan;
+  return flat_plan(call, schedule, header.extra);
 }
 
 // What a collective runs between all ranks: node by node, where that spares the network.
@@ -245,7 +243,7 @@ Plan Planner::staged_plan(const Call& call, const Named& between) {
   plan.dtype = call.dtype;
   plan.op = call.op;
   plan.divisor = call.op == ReduceOp::avg ? topology_.world_size : 1;
-  plan.finished.hi = call.count;
+  plan.result.hi = call.count;
   plan.staged = true;
   plan.local = topology_.local_size > 1;
   plan.one_shot = one_node && bytes <= config_.one_shot_bytes;
@@ -277,7 +275,7 @@ void Planner::place(Plan& plan, const Call& call, uint32_t& place_hash) {
   plan.one_shot = one_node && topology_.world_size == 2;
 }
 
-Plan Planner::flat_plan(const Call& call, const Named& schedule) {
+Plan Planner::flat_plan(const Call& call, const Named& schedule, uint32_t& place_hash) {
   Plan plan;
   plan.count = call.count;
   plan.dtype = call.dtype;
@@ -285,24 +283,28 @@ Plan Planner::flat_plan(const Call& call, const Named& schedule) {
   plan.piece = std::max<size_t>(1, call.count);
   const CollectiveInfo& collective = info(call.collective);
   if (collective.reduces && call.op == ReduceOp::avg) plan.divisor = topology_.world_size;
-  plan.finished = range_of(collective.after, call.bounds, call.count, topology_.rank, call.root,
-                           topology_.world_size);
-  auto program = programs_.full(call, schedule);
-  plan.program = [program](size_t) { return program; };
+  plan.result = range_of(collective.after, call.bounds, call.count, topology_.rank, call.root,
+                         topology_.world_size);
+  if (call.device && call.bounds.empty() && call.bytes() > kDevicePiece) {
+    cut_for_device(plan, call, schedule, place_hash);
+  } else {
+    plan.program = [program = programs_.full(call, schedule)](size_t) { return program; };
+  }
   return plan;
 }
 
 // Cut so that copies from and to the device and the network work at once: anywhere, but where each
-// rank has a part across all of them. Uneven parts stay whole.
+// rank has a part across all of them. (Uneven parts stay whole.)
 void Planner::cut_for_device(Plan& plan, const Call& call, const Named& schedule,
                              uint32_t& place_hash) {
-  if (!call.bounds.empty()) return;
   const size_t element = size_of(call.dtype);
   if (info(call.collective).chunks == Chunks::per_rank) plan.slices = topology_.world_size;
   const auto slices = static_cast<size_t>(plan.slices);
   plan.piece = std::max(kDevicePiece / slices, kDeviceSlice) / element * slices;
   place_hash = mix(place_hash, plan.piece);  // a rank without a device would cut nothing
-  plan.program = [this, part = call, schedule](size_t count) mutable {
+  Call part = call;
+  part.use = nullptr;
+  plan.program = [this, part, schedule](size_t count) mutable {
     part.count = count;
     return programs_.full(part, schedule);
   };

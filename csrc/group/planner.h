@@ -66,7 +66,7 @@ class Planner {
     uint64_t number;  // of the allocation: the same on all ranks of the node
   };
 
-  bool goes_by_node(Collective collective) const;
+  bool may_go_by_node(Collective collective) const;
   bool goes_by_node(const Call& call) const;
   int rails(size_t bytes) const;
   uint32_t options_hash() const;
@@ -79,7 +79,7 @@ class Planner {
   void place(Plan& plan, const Call& call, uint32_t& place_hash);
   Plan staged_plan(const Call& call, const Named& between);
   Named between_all(const Call& call, const std::string& algorithm);
-  Plan flat_plan(const Call& call, const Named& schedule);
+  Plan flat_plan(const Call& call, const Named& schedule, uint32_t& place_hash);
   void cut_for_device(Plan& plan, const Call& call, const Named& schedule, uint32_t& place_hash);
   Plan alltoall_plan(const Call& call, const Named& schedule, bool relayed);
   std::vector<std::byte*> symmetric_places(const Call& call, uint32_t& place_hash);

@@ -8,25 +8,17 @@ namespace hier {
 
 namespace {
 
-// The number of each chunk: by the nodes that it leaves and reaches, and by rail.
-std::vector<int> numbers_of(const Topology& topology, int rails) {
-  const int p = topology.world_size;
-  std::vector<int> rail(static_cast<size_t>(p));
-  for (const auto& ranks : topology.members)
-    for (size_t place = 0; place < ranks.size(); ++place)
-      rail[static_cast<size_t>(ranks[place])] = static_cast<int>(place) % rails;
+// All chunks, by the nodes that they leave and reach, and by rail.
+std::vector<int> in_order_of_messages(const Topology& topology, int rails) {
   std::vector<int> chunks;
-  for (int chunk = 0; chunk < p * p; ++chunk) chunks.push_back(chunk);
-  const auto key = [&](int chunk) {
-    const int source = chunk / p, target = chunk % p;
-    return std::tuple(topology.node_of_rank[source], topology.node_of_rank[target],
-                      rail[static_cast<size_t>(target)], source, target);
-  };
-  std::ranges::sort(chunks, {}, key);
-  std::vector<int> numbers(chunks.size());
-  for (size_t i = 0; i < chunks.size(); ++i)
-    numbers[static_cast<size_t>(chunks[i])] = static_cast<int>(i);
-  return numbers;
+  for (const auto& sources : topology.members)
+    for (const auto& targets : topology.members)
+      for (int rail = 0; rail < rails; ++rail)
+        for (const int source : sources)
+          for (size_t place = static_cast<size_t>(rail); place < targets.size();
+               place += static_cast<size_t>(rails))
+            chunks.push_back(source * topology.world_size + targets[place]);
+  return chunks;
 }
 
 // The moves of one rank; both ends of a message find the same ones in it.
@@ -70,7 +62,10 @@ void append(std::vector<Relay::Copy>& copies, size_t from, size_t to, size_t cou
 Relay make_relay(const Schedule& schedule, const Topology& topology, int rails, size_t part,
                  size_t segment) {
   const int me = topology.rank, p = topology.world_size;
-  const std::vector<int> numbers = numbers_of(topology, rails);
+  const std::vector<int> chunks = in_order_of_messages(topology, rails);
+  std::vector<int> numbers(chunks.size());
+  for (size_t i = 0; i < chunks.size(); ++i)
+    numbers[static_cast<size_t>(chunks[i])] = static_cast<int>(i);
   const Schedule own = own_moves(schedule, me, numbers);
   std::vector<size_t> bounds(numbers.size() + 1);  // of what passes here; the rest has no room
   for (const Round& round : own.rounds)
@@ -81,6 +76,10 @@ Relay make_relay(const Schedule& schedule, const Topology& topology, int rails, 
     return bounds[static_cast<size_t>(numbers[static_cast<size_t>(source * p + target)])];
   };
   Relay relay{lower(own, me, bounds, segment), bounds.back(), {}, {}};
+  for (size_t i = 0; i < relay.program.num_steps(); ++i) {
+    Step& step = relay.program.steps[i];
+    step.chunk = chunks[static_cast<size_t>(step.chunk)];  // as errors call it
+  }
   for (int other = 0; other < p; ++other) {
     if (other == me) continue;
     const size_t offset = static_cast<size_t>(other) * part;

@@ -1,11 +1,11 @@
-// Python face of csrc/program: lower() and the simulator, their results as NumPy arrays.
+// Python face of csrc/program and csrc/analysis: lower() and the simulator, results as arrays.
 #include "program/program.h"
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "program/simulate.h"
+#include "analysis/simulate.h"
 
 namespace py = pybind11;
 

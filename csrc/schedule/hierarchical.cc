@@ -73,15 +73,20 @@ class Shards {
     } else {
       share_by_place(rails);
     }
+    if (node_of_.empty()) num_chunks_ = static_cast<int>(owners_.front().size());
   }
 
-  int num_chunks() const { return static_cast<int>(owners_.front().size()); }
+  int num_chunks() const { return num_chunks_; }
   int num_ranks() const { return static_cast<int>(world_size()); }
   const Members& members() const { return members_; }
   int root() const { return root_; }
   // The rank of the node that has the chunk when rails begin, or when they have ended.
   int owner(int node, int chunk) const {
-    return owners_[static_cast<size_t>(node)][static_cast<size_t>(chunk)];
+    const auto& owners = owners_[static_cast<size_t>(node)];
+    if (node_of_.empty()) return owners[static_cast<size_t>(chunk)];
+    const auto source = static_cast<size_t>(chunk / num_ranks());
+    const auto target = static_cast<size_t>(chunk % num_ranks());
+    return node_of_[source] == node_of_[target] ? static_cast<int>(target) : owners[target];
   }
   // Of each rail: the chunks that a chunk of the schedule between nodes stands for.
   const std::vector<std::vector<std::vector<int>>>& rails() const { return rails_; }
@@ -122,23 +127,25 @@ class Shards {
   // What goes to the ranks at one place of their nodes forms a rail, whose chunk a * nodes + b is
   // all that node a has for those of node b. Within a node each chunk goes to its target at once.
   void share_by_target(int rails) {
-    const size_t p = world_size(), nodes = members_.size();
-    owners_.assign(nodes, std::vector<int>(p * p));
-    rails_.assign(static_cast<size_t>(rails), std::vector<std::vector<int>>(nodes * nodes));
-    for (size_t a = 0; a < nodes; ++a) {
-      for (size_t b = 0; b < nodes; ++b) {
-        for (size_t place = 0; place < members_[b].size(); ++place) {
-          const size_t rail = place % rails_.size();
-          for (const int source : members_[a]) {
-            const int target = members_[b][place];
-            const size_t chunk = static_cast<size_t>(source) * p + static_cast<size_t>(target);
-            rails_[rail][a * nodes + b].push_back(static_cast<int>(chunk));
-            for (size_t node = 0; node < nodes; ++node)
-              owners_[node][chunk] = a == b ? target : members_[node][rail];
-          }
-        }
+    const size_t p = world_size(), nodes = members_.size(), num_rails = static_cast<size_t>(rails);
+    num_chunks_ = num_ranks() * num_ranks();
+    node_of_.resize(p);
+    owners_.assign(nodes, std::vector<int>(p));  // by target
+    rails_.assign(num_rails, std::vector<std::vector<int>>(nodes * nodes));
+    for (size_t home = 0; home < nodes; ++home) {
+      for (size_t place = 0; place < members_[home].size(); ++place) {
+        const auto target = static_cast<size_t>(members_[home][place]);
+        node_of_[target] = home;
+        for (size_t node = 0; node < nodes; ++node)
+          owners_[node][target] = members_[node][place % num_rails];
       }
     }
+    for (size_t a = 0; a < nodes; ++a)
+      for (size_t b = 0; b < nodes; ++b)
+        for (const int source : members_[a])
+          for (size_t place = 0; place < members_[b].size(); ++place)
+            rails_[place % num_rails][a * nodes + b].push_back(source * num_ranks() +
+                                                               members_[b][place]);
   }
 
   // One rail: a node's parts travel together.
@@ -157,7 +164,9 @@ class Shards {
 
   Members members_;
   int root_;  // -1: there is none
-  std::vector<std::vector<int>> owners_;
+  int num_chunks_ = 0;
+  std::vector<size_t> node_of_;  // by rank; only where there is a chunk for each pair of ranks
+  std::vector<std::vector<int>> owners_;  // by node and chunk; there: by node and target
   std::vector<std::vector<std::vector<int>>> rails_;
 };
 

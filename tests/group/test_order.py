@@ -110,9 +110,10 @@ def test_ranks_that_see_different_overlaps_do_not_wait_in_a_circle(layout, lanes
     run_threads(p, body, nodes=nodes(layout), lanes=lanes)
 
 
+@pytest.mark.parametrize("each", [100, 1000], ids=["by node, if there are several", "straight"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_an_alltoall_may_replace_its_input(layout):
-    p, each = size(layout), 1000
+def test_an_alltoall_may_replace_its_input(layout, each):
+    p = size(layout)
 
     def body(comm):
         for _ in range(10):

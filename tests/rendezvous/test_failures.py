@@ -147,6 +147,17 @@ def test_a_rank_that_comes_after_an_error_hears_of_it() -> None:
         connect_rank(store, 2, 3, timeout=0.5)
 
 
+def test_a_store_that_dies_once_all_are_connected_fails_nobody() -> None:
+    class Dies(MemoryStore):
+        def set(self, key: str, value: bytes, /) -> None:
+            if key.endswith("/call") and self.check([key]):
+                raise EOFError("the server has gone")
+            super().set(key, value)
+
+    with connected(3, Dies()):
+        pass
+
+
 def test_impossible_nodes_are_refused_on_every_rank() -> None:
     all_raise(try_connect(3, nodes=4), ValueError, "nodes=4: 3 ranks")
 

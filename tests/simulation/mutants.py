@@ -168,6 +168,12 @@ MUTANTS = [
         "if (sends || waits_for(rank)) broken(rank, why);",
     ),
     Mutant(
+        "parts of a relayed alltoall are mixed up",
+        "group/relay.cc",
+        "append(relay.out, place(other, me), offset, part);",
+        "append(relay.out, place(me, other), offset, part);",
+    ),
+    Mutant(
         "symmetric memory of a neighbour that has failed is trusted",
         "group/execution.cc",
         "return doubtful_ = local_ && is_symmetric() && local_->failed().has_value();",

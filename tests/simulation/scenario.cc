@@ -173,7 +173,7 @@ std::string describe(const Operation& op) {
                                 : std::string(name_of(op.what)) + " by " + op.algorithm +
                                       ", root " + std::to_string(op.root);
   text += ", " + std::to_string(op.count) + " elements in buffer " + std::to_string(op.buffer);
-  if (!op.bounds.empty()) text += ", uneven";
+  if (!op.bounds.empty()) text += ", parts of given sizes";
   if (!op.fresh) text += ", of what is there";
   if (op.hopeless) text += ", never sent";
   if (op.late) text += ", received behind the next call";

@@ -9,8 +9,6 @@ import pytest
 from simulation.startup.mutants import MUTANTS, planted
 
 ROOT = Path(__file__).resolve().parents[2]
-# The store's server died once all ranks were connected, and rank 0 failed.
-SEEDS = (78,)
 LIVES = 1500  # within which a planted fault has to be found
 
 
@@ -29,12 +27,6 @@ def test_the_first_seeds_show_nothing():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_seeds_that_showed_something_once(seed):
-    done = run("--seed", str(seed))
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 def test_a_seed_gives_the_same_life_again():
     tellings = {re.sub(r"\bpid \d+", "pid", run("--seed", "17").stdout) for _ in range(2)}
     assert len(tellings) == 1
@@ -42,8 +34,10 @@ def test_a_seed_gives_the_same_life_again():
 
 
 def found(number: int) -> str:
-    done = run("--first", "1", "--lives", str(LIVES), "--mutant", str(number))
-    return done.stdout[-1000:] if "WRONG" in done.stdout else ""
+    """What is said of the first life that goes wrong with the fault, and does not without it."""
+    said = run("--first", "1", "--lives", str(LIVES), "--mutant", str(number)).stdout
+    seed = re.search(r"^seed (\d+):.*\nWRONG", said, re.MULTILINE)
+    return said[-1000:] if seed and run("--seed", seed[1]).returncode == 0 else ""
 
 
 @pytest.mark.timeout(200)

@@ -71,8 +71,8 @@ def errors(life: Life) -> str:
             for number in re.findall(r"\d+", numbers)
         }
         of_store = bool(scenario.of("store")) and "store" in text
-        own = isinstance(life.ranks[rank].result, SystemCallError)
-        if not (named & culprits or of_store or own):
+        own = bool(scenario.of("memory", rank)) and "memory" in text
+        if not (named & (culprits - {rank}) or of_store or own):
             return told(life, {rank}, "names nobody who is to blame")
     return ""
 

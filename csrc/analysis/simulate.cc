@@ -1,5 +1,5 @@
 // The event loop of the simulation.
-#include "program/simulate.h"
+#include "analysis/simulate.h"
 
 #include <algorithm>
 #include <functional>
