@@ -30,9 +30,9 @@ class Life:
 
     timeout = 10.0  # seconds
 
-    def __init__(self, scenario: Scenario) -> None:
+    def __init__(self, scenario: Scenario, tells: bool = False) -> None:
         self.scenario = scenario
-        self.world = World(scenario.seed)
+        self.world = World(scenario.seed, tells)
         self.network = Network(self.world)
         self.store = Store(self.world)
         self.ranks = [
@@ -101,6 +101,7 @@ class Life:
         )
 
     def _apply(self, fault: Fault) -> None:
+        self.world.say(str(fault))
         rank = self.ranks[fault.rank]
         if fault.kind == "kill" and rank.ended is None:
             fault.culprits = {fault.rank}

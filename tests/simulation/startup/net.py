@@ -121,6 +121,7 @@ class Socket:
 
     def connect_ex(self, address: Any) -> int:
         self.owner.operate()
+        self._network.world.say(f"calls {address}")
         key = (self.family, address)
         if self.family == _UNIX:
             return self._reach(key)
@@ -151,6 +152,7 @@ class Socket:
         self.owner.operate()
         if not self.backlog:
             raise BlockingIOError
+        self._network.world.say(f"accepts at {self.address}")
         return self.backlog.popleft(), ("", 0)
 
     def send(self, data: bytes) -> int:
@@ -346,10 +348,12 @@ class Store:
 
     def set(self, key: str, value: bytes) -> None:
         self._call()
+        self._world.say(f"writes {key}")
         self.values[key] = bytes(value)
 
     def get(self, key: str) -> bytes:
         self._call()
+        self._world.say(f"reads {key}")
         return self.values[key]
 
     def check(self, keys: list[str]) -> bool:

@@ -1,7 +1,7 @@
 """Runs start-ups of simulated groups, each from a seed.
 
 python -m tests.simulation.startup.run --lives 1000
-python -m tests.simulation.startup.run --seed 17       # one, with how its ranks ended
+python -m tests.simulation.startup.run --seed 17       # one, with what happens in it
 """
 
 from __future__ import annotations
@@ -15,10 +15,15 @@ import random
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from .mutants import MUTANTS, planted
+
+if TYPE_CHECKING:
+    from .scenario import Scenario  # it imports what may be planted
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -46,7 +51,7 @@ def main() -> int:
     )
     parser.add_argument("--lives", type=int, default=1000)
     parser.add_argument("--first", type=int, help="the first seed (default: drawn, and printed)")
-    parser.add_argument("--seed", type=int, help="run this one only, and tell how it ends")
+    parser.add_argument("--seed", type=int, help="run this one only, and tell what happens")
     parser.add_argument("--mutant", type=int, help="with this planted fault")
     options = parser.parse_args()
     if options.mutant is not None:
@@ -60,35 +65,44 @@ def main() -> int:
 
 
 def live(first: int, number: int) -> int:
-    """Run lives until one goes wrong."""
+    """Run lives until one goes wrong; that one is made small and told."""
     from .life import Life  # not before a fault is planted
     from .scenario import draw
 
     print(f"seeds {first} to {first + number - 1}")
     begun = time.monotonic()
     for seed in range(first, first + number):
-        scenario = draw(seed)
-        if wrong := Life(scenario).run():
-            print(f"{scenario}\nWRONG: {wrong}")
-            return 1
+        if Life(draw(seed)).run():
+            return tell(seed)
     print(f"{number} lives, {number / (time.monotonic() - begun):.0f} a second: nothing wrong")
     return 0
 
 
 def tell(seed: int) -> int:
-    """Run one life, and say how each rank ended."""
+    """Tell one life: without those faults that it goes wrong without, if it does."""
     from .life import Life
     from .scenario import draw
     from .world import BEGIN
 
-    life = Life(draw(seed))
-    wrong = life.run()
+    kept = list(range(len(draw(seed).faults)))
+    if Life(draw(seed)).run():
+        for fault in tuple(kept):
+            fewer = [i for i in kept if i != fault]
+            if Life(chosen(draw(seed), fewer)).run():
+                kept = fewer
+    life = Life(chosen(draw(seed), kept), tells=True)
     print(life.scenario)
+    wrong = life.run()
     for rank in life.ranks:
         ended = "never" if rank.ended is None else f"after {rank.ended - BEGIN:.4f} s"
         print(f"{rank.name} ended {ended}: {rank.result!r}")
     print(f"WRONG: {wrong}" if wrong else "nothing wrong")
     return bool(wrong)
+
+
+def chosen(scenario: Scenario, faults: Sequence[int]) -> Scenario:
+    """The scenario with some of its faults."""
+    return replace(scenario, faults=[scenario.faults[i] for i in faults])
 
 
 if __name__ == "__main__":

@@ -110,8 +110,9 @@ class Rank:
 class World:
     """A clock, what is going to happen, and chance."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, tells: bool = False) -> None:
         self.now = BEGIN
+        self._tells = tells
         self.random = random.Random(seed)
         self.ranks: list[Rank] = []
         self.names: dict[int, Rank] = {}  # by thread
@@ -127,6 +128,12 @@ class World:
     def at(self, seconds: float, action: Callable[[], None]) -> None:
         """Do something after so many seconds."""
         heapq.heappush(self._events, (self.now + max(0.0, seconds), next(self._order), action))
+
+    def say(self, text: str) -> None:
+        """Tell what happens, with the time and who does it, if somebody wants to know."""
+        if self._tells:
+            who = self.names.get(threading.get_ident())
+            print(f"{(self.now - BEGIN) * 1e3:10.3f} ms  {who.name if who else 'fault':<8}  {text}")
 
     def delay(self, most: float) -> float:
         """Some seconds, mostly few."""
