@@ -203,7 +203,7 @@ def check_python_headers() -> None:
         raise BuildError(f"no Python.h in {include}: install Python's headers (python3-dev)")
 
 
-def _sanitizers() -> list[str]:
+def sanitizer_flags() -> list[str]:
     chosen = os.environ.get("HIER_SANITIZE", "")
     return [f"-fsanitize={chosen}"] if chosen else []
 
@@ -220,7 +220,7 @@ def core_flags() -> list[str]:
         # gcc 12 sees an overlap in "text" + std::to_string(i), its bug, and warns of every fence
         # under ThreadSanitizer; ours order atomics only.
         flags += ["-Wno-restrict", "-Wno-tsan"]
-    if sanitizers := _sanitizers():
+    if sanitizers := sanitizer_flags():
         flags += ["-O1", "-g1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all", *sanitizers]
     else:
         flags += ["-O3", "-g0"]
@@ -231,7 +231,7 @@ def core_flags() -> list[str]:
 
 def core_link(objects: Sequence[Path], output: Path) -> tuple[str, ...]:
     """The command that links allreduce._C. Its symbols stay visible: the backend uses them."""
-    flags = ["-shared", "-pthread", f"-Wl,-soname,{CORE_SONAME}", *_sanitizers()]
+    flags = ["-shared", "-pthread", f"-Wl,-soname,{CORE_SONAME}", *sanitizer_flags()]
     return (*cxx(), *flags, "-o", str(output), *map(str, objects))
 
 

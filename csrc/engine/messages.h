@@ -94,6 +94,7 @@ class Messages {
   // (A receive from any rank needs none in particular.)
   const Transfer* waits_for(int rank) const;
   bool ended(int rank) const { return peers_[rank].ended; }  // nothing more comes from there
+  bool left(int rank) const { return peers_[rank].last; }    // which it has said before
   bool any_ended() const { return any_ended_; }
   // Of a receive that waits: what has come from its peer instead, in words; "" if nothing.
   std::string others_from(const Transfer& transfer) const;

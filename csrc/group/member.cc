@@ -158,13 +158,18 @@ void Member::end_hopeless_receives() {
   for (const auto& receive : messages_->take_hopeless()) {
     const std::string what = describe(*receive) + ": ";
     const bool any = receive->peer == kAnySource;
+    const bool gone =  // without a word
+        !any && messages_->ended(receive->peer) && !messages_->left(receive->peer);
+    if (draining_ && !gone) {
+      receive->ended(std::make_exception_ptr(
+          AbortedError(what + "the group is being destroyed, and no rank sends it")));
+      continue;
+    }
     const std::string who = any ? "all other ranks" : "rank " + std::to_string(receive->peer);
-    receive->ended(
-        draining_ ? std::make_exception_ptr(
-                        AbortedError(what + "the group is being destroyed, and no rank sends it"))
-                  : std::make_exception_ptr(PeerError(
-                        any ? topology_.rank : receive->peer,
-                        what + "no rank sends it: " + who + " left the group (destroyed it)")));
+    receive->ended(std::make_exception_ptr(
+        PeerError(any ? topology_.rank : receive->peer,
+                  what + "no rank sends it: " + who +
+                      (gone ? " is gone" : " left the group (destroyed it)"))));
   }
 }
 

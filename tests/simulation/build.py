@@ -1,4 +1,5 @@
-"""Builds the simulation: its own files, and the core's objects as `make build` has left them.
+"""Builds the simulation: its own files, and the core's objects as `make build` has left them, or
+a build with HIER_SANITIZE.
 
 A mutant is the same program with some files of the core replaced.
 """
@@ -15,7 +16,8 @@ from allreduce import _build
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 CSRC = ROOT / "csrc"
-PLAIN = ROOT / "build/simulation"  # without mutants
+_SANITIZER = os.environ.get("HIER_SANITIZE", "").replace(",", "-")
+PLAIN = ROOT / "build" / "-".join(filter(None, ["simulation", _SANITIZER]))  # without mutants
 JOBS = len(os.sched_getaffinity(0))
 
 
@@ -40,7 +42,8 @@ def build(folder: Path = PLAIN, replaced: Mapping[str, str] | None = None) -> Pa
     ]
     inputs = (*objects, *(unit.output for unit in own))
     output = folder / "simulate"
-    command = (*_build.cxx(), "-pthread", "-o", str(output), *map(str, inputs), "-ldl")
+    flags = ("-pthread", *_build.sanitizer_flags())
+    command = (*_build.cxx(), *flags, "-o", str(output), *map(str, inputs), "-ldl")
     _build.Unit(command=command, output=output, inputs=inputs).run(CSRC)
     return output
 
@@ -53,8 +56,9 @@ def _core_sources() -> list[Path]:
 
 def _object(source: Path) -> Path:
     name = source.relative_to(CSRC)
-    tag = sysconfig.get_config_var("SOABI")
-    found = ROOT / "build" / f"objects-{tag}" / name.with_suffix(".cc.o")
+    tag = str(sysconfig.get_config_var("SOABI"))
+    objects = "-".join(filter(None, ["objects", tag, _SANITIZER]))
+    found = ROOT / "build" / objects / name.with_suffix(".cc.o")
     if not found.exists():
         raise _build.BuildError(f"{found} is missing: run `make build`")
     return found
