@@ -39,7 +39,7 @@ namespace {
 bool can_be_described(const RunHeader& h) {
   try {
     return !describe(h).empty();
-  } catch (const std::exception&) {
+  } catch (const UsageError&) {
     return false;
   }
 }

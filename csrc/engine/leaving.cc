@@ -27,17 +27,15 @@ bool Messages::hopeless(const Transfer& receive) const {
   return std::all_of(peers_.begin(), peers_.end(), silent);
 }
 
-std::list<std::shared_ptr<Transfer>> Messages::take_hopeless() {
-  std::list<std::shared_ptr<Transfer>> taken;
-  for (auto it = posted_.begin(); it != posted_.end();) {
-    const auto next = std::next(it);
-    if (hopeless(**it)) {
-      unfinished_.erase((*it)->place);
-      taken.splice(taken.end(), posted_, it);
-    }
-    it = next;
-  }
-  return taken;
+std::shared_ptr<Transfer> Messages::hopeless_receive() const {
+  const auto found =
+      std::ranges::find_if(posted_, [this](const auto& receive) { return hopeless(*receive); });
+  return found == posted_.end() ? nullptr : *found;
+}
+
+void Messages::drop(const std::shared_ptr<Transfer>& receive) noexcept {
+  posted_.remove(receive);
+  unfinished_.erase(receive->place);
 }
 
 }  // namespace hier

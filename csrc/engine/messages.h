@@ -84,8 +84,9 @@ class Messages {
   bool say_last();
   bool flushed() const;                        // nothing is left that a peer has still to be told
   bool any_last() const { return any_last_; }  // whether a peer has said so
-  // Receives for which no rank can send any more, taken out.
-  std::list<std::shared_ptr<Transfer>> take_hopeless();
+  // A receive for which no rank can send any more, if there is one; and to forget it.
+  std::shared_ptr<Transfer> hopeless_receive() const;
+  void drop(const std::shared_ptr<Transfer>& receive) noexcept;
   // All that has not ended, which is forgotten: after an error.
   std::list<std::shared_ptr<Transfer>> take_unfinished();
 

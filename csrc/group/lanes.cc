@@ -125,14 +125,20 @@ void Lanes::blocked_on(std::vector<pollfd>& fds) const {
   for (const Lane& lane : lanes_) lane.engine->blocked_on(fds);
 }
 
+size_t Lanes::num_runs() const {
+  size_t runs = trailing_.size();
+  for (const Lane& lane : lanes_) runs += lane.runs.size();
+  return runs;
+}
+
 std::vector<std::unique_ptr<Run>> Lanes::take_all() {
-  std::vector<std::unique_ptr<Run>> taken = std::exchange(trailing_, {});
+  trailing_.reserve(num_runs());  // from here on nothing throws
   for (Lane& lane : lanes_) {
     if (lane.local) lane.local->say_failed();
-    for (auto& run : lane.runs) taken.push_back(std::move(run));
+    for (auto& run : lane.runs) trailing_.push_back(std::move(run));
     lane.runs.clear();
   }
-  return taken;
+  return std::exchange(trailing_, {});
 }
 
 void Lanes::close() {

@@ -60,7 +60,9 @@ class Lanes {
   // The next run has still to come from the device, or a result has still to get there.
   bool waits_for_device() const;
   void blocked_on(std::vector<pollfd>& fds) const;  // what to poll when turn() is false
-  std::vector<std::unique_ptr<Run>> take_all();     // after an error; neighbours are told
+  size_t num_runs() const;
+  // After an error; neighbours are told. Throws std::bad_alloc, and has taken nothing then.
+  std::vector<std::unique_ptr<Run>> take_all();
   void close();
 
   const std::vector<Lane>& lanes() const { return lanes_; }

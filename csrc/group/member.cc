@@ -104,7 +104,10 @@ void Member::accept(std::deque<std::shared_ptr<Transfer>> transfers) {
 
 template <class Move>
 bool Member::guarded(Move move) {
-  if (ended_with_) return false;
+  if (ended_with_) {
+    if (!ending_.all) end_all();
+    return false;
+  }
   try {
     failure_.check();
     return move();
@@ -155,22 +158,26 @@ bool Member::investigate(Clock::time_point now) {
 void Member::end_hopeless_receives() {
   if (draining_ && messages_->say_last()) messages_->listen(/*sockets=*/true);
   if (!draining_ && !messages_->any_last()) return;
-  for (const auto& receive : messages_->take_hopeless()) {
-    const std::string what = describe(*receive) + ": ";
-    const bool any = receive->peer == kAnySource;
-    const bool gone =  // without a word
-        !any && messages_->ended(receive->peer) && !messages_->left(receive->peer);
-    if (draining_ && !gone) {
-      receive->ended(std::make_exception_ptr(
-          AbortedError(what + "the group is being destroyed, and no rank sends it")));
-      continue;
-    }
-    const std::string who = any ? "all other ranks" : "rank " + std::to_string(receive->peer);
-    receive->ended(std::make_exception_ptr(
-        PeerError(any ? topology_.rank : receive->peer,
-                  what + "no rank sends it: " + who +
-                      (gone ? " is gone" : " left the group (destroyed it)"))));
+  while (const auto receive = messages_->hopeless_receive()) {
+    const auto error = error_of_hopeless(*receive);
+    messages_->drop(receive);  // from here on it has to end
+    receive->ended(error);
   }
+}
+
+std::exception_ptr Member::error_of_hopeless(const Transfer& receive) const {
+  const bool any = receive.peer == kAnySource;
+  const bool gone =  // without a word
+      !any && messages_->ended(receive.peer) && !messages_->left(receive.peer);
+  const std::string what = describe(receive) + ": ";
+  if (draining_ && !gone) {
+    return std::make_exception_ptr(
+        AbortedError(what + "the group is being destroyed, and no rank sends it"));
+  }
+  const std::string who = any ? "all other ranks" : "rank " + std::to_string(receive.peer);
+  return std::make_exception_ptr(PeerError(
+      any ? topology_.rank : receive.peer,
+      what + "no rank sends it: " + who + (gone ? " is gone" : " left the group (destroyed it)")));
 }
 
 Member::Places Member::blocked_on(std::vector<pollfd>& fds) const {
@@ -195,12 +202,24 @@ void Member::end(const std::exception_ptr& error) {
   if (ended_with_) return;
   ended_with_ = error;
   suspicion_.reset();
-  std::vector<std::shared_ptr<Work>> works;
-  for (const auto& run : lanes_.take_all()) works.push_back(run->work);
-  const auto transfers = messages_->take_unfinished();
+  end_all();
+}
+
+// Memory may be what has failed: what could not be done is done at the next turn.
+void Member::end_all() {
+  auto transfers = messages_->take_unfinished();
+  ending_.transfers.splice(ending_.transfers.end(), transfers);
+  ending_.works.reserve(lanes_.num_runs());
+  for (const auto& run : lanes_.take_all()) ending_.works.push_back(run->work);
   at_failure_();
-  for (const auto& work : works) end(*work, error);
-  for (const auto& transfer : transfers) transfer->ended(error);
+  while (ending_.next < ending_.works.size()) end(*ending_.works[ending_.next++], ended_with_);
+  ending_.works.clear(), ending_.next = 0;
+  while (!ending_.transfers.empty()) {
+    const auto transfer = std::move(ending_.transfers.front());
+    ending_.transfers.pop_front();
+    transfer->ended(ended_with_);
+  }
+  ending_.all = true;
 }
 
 // Counted down first: whoever waits for the work may look whether anything is in flight.

@@ -12,6 +12,7 @@
 #include <deque>
 #include <exception>
 #include <functional>
+#include <list>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -100,7 +101,9 @@ class Member {
   bool look(Clock::time_point now, Arrivals arrivals);
   bool investigate(Clock::time_point now);
   void end_hopeless_receives();
+  std::exception_ptr error_of_hopeless(const Transfer& receive) const;
   void end(Work& work, const std::exception_ptr& error);
+  void end_all();
 
   const Topology& topology_;
   const std::function<void()> at_failure_;
@@ -116,6 +119,12 @@ class Member {
   const std::function<void(Run&)> ended_;
   std::optional<Suspicion> suspicion_;
   std::exception_ptr ended_with_;
+  struct {  // what is to hear of that error
+    std::vector<std::shared_ptr<Work>> works;
+    size_t next = 0;  // the first of them that has not
+    std::list<std::shared_ptr<Transfer>> transfers;
+    bool all = false;  // has heard
+  } ending_;
 };
 
 }  // namespace hier

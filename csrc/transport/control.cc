@@ -53,7 +53,7 @@ void ControlLinks::broadcast(ControlFrame frame) noexcept {
     try {
       const size_t n = link.channel->try_write({&bytes, 1});
       if (n > 0 && n < bytes.size()) link.writable = false;
-    } catch (const ChannelBroken&) {
+    } catch (...) {  // it has ended; or there is no memory to say so
       link.writable = false;
     }
   }

@@ -186,6 +186,7 @@ void Life::apply(size_t number) {
   Rank& rank = at(fault.rank);
   applied_[number] = 1;
   if (trace_) say(describe(fault));
+  if (fault.kind == Fault::Kind::no_memory) return rank.ration(fault.allocations);
   if (fault.kind >= Fault::Kind::reset) return apply_to_wires(fault);
   if (rank.over()) return;
   switch (fault.kind) {

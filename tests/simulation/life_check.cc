@@ -69,6 +69,9 @@ bool Life::explains(const Fault& fault, const std::exception_ptr& error, int ran
       return e.kind == "integrity" && contains(e.text, "rank " + std::to_string(fault.rank));
     case Fault::Kind::flip_control:
       return e.kind == "peer" && of_pair;
+    case Fault::Kind::no_memory:
+      return contains(e.text, "bad_alloc") &&
+             (rank == fault.rank || contains(e.text, "rank " + std::to_string(fault.rank)));
   }
   return false;
 }

@@ -152,8 +152,8 @@ MUTANTS = [
     Mutant(
         "messages outlive a failure",
         "group/member.cc",
-        "for (const auto& transfer : transfers) transfer->ended(error);\n}",
-        "}",
+        "    transfer->ended(ended_with_);\n  }\n  ending_.all",
+        "  }\n  ending_.all",
     ),
     Mutant(
         "a rank leaves without a goodbye",

@@ -108,8 +108,21 @@ bool Rank::step(bool by_clock) {
   return done;
 }
 
-// As Driver does: turns while anything moves, and before it sleeps one step.
+// As Driver does with an error that leaves the member.
 bool Rank::drive(bool by_clock) {
+  const Rationed rationed(allocations_left_);
+  try {
+    return take_turn(by_clock);
+  } catch (const Wrong&) {
+    throw;
+  } catch (...) {
+    member_->end(std::current_exception());
+    return true;
+  }
+}
+
+// As Driver does: turns while anything moves, and before it sleeps one step.
+bool Rank::take_turn(bool by_clock) {
   if (by_clock && member_->turn() && !member_->failure().is_set()) {
     throw Wrong("rank " + std::to_string(rank_) + " slept while there was something to do");
   }

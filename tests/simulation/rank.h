@@ -13,6 +13,7 @@
 #include "group/member.h"
 #include "group/order.h"
 #include "group/planner.h"
+#include "memory.h"
 #include "model.h"
 #include "wire.h"
 
@@ -33,7 +34,10 @@ class SimulatedBells final : public Doorbells {
         wake_(std::move(wake)) {}
 
  private:
-  void rouse(int local_rank) override { wake_(neighbours_[static_cast<size_t>(local_rank)]); }
+  void rouse(int local_rank) override {
+    const Unrationed kernel;
+    wake_(neighbours_[static_cast<size_t>(local_rank)]);
+  }
   std::vector<int> neighbours_;
   std::function<void(int rank)> wake_;
 };
@@ -61,6 +65,7 @@ class Rank {
   void leave();                                          // with whatever is in flight
   void jump(Clock::duration ahead) { ahead_ += ahead; }  // its clock
   void pause(Clock::time_point until) { paused_until_ = until; }
+  void ration(int64_t allocations) { allocations_left_ = allocations; }
   Clock::time_point paused_until() const { return paused_until_; }
   // Killed, or has left.
   bool over() const { return !member_; }
@@ -97,6 +102,7 @@ class Rank {
   void check(const Made& made) const;
   bool in_use(int buffer) const;
   bool drive(bool by_clock);
+  bool take_turn(bool by_clock);
   Buffer& buffer_of(size_t number);
   void lay_out(const std::shared_ptr<SharedMapping>& symmetric);
   void scribble(Buffer& buffer);
@@ -125,6 +131,7 @@ class Rank {
   Arrivals arrivals_;
   Clock::time_point wake_by_{}, paused_until_{};
   Clock::duration ahead_{};
+  int64_t allocations_left_ = kPlenty;
 };
 
 }  // namespace hier::simulation

@@ -128,6 +128,17 @@ Fault draw_fault(Random& random, const Scenario& s) {
   return fault;
 }
 
+// By chance of its own, so that lives without it stay as they were.
+Fault draw_lack_of_memory(uint64_t seed, const Scenario& s) {
+  Random random(seed);
+  Fault fault;
+  fault.kind = Fault::Kind::no_memory;
+  fault.rank = static_cast<int>(random.between(0, static_cast<size_t>(s.world_size()) - 1));
+  fault.at = microseconds(random.between(0, 500));
+  fault.allocations = static_cast<int64_t>(random.between(0, random.one_in(2) ? 4 : 40));
+  return fault;
+}
+
 }  // namespace
 
 Scenario draw(uint64_t seed) {
@@ -158,6 +169,7 @@ Scenario draw(uint64_t seed) {
   postpone_some(random, s);
   if (!random.one_in(3)) s.faults.push_back(draw_fault(random, s));
   if (random.one_in(8)) s.faults.push_back(draw_fault(random, s));
+  if (seed % 16 == 0) s.faults.push_back(draw_lack_of_memory(seed, s));
   return s;
 }
 
@@ -191,10 +203,15 @@ std::string describe(const Fault& fault) {
                                        "reset",
                                        "black hole",
                                        "flip",
-                                       "flip on a control link"};
+                                       "flip on a control link",
+                                       "no memory"};
   std::string text =
       std::string(kNames[static_cast<int>(fault.kind)]) + ": rank " + std::to_string(fault.rank);
-  if (fault.kind >= Fault::Kind::reset) text += " and " + std::to_string(fault.other);
+  if (fault.kind == Fault::Kind::no_memory) {
+    text += ", " + std::to_string(fault.allocations) + " allocations";
+  } else if (fault.kind >= Fault::Kind::reset) {
+    text += " and " + std::to_string(fault.other);
+  }
   if (fault.kind == Fault::Kind::black_hole) text += fault.both_ways ? ", both ways" : ", one way";
   text += " after " + std::to_string(Seconds(fault.at).count()) + " s";
   if (fault.kind == Fault::Kind::pause || fault.kind == Fault::Kind::jump) {

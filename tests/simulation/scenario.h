@@ -30,10 +30,22 @@ struct Operation {
 };
 
 struct Fault {
-  enum class Kind { kill, pause, abort, leave, jump, reset, black_hole, flip, flip_control };
+  enum class Kind {
+    kill,
+    pause,
+    abort,
+    leave,
+    jump,
+    reset,
+    black_hole,
+    flip,
+    flip_control,
+    no_memory
+  };
   Kind kind{};
   int rank = 0, other = 0;        // black_hole: from the node of one to that of the other
   bool both_ways = true;          // of a black hole
+  int64_t allocations = 0;        // that a rank makes yet, before one fails
   Clock::duration at{}, lasts{};  // since the start; of a pause, or how far a clock jumps
 };
 std::string describe(const Operation& operation);

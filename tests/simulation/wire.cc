@@ -4,9 +4,12 @@
 #include <algorithm>
 #include <cstring>
 
+#include "memory.h"
+
 namespace hier::simulation {
 
 size_t Wire::write(std::span<const Bytes> parts) {
+  const Unrationed kernel;
   const bool refused = abandoned_at_ && *abandoned_at_ <= timing_.now;
   if (reset_ || refused) throw ChannelBroken("send: connection reset");
   check_answers();
@@ -61,6 +64,7 @@ Bytes Wire::arrived() {
 }
 
 void Wire::consume(size_t n) {
+  const Unrationed kernel;
   read_ += n;
   if (n == 0) return;
   acknowledged_.push_back({timing_.now + options_.delay, n});
@@ -73,6 +77,7 @@ void Wire::consume(size_t n) {
 }
 
 size_t Wire::room(size_t wanted) {
+  const Unrationed kernel;
   size_t most = std::min(wanted, options_.most);
   if (most > 1 && random_.one_in(4)) most = random_.between(1, most);
   if (most < arrived_ - read_) timing_.wake(timing_.now, reader_, options_.carries);
@@ -80,6 +85,7 @@ size_t Wire::room(size_t wanted) {
 }
 
 void Wire::check_open(size_t wanted) {
+  const Unrationed kernel;
   if (reset_) throw ChannelBroken("recv: connection reset");
   if (dropping_ && timing_.now - *dropping_ >= options_.dead_after) {
     throw ChannelBroken("recv: no answer", /*no_answer=*/true);
