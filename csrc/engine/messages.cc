@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cstring>
 #include <utility>
 
 #include "base/error.h"
@@ -22,9 +21,6 @@ size_t trailer_bytes(bool checked, size_t payload) {
 }
 
 bool has_payload(Type type) { return type == Type::eager || type == Type::data; }
-
-// What a message counts for in the window: empty ones take memory too.
-uint64_t weight(uint64_t bytes) { return std::max<uint64_t>(bytes, 64); }
 
 bool matches(const Transfer& receive, int source, int tag) {
   return (receive.peer == kAnySource || receive.peer == source) &&
@@ -93,25 +89,6 @@ void Messages::post_receive(const std::shared_ptr<Transfer>& transfer) {
   }
 }
 
-void Messages::take_early(std::list<Early>::iterator early,
-                          const std::shared_ptr<Transfer>& transfer) {
-  if (!early->claimed) match(early->source, early->header, *transfer);
-  Peer& peer = peers_[early->source];
-  if (early->header.type == Type::announce && !early->fetched) {
-    peer.granted.emplace(early->header.id, transfer);
-    grant(peer, early->header.id);
-  } else if (!early->whole) {
-    early->claimed = transfer;
-    return;
-  } else {
-    if (transfer->bytes > 0) std::memcpy(transfer->data, early->payload.data(), transfer->bytes);
-    peer.set_aside -= weight(transfer->bytes);
-    if (early->header.type == Type::eager) peer.consumed += weight(transfer->bytes);
-    finish(transfer);
-  }
-  early_.erase(early);
-}
-
 void Messages::grant(Peer& peer, uint64_t id) {
   MessageHeader header = header_of(Type::grant, peer);
   header.id = id;
@@ -167,7 +144,8 @@ bool Messages::listen(bool sockets) {
   bool moved = false;
   for (size_t i = 0; i < peers_.size(); ++i) {
     Channel* channel = peers_[i].channel;
-    if (!channel || (channel->over_network() && !sockets)) continue;
+    if (!channel) continue;
+    if (channel->over_network() && !sockets && !channel->has_read_ahead()) continue;
     moved |= advance(static_cast<int>(i), peers_[i]);
   }
   return moved;
@@ -305,20 +283,6 @@ void Messages::opened(int rank, Peer& peer) {
   }
   peer.early = &early_.emplace_back(Early{rank, header, {}, false, false, nullptr});
   set_aside(peer, *peer.early);
-}
-
-// Where the message is small, and the window has room, its payload waits here for a receive.
-void Messages::set_aside(Peer& peer, Early& early) {
-  const MessageHeader& header = early.header;
-  if (header.type == Type::announce) {
-    const uint64_t sum = peer.set_aside + weight(header.bytes);
-    if (header.bytes > kEagerBytes || sum > kEagerWindow) return;
-    early.fetched = true;
-    peer.fetched.emplace(header.id, &early);
-    grant(peer, header.id);
-  }
-  early.payload.resize(header.bytes);
-  peer.set_aside += weight(header.bytes);
 }
 
 // A message is there, with its payload if it has one.

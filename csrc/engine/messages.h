@@ -9,6 +9,7 @@
 #pragma once
 
 #include <poll.h>
+#include <algorithm>
 
 #include <deque>
 #include <functional>
@@ -127,6 +128,7 @@ class Messages {
     uint64_t eager_sent = 0, eager_taken = 0;  // bytes to the peer, and those it has taken
     uint64_t consumed = 0;                     // bytes of the peer's eager messages taken here
     uint64_t set_aside = 0;                    // bytes of the peer's early messages
+    size_t without_room = 0;                   // small ones that were announced, and not fetched
     // The message that is coming in:
     Opening<MessageHeader> opening;
     size_t header_done = 0;              // bytes of the opening
@@ -137,6 +139,8 @@ class Messages {
     Early* early = nullptr;
   };
 
+  // What a message counts for in the window: empty ones take memory too.
+  static uint64_t weight(uint64_t bytes) { return std::max<uint64_t>(bytes, 64); }
   MessageHeader header_of(MessageHeader::Type type, const Peer& peer) const;
   void post_send(const std::shared_ptr<Transfer>& transfer);
   void post_receive(const std::shared_ptr<Transfer>& transfer);
@@ -148,6 +152,7 @@ class Messages {
   void opened(int rank, Peer& peer);
   void arrived(int rank, Peer& peer);
   void set_aside(Peer& peer, Early& early);
+  void use_room(int source);
   void take_early(std::list<Early>::iterator early, const std::shared_ptr<Transfer>& transfer);
   void grant(Peer& peer, uint64_t id);
   void match(int source, const MessageHeader& header, Transfer& receive) const;

@@ -49,6 +49,8 @@ class Channel {
 
   // What to poll while blocked on this channel; -1 if the node's doorbell tells.
   virtual int fd() const = 0;
+  // Something has been read from there already, so that poll does not tell of it.
+  virtual bool has_read_ahead() const { return false; }
   virtual bool over_network() const = 0;
   // Each header, step and message is followed by its checksum; at both ends or at none.
   virtual bool checked() const { return false; }

@@ -22,6 +22,7 @@ class TcpChannel final : public Channel {
   Bytes peek(size_t wanted) override;
   void consume(size_t n) override { lo_ += n, consumed_ += n; }
   int fd() const override { return socket_.get(); }
+  bool has_read_ahead() const override { return lo_ < hi_; }
   bool over_network() const override { return true; }
   bool checked() const override { return checked_; }
   bool delivered() const override;

@@ -110,6 +110,51 @@ def test_what_has_been_received_leaves_the_window(layout):
     run_threads(2, body, nodes=nodes(layout))
 
 
+@pytest.mark.parametrize("layout", PAIRS)
+def test_room_is_used_by_a_message_that_came_when_there_was_none(layout):
+    def body(comm):
+        x = np.zeros(8 << 10, np.uint8)
+        count = WINDOW // x.size
+        if comm.rank == 0:
+            works = [comm.isend(x, 1) for _ in range(count + 1)]  # the last finds no room
+            comm.send(x[:0], 1, tag=1)
+            for work in works:
+                work.wait()
+        else:
+            comm.recv(x[:0], 0, tag=1)  # behind all of them
+            for _ in range(count):
+                comm.recv(x, 0)
+        comm.barrier()
+        if comm.rank == 1:
+            comm.recv(x, 0)
+
+    run_threads(2, body, nodes=nodes(layout), timeout=10.0)
+
+
+def test_what_was_read_ahead_from_a_socket_is_not_forgotten():
+    """The last message, which needs an answer, is read from the socket with those before it."""
+
+    def body(comm):
+        x = np.zeros(8 << 10, np.uint8)
+        for more in range(16):  # how many of them a turn takes in is no affair of this test
+            if comm.rank == 0:
+                for _ in range(more):
+                    comm.send(x[:0], 1, tag=1)
+                for _ in range(WINDOW // x.size + 1):
+                    comm.send(x, 1)
+            else:
+                time.sleep(0.05)  # until they are there
+                for _ in range(more):
+                    comm.recv(x[:0], 0, tag=1)
+                for _ in range(WINDOW // x.size):
+                    comm.recv(x, 0)
+            comm.barrier()
+            if comm.rank == 1:
+                comm.recv(x, 0)
+
+    run_threads(2, body, nodes=[0, 1], timeout=10.0)
+
+
 @pytest.mark.parametrize("layout", ["1x2", "2x1", "2x2"])
 def test_messages_and_collectives_mix_in_the_threads_of_a_rank(layout):
     p, rounds = size(layout), 40

@@ -91,13 +91,13 @@ MUTANTS = [
     ),
     Mutant(
         "an early message is handed on before it is whole",
-        "engine/messages.cc",
+        "engine/early.cc",
         "} else if (!early->whole) {\n    early->claimed = transfer;\n    return;",
         "} else if (false) {\n    return;",
     ),
     Mutant(
         "an announced message is never granted",
-        "engine/messages.cc",
+        "engine/early.cc",
         "peer.granted.emplace(early->header.id, transfer);\n    grant(peer, early->header.id);",
         "peer.granted.emplace(early->header.id, transfer);",
     ),
