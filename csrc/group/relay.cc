@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <tuple>
 
+#include "schedule/builders.h"
+
 namespace hier {
 
 namespace {
@@ -35,15 +37,7 @@ Schedule own_moves(const Schedule& schedule, int rank, const std::vector<int>& n
     }
     std::ranges::sort(moves, {}, [](const Move& m) { return std::tuple(m.src, m.dst, m.lo); });
     Round& joined = result.rounds.emplace_back();
-    for (const Move& m : moves) {
-      const bool follows = !joined.empty() && joined.back().src == m.src &&
-                           joined.back().dst == m.dst && joined.back().hi == m.lo;
-      if (follows) {
-        joined.back().hi = m.hi;
-      } else {
-        joined.push_back(m);
-      }
-    }
+    for (const Move& m : moves) append(joined, m);
   }
   return result;
 }

@@ -53,4 +53,7 @@ std::string malformed(const Schedule& schedule);
 
 std::string describe(const Move& move);  // "3+>1[4-5]": + reduces, = copies, as in the pictures
 
+// Joins a move to the one before it, if that carries the neighbouring chunk the same way.
+void append(Round& round, const Move& move);
+
 }  // namespace hier

@@ -78,4 +78,16 @@ void overlay(Schedule& schedule, size_t first_round, const Schedule& sub,
            first_chunk + move.lo, first_chunk + move.hi, move.reduce});
 }
 
+void append(Round& round, const Move& move) {
+  if (!round.empty()) {
+    Move& last = round.back();
+    if (last.src == move.src && last.dst == move.dst && last.reduce == move.reduce &&
+        last.hi == move.lo) {
+      last.hi = move.hi;
+      return;
+    }
+  }
+  round.push_back(move);
+}
+
 }  // namespace hier

@@ -170,19 +170,6 @@ class Shards {
   std::vector<std::vector<std::vector<int>>> rails_;
 };
 
-// Joins a move to the one before it, if that carries the neighbouring chunk the same way.
-void append(Round& round, const Move& move) {
-  if (!round.empty()) {
-    Move& last = round.back();
-    if (last.src == move.src && last.dst == move.dst && last.reduce == move.reduce &&
-        last.hi == move.lo) {
-      last.hi = move.hi;
-      return;
-    }
-  }
-  round.push_back(move);
-}
-
 void add_rails(Schedule& result, const Shards& shards, const Schedule& between) {
   const size_t first = result.rounds.size();
   result.rounds.resize(first + between.rounds.size());

@@ -146,7 +146,7 @@ class World:
         return rank
 
     def run(self, until: float) -> None:
-        """Let everything happen before that time; ranks that live on are killed then."""
+        """Let everything happen that is due before that time."""
         while self._events and self._events[0][0] < until:
             self.now, _, action = heapq.heappop(self._events)
             action()
