@@ -112,9 +112,10 @@ def outcomes(
 
 def assert_passed(check: str, outcomes: tuple[list[dict[str, str]], str]) -> None:
     ranks, log = outcomes
-    for rank, results in enumerate(ranks):
-        error = results.get(check, f"did not run\n{log[-8000:]}")
-        assert not error, f"rank {rank}: {error}"
+    errors = [results.get(check, "did not run") for results in ranks]
+    if any(errors):
+        told = "\n".join(f"rank {rank}: {error}" for rank, error in enumerate(errors) if error)
+        pytest.fail(f"{told}\n{log[-8000:]}", pytrace=False)
 
 
 @pytest.fixture(name="assert_passed")

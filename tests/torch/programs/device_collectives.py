@@ -229,8 +229,10 @@ def check_wait_does_not_block_the_host() -> None:
 
 def check_a_stream_that_does_not_wait_is_too_early() -> None:
     # So the other checks here would see that a dependency is missing.
+    x = torch.zeros(1777).to(DEVICE)  # not what an earlier check left in this memory
+    x.cpu()  # the zeros are there
     with lagging() as (_, gate):
-        x = torch.full((1777,), 7 * (RANK + 1.0)).to(DEVICE)
+        x.copy_(torch.full((1777,), 7 * (RANK + 1.0)))
         work = dist.all_reduce(x, async_op=True)
         with torch.Stream(device=DEVICE):
             early = x.cpu()
