@@ -30,8 +30,9 @@ JOBS = int(os.environ.get("HIER_JOBS") or len(os.sched_getaffinity(0)))
 
 
 def load_build_module():
-    """Loads allreduce/_build.py by its path: the package cannot be imported before it is built."""
-    spec = importlib.util.spec_from_file_location("_hier_build", ROOT / "allreduce/_build.py")
+    """Loads it by its path: the package cannot be imported before it is built."""
+    path = ROOT / "allreduce/commands/native_build.py"
+    spec = importlib.util.spec_from_file_location("_hier_build", path)
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -17,10 +17,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from allreduce._init import init
-    from allreduce._launch import Launch, detect_launch
-    from allreduce._work import Work
-    from allreduce.communicator import Communicator
+    from allreduce.communicator.communicator import Communicator
+    from allreduce.communicator.init import init
+    from allreduce.communicator.work import Work
     from allreduce.errors import (
         AbortedError,
         CudaError,
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
         Timeout,
         UsageError,
     )
+    from allreduce.rendezvous.launcher_environment import Launch, detect_launch
 
 __all__ = [
     "AbortedError",
@@ -53,19 +53,26 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
-    **{"init": "_init", "Work": "_work", "Communicator": "communicator"},
-    **{"Launch": "_launch", "detect_launch": "_launch"},
+    "init": "communicator.init",
+    "Work": "communicator.work",
+    "Communicator": "communicator",
+    "Launch": "rendezvous.launcher_environment",
+    "detect_launch": "rendezvous.launcher_environment",
 }
-_SUBMODULES = ("cost", "cuda", "errors", "optim", "schedules", "simulate", "torch", "tuning")
+_SUBMODULES = {
+    **{name: name for name in ("cuda", "errors", "optim", "schedules", "torch", "tuning")},
+    "cost": "tuning.cost",
+    "simulate": "schedules.simulate",
+}
 
 if not TYPE_CHECKING:  # a type checker finds the names above and the submodules by itself
 
     def __getattr__(name: str) -> Any:
         """Import what is asked for; ImportError in one sentence if the core is not built."""
         if name == "_C":
-            return importlib.import_module("allreduce._build").require_core()
+            return importlib.import_module("allreduce.commands.native_build").require_core()
         if name in _SUBMODULES:
-            return importlib.import_module(f"allreduce.{name}")
+            return importlib.import_module(f"allreduce.{_SUBMODULES[name]}")
         if name in __all__:
             home = importlib.import_module(f"allreduce.{_HOMES.get(name, 'errors')}")
             return getattr(home, name)

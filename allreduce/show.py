@@ -10,10 +10,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from allreduce._algorithm_docs import generate
-from allreduce._picture import Picture
 from allreduce.schedules import Collective, Schedule, algorithms, by_name, parse_collective
-from allreduce.simulate import PRESETS, simulate
+from allreduce.schedules.docs_page import generate
+from allreduce.schedules.drawing import Picture
+from allreduce.schedules.simulate import PRESETS, simulate
 
 __all__ = ["main"]
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from allreduce._bench_machine import cpu_name
-from allreduce._build import require_core
+from allreduce.commands.job_description import cpu_name
+from allreduce.commands.native_build import require_core
 from benchmarks import floors as floors_module
 from benchmarks import tables, targets
 from benchmarks.casts import Casts

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from allreduce.communicator import Communicator
+from allreduce.communicator.communicator import Communicator
 from benchmarks import namespaces
 
 RENO = {"ALLREDUCE_TCP_CONGESTION": "reno"}  # a namespace may always have it

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from allreduce._store import FileStore
-from allreduce.communicator import Communicator
+from allreduce.communicator.communicator import Communicator
+from allreduce.rendezvous.store import FileStore
 from benchmarks import namespaces
 from benchmarks.pipes import Pipes, answer, timed
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from allreduce.cost import Link
+from allreduce.tuning.cost import Link
 from benchmarks import namespaces, peers
 from benchmarks.layouts import Layout
 from benchmarks.worlds import Round, World

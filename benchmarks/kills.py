@@ -25,9 +25,9 @@ from typing import Any
 
 import numpy as np
 
-from allreduce._store import FileStore
-from allreduce.communicator import Communicator
+from allreduce.communicator.communicator import Communicator
 from allreduce.errors import Error
+from allreduce.rendezvous.store import FileStore
 
 _COUNTS = (8, 5000, 300_000)
 _DEADLINE = 60.0  # seconds for each step of a cycle

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from allreduce.schedules import by_name, even_bounds, from_moves
-from allreduce.simulate import Link, Network, simulate
+from allreduce.schedules.simulate import Link, Network, simulate
 from trainer.model import build_model
 
 SERVERS, GIGABITS = 32, 50

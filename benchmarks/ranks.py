@@ -23,7 +23,7 @@ import torch.distributed as dist
 
 import allreduce.torch  # registers hier where the package is not installed
 from allreduce import _C, Communicator
-from allreduce._store import FileStore
+from allreduce.rendezvous.store import FileStore
 from benchmarks.pipes import Pipes, answer, timed
 
 _WARM_UP_BYTES = 1 << 20

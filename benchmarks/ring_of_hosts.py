@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from allreduce._store import FileStore
-from allreduce.communicator import Communicator
+from allreduce.communicator.communicator import Communicator
+from allreduce.rendezvous.store import FileStore
 from allreduce.schedules import Schedule
 from benchmarks.emulated import become_hosts, tell
 

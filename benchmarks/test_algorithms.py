@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from allreduce.cost import representatives
+from allreduce.tuning.cost import representatives
 from benchmarks import cells
 from benchmarks.casts import Casts
 from benchmarks.cells import Cell

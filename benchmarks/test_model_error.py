@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from allreduce import cost
 from allreduce.schedules import by_name
-from allreduce.simulate import Link, Network, simulate
+from allreduce.schedules.simulate import Link, Network, simulate
+from allreduce.tuning import cost
 from benchmarks import cells
 from benchmarks.cells import Cell
 from benchmarks.conftest import Report, is_smoke

@@ -4,7 +4,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from allreduce import _build
+from allreduce.commands import native_build
 
 SOURCE = Path(__file__).parent / "nccl/fake_nccl.cc"
 # A sanitizer has to see the fake's locks and counts, or it misjudges what they order.
@@ -20,7 +20,7 @@ def compile_fake(
     options = ["-std=c++20", "-O1", "-fPIC", "-shared", "-pthread", f"-Wl,-soname,{soname}"]
     if sanitizer := SANITIZERS.get(os.environ.get("HIER_SANITIZED", "")):
         options += ["-g", f"-fsanitize={sanitizer}"]
-    command = [*_build.cxx(), *options, *flags, str(SOURCE), "-o", str(built)]
+    command = [*native_build.cxx(), *options, *flags, str(SOURCE), "-o", str(built)]
     environment = os.environ | {"LD_PRELOAD": ""}  # the compiler itself needs no sanitizer
     subprocess.run(command, check=True, timeout=240, env=environment)
     return built

@@ -11,9 +11,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from allreduce._mesh import Wiring
-from allreduce._store import MemoryStore
-from allreduce.communicator import Communicator
+from allreduce.communicator.communicator import Communicator
+from allreduce.rendezvous.connect import Wiring
+from allreduce.rendezvous.store import MemoryStore
 
 LANES = 2
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from allreduce import _C
-from allreduce._arrays import Memory
-from allreduce.communicator import Communicator
+from allreduce.communicator.arrays import Memory
+from allreduce.communicator.communicator import Communicator
 
 # name -> node of each rank; a group of one node uses shared memory only
 LAYOUTS = {

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from allreduce import communicator
-from allreduce._mesh import Wiring
+from allreduce.communicator import communicator
+from allreduce.rendezvous.connect import Wiring
 
 _CHUNK = 64 << 10
 

@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from allreduce import _build
+from allreduce.commands import native_build
 
 BASELINE = Path(__file__).parent / "cuda/sass_baseline.json"
-BUILT = Path(_build.__file__).parent / f"_cuda{_build.EXT_SUFFIX}"
+BUILT = Path(native_build.__file__).parents[1] / f"_cuda{native_build.EXT_SUFFIX}"
 NON_COHERENT = r"LDG?\.E.*\.CONSTANT"  # a load of what, as the compiler was told, nobody writes
 # Of flags in memory that GPUs map from each other: the fence stands right before the store, or
 # right behind the load.
@@ -95,7 +95,7 @@ def read(cuobjdump: Path, file: Path) -> dict[str, Kernel]:
 
 def main() -> None:
     """Writes the registers of every kernel as the baseline."""
-    cuobjdump = _build.find_cuda_tool("cuobjdump")
+    cuobjdump = native_build.find_cuda_tool("cuobjdump")
     if cuobjdump is None:
         sys.exit(f"no cuobjdump: {REMEDY}")
     kernels = read(cuobjdump, BUILT)

@@ -30,6 +30,30 @@ ARROWS = {
     "python": {"cuda", "group", "nccl", "analysis"},
     "torch": {"group"},
 }
+# What a package or module of allreduce may import besides itself, when it is imported.
+PACKAGES = {
+    "errors": set(),
+    "schedules": {"errors"},
+    "rendezvous": {"errors"},
+    "cuda": {"errors"},
+    "tuning": {"schedules"},
+    "communicator": {"rendezvous", "cuda", "tuning"},
+    "commands": {"communicator"},
+    "show": {"schedules"},
+    "bench": {"commands"},
+    "tune": {"commands"},
+    "optim": {"cuda"},
+    "torch": {"commands", "optim"},
+}
+# Of these modules others may use the names without an underscore.
+PUBLIC = {
+    "allreduce",
+    *(f"allreduce.{name}" for name in ("cuda", "errors", "optim", "optim.schedules", "torch")),
+    *(f"allreduce.{name}" for name in ("schedules", "schedules.simulate", "tuning.cost")),
+    *(f"allreduce.torch.ddp.{name}" for name in ("bucket_size", "buckets")),
+}
+MOST_ENTRIES = 14  # at the top of allreduce
+MOST_FLOORS = 8
 BACKEND = "torch/backend.cc"
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
 CPP = {".h", ".cuh", ".inc", ".cc", ".cu"}
@@ -39,9 +63,9 @@ CUDA_HEADERS = ("cuda", "nccl", "cooperative_groups", "cub/", "thrust/")
 TORCH_PACKAGES = {"torch", "optim"}
 
 
-def reachable(layer: str) -> set[str]:
-    below = ARROWS[layer] | {layer}
-    return below.union(*(reachable(other) for other in ARROWS[layer]))
+def reachable(layer: str, arrows: dict[str, set[str]] = ARROWS) -> set[str]:
+    below = arrows[layer] | {layer}
+    return below.union(*(reachable(other, arrows) for other in arrows[layer]))
 
 
 def include_violations(root: Path) -> list[str]:
@@ -109,6 +133,8 @@ def bad_imports(name: Path, tree: ast.AST) -> Iterator[str]:
         measured = name.parts[0] == "benchmarks" and top == "trainer"  # its step is measured there
         if not measured and top in {"tests", "benchmarks", "trainer"} - {name.parts[0]}:
             yield f"{module}: nobody imports {top}"
+    if name.parts[0] == "allreduce" and name.name != "__init__.py":
+        yield from bad_packages(name, tree)
     if name.parts[0] == "allreduce" and name.parts[1] not in TORCH_PACKAGES:
         for module, _ in imports(tree, lazy=False):
             if module.split(".")[0] == "torch":
@@ -117,10 +143,24 @@ def bad_imports(name: Path, tree: ast.AST) -> Iterator[str]:
         yield from private_names(tree, everything)
 
 
+def bad_packages(name: Path, tree: ast.AST) -> Iterator[str]:
+    own = name.with_suffix("").parts[1]
+    if own not in PACKAGES:
+        yield f"nothing may: {own} is no package that is known here"
+        return
+    for module, member in imports(tree, lazy=False):
+        parts = [*module.split("."), member]
+        if parts[0] != "allreduce" or parts[1] not in PACKAGES:
+            continue  # the native core, or the package itself
+        if parts[1] not in reachable(own, PACKAGES):
+            yield f"{module}: {own} may not use {parts[1]}"
+
+
 def private_names(tree: ast.AST, everything: list[tuple[str, str]]) -> Iterator[str]:
     for module, name in everything:
         parts = [*module.split("."), name]
-        if parts[0] == "allreduce" and any(part.startswith("_") for part in parts):
+        private = module not in PUBLIC or any(part.startswith("_") for part in parts)
+        if parts[0] == "allreduce" and private:
             yield f"{module}.{name}: trainer uses the public names of allreduce only"
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and node.attr.startswith("_"):
@@ -135,6 +175,22 @@ def test_includes_obey_the_layers() -> None:
 
 def test_imports_obey_the_layers() -> None:
     assert import_violations(ROOT) == []
+
+
+def test_the_packages_are_few_and_on_few_floors() -> None:
+    package = ROOT / "allreduce"
+    entries = {
+        entry.name
+        for entry in package.iterdir()
+        if not entry.name.endswith((".so", ".so.key")) and entry.name != "__pycache__"
+    }
+    assert len(entries) <= MOST_ENTRIES, sorted(entries)
+    assert {Path(name).stem for name in entries} - {"__init__", "_C"} == set(PACKAGES)
+
+    def floor(name: str) -> int:
+        return 1 + max(map(floor, PACKAGES[name]), default=0)
+
+    assert max(map(floor, PACKAGES)) <= MOST_FLOORS
 
 
 def test_every_layer_is_checked() -> None:
@@ -170,16 +226,23 @@ def test_a_planted_include_is_found(tmp_path: Path, file: str, line: str, says: 
 @pytest.mark.parametrize(
     ("file", "line", "says"),
     [
-        ("allreduce/cost.py", "import torch", "needs no torch"),
+        ("allreduce/tuning/cost.py", "import torch", "needs no torch"),
         (
-            "allreduce/cost.py",
+            "allreduce/tuning/cost.py",
             "try:\n    from torch import nn\nexcept ImportError: ...",
             "no torch",
         ),
-        ("allreduce/torch/ddp.py", "from trainer.log import Log", "nobody imports trainer"),
-        ("allreduce/cost.py", "def f():\n    import tests.conftest", "nobody imports tests"),
-        ("trainer/run.py", "from allreduce._store import Store", "public names"),
+        ("allreduce/torch/ddp/module.py", "from trainer.log import Log", "nobody imports trainer"),
+        ("allreduce/tuning/cost.py", "def f():\n    import tests.conftest", "nobody imports tests"),
+        ("trainer/run.py", "from allreduce.rendezvous.store import Store", "public names"),
         ("trainer/run.py", "from allreduce import _C", "public names"),
+        (
+            "allreduce/rendezvous/connect.py",
+            "from allreduce.tuning.option import Asked",
+            "rendezvous may not use tuning",
+        ),
+        ("allreduce/tuning/cost.py", "import allreduce.bench.cases", "may not use bench"),
+        ("allreduce/news/x.py", "import os", "no package that is known"),
         ("trainer/run.py", "import allreduce\nallreduce._C.f()", "public names"),
         ("trainer/run.py", "from benchmarks import peers", "nobody imports benchmarks"),
     ],
@@ -193,12 +256,12 @@ def test_a_planted_import_is_found(tmp_path: Path, file: str, line: str, says: s
 @pytest.mark.parametrize(
     ("file", "line"),
     [
-        ("allreduce/cost.py", "def f():\n    import torch"),
+        ("allreduce/tuning/cost.py", "def f():\n    import torch"),
         (
-            "allreduce/cost.py",
+            "allreduce/tuning/cost.py",
             "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch",
         ),
-        ("allreduce/torch/ddp.py", "import torch"),
+        ("allreduce/torch/ddp/module.py", "import torch"),
         ("trainer/run.py", "import allreduce\nfrom allreduce.torch import DistributedDataParallel"),
     ],
 )

@@ -12,17 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from allreduce import _build
+from allreduce.commands import native_build
 
 torch = pytest.importorskip("torch")
-PACKAGE = Path(_build.__file__).parent
+PACKAGE = Path(native_build.__file__).parents[1]
 SECONDS = 240.0  # four times a compilation on a busy machine
 BACKEND = """// A backend that says what it was built for.
 #include <pybind11/pybind11.h>
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) { m.attr("built_for") = TORCH_BUILT_FOR; }
 """
 PROGRAM = """
-from allreduce.torch._load import load
+from allreduce.torch.backend.load import load
 backend = load()
 print(backend.built_for, backend.__file__)
 """
@@ -121,7 +121,7 @@ def test_a_backend_built_with_the_package_is_used_if_it_fits(
     package = copy_package(tmp_path)
     compiled = Path(results[0][1].split()[-1])
     shutil.copy(compiled, package / "torch" / compiled.name)
-    stamp = {"torch": version, "sources": _build.backend_hash(package / "csrc")}
+    stamp = {"torch": version, "sources": native_build.backend_hash(package / "csrc")}
     (package / "torch/_backend.json").write_text(json.dumps(stamp))
     code, out, err = finish(start(tmp_path, cache))
     assert (code, err) == (0, "")

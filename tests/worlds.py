@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from allreduce._store import FileStore, MemoryStore, Store
-from allreduce.communicator import Communicator
+from allreduce.communicator.communicator import Communicator
+from allreduce.rendezvous.store import FileStore, MemoryStore, Store
 
 TIMEOUT = 30.0  # seconds: four times what a busy machine needs
 # Sanitizers watch threads; a process under them takes seconds to start and tells nothing new.

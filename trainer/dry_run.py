@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from allreduce.cost import LOCAL_STAGE, NETWORK, Layout, Link
 from allreduce.schedules import by_name
-from allreduce.simulate import PRESETS
-from allreduce.torch.bucket_size import AUTO, DEFAULT
-from allreduce.torch.buckets import plan, travels_as
+from allreduce.schedules.simulate import PRESETS
+from allreduce.torch.ddp.bucket_size import AUTO, DEFAULT
+from allreduce.torch.ddp.buckets import plan, travels_as
+from allreduce.tuning.cost import LOCAL_STAGE, NETWORK, Layout, Link
 from trainer.data import DATASETS, DataError, DatasetInfo, describe
 from trainer.model import build_model
 from trainer.options import ALGORITHMS, Config

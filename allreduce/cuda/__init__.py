@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from allreduce import _nccl
+from allreduce.cuda import nccl
 from allreduce.cuda.local_stage import LocalStage, choose
 from allreduce.errors import UsageError
 
@@ -155,7 +155,7 @@ def _devices(module: ModuleType) -> tuple[Device, ...]:
 def _find_nccl() -> Nccl | str:
     """NCCL, or the reason why there is none."""
     try:
-        found = _nccl.library()
+        found = nccl.library()
     except UsageError as error:
         return str(error)
     return Nccl(version=found.version, path=found.path, source=found.source)

@@ -15,9 +15,9 @@ from allreduce.torch._autoload import autoload
 if TYPE_CHECKING:
     import torch.distributed as dist
 
-    from allreduce.communicator import Communicator
-    from allreduce.torch.ddp import DistributedDataParallel
-    from allreduce.torch.sharded_sgd import ShardedSGD
+    from allreduce.communicator.communicator import Communicator
+    from allreduce.torch.ddp.module import DistributedDataParallel
+    from allreduce.torch.sharded.sgd import ShardedSGD
 
 __all__ = ["DistributedDataParallel", "ShardedSGD", "communicator"]
 
@@ -52,11 +52,11 @@ def communicator(process_group: dist.ProcessGroup | None = None) -> Communicator
 def __getattr__(name: str) -> Any:
     """Imports the larger part at its first use: this package is imported by `import torch`."""
     if name == "DistributedDataParallel":
-        from allreduce.torch.ddp import DistributedDataParallel
+        from allreduce.torch.ddp.module import DistributedDataParallel
 
         return DistributedDataParallel
     if name == "ShardedSGD":
-        from allreduce.torch.sharded_sgd import ShardedSGD
+        from allreduce.torch.sharded.sgd import ShardedSGD
 
         return ShardedSGD
     raise AttributeError(f"module 'allreduce.torch' has no attribute {name!r}")

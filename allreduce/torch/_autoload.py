@@ -47,7 +47,7 @@ def _devices() -> list[str]:
 
 def _create(options: Any, _process_group_options: object) -> Any:
     """Connects this rank's part of a new process group; called by torch."""
-    from allreduce.torch._group import connect
+    from allreduce.torch.backend.process_group import connect
 
     return connect(
         options.store,

@@ -10,7 +10,7 @@ import numpy as np
 from allreduce.errors import Error, MismatchError, UsageError
 
 if TYPE_CHECKING:
-    from allreduce.communicator import Communicator
+    from allreduce.communicator.communicator import Communicator
 
 __all__ = ["check_agreement", "refuse"]
 

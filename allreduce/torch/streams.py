@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import torch
 
-from allreduce._device_arrays import runs_on_cpu
+from allreduce.communicator.device_arrays import runs_on_cpu
 
 __all__ = ["DEVICES", "current", "handle", "wait_for"]
 

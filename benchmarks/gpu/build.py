@@ -44,7 +44,7 @@ def run(rows: Rows) -> None:
 
 def _why_in_place() -> str:
     """What this Python lacks; "" with a core of these sources and, where nvcc is, its CUDA side."""
-    asked = "from allreduce._build import require_core; require_core()"
+    asked = "from allreduce.commands.native_build import require_core; require_core()"
     command = [sys.executable, "-W", "error::RuntimeWarning", "-c", asked]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
@@ -59,9 +59,9 @@ def _suffix() -> str:
 
 
 def _has_nvcc() -> bool:
-    from allreduce import _build
+    from allreduce.commands import native_build
 
-    return _build.find_nvcc() is not None
+    return native_build.find_nvcc() is not None
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from allreduce import _C, _device
+from allreduce import _C
+from allreduce.communicator import device_streams
 from benchmarks.gpu.place import CPU_RUNTIME, Place
 from benchmarks.gpu.rows import Rows
 from benchmarks.gpu.timing import seconds_each
@@ -19,7 +20,7 @@ _COPIES = 8  # in a batch
 def run(rows: Rows) -> None:
     """Copies through the device runtime, as the device stage makes them."""
     nbytes = 1 << 22 if rows.quick else 1 << 24 if rows.small else 1 << 28
-    runtime = _device.runtime()
+    runtime = device_streams.runtime()
     on = rows.place.on(CPU_RUNTIME)
     if rows.place.gpu:
         rate = copy_rate(rows.place, nbytes)

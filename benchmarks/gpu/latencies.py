@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import statistics
 
-from allreduce import _C, _device, cuda
+from allreduce import _C, cuda
+from allreduce.communicator import device_streams
 from benchmarks.gpu.place import CPU_RUNTIME
 from benchmarks.gpu.rows import Rows
 from benchmarks.gpu.timing import host_seconds_each
@@ -40,9 +41,9 @@ def run(rows: Rows) -> None:
 def _runtimes(gpu: bool) -> dict[str, _C.DeviceRuntime]:
     """This process's runtime, and the same without stream memory operations."""
     if gpu:
-        return {"default": _device.runtime(), "host callbacks": cuda.runtime(callbacks=True)}
+        return {"default": device_streams.runtime(), "host callbacks": cuda.runtime(callbacks=True)}
     name = os.environ.get("ALLREDUCE_DEVICE_RUNTIME", "")
-    found = {"default": _device.runtime()}
+    found = {"default": device_streams.runtime()}
     if name == "cpu":
         found["host callbacks"] = _C.cpu_device_runtime(callbacks=True)
     return found

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 from importlib import metadata
 
-from allreduce._bench_machine import cpu_name
+from allreduce.commands.job_description import cpu_name
 from benchmarks.gpu.rows import Rows
 
 _PACKAGES = ("torch", "numpy", "cupy-cuda13x", "cupy-cuda12x", "nvidia-nccl-cu13")
@@ -47,7 +47,8 @@ def _smi() -> str:
 
 
 def _core(rows: Rows) -> None:
-    from allreduce import _device, cuda
+    from allreduce import cuda
+    from allreduce.communicator import device_streams
 
     info = cuda.info()
     rows.fact("CUDA of the driver, of our build", f"{info.driver_version}, {info.runtime_version}")
@@ -63,7 +64,7 @@ def _core(rows: Rows) -> None:
             note=info.why_not or "",
         )
     try:
-        runtime = _device.runtime()
+        runtime = device_streams.runtime()
     except ValueError as error:
         rows.absent("device runtime", str(error))
     else:

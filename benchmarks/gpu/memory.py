@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from allreduce import _device
+from allreduce.communicator import device_streams
 
 Array = np.ndarray[Any, Any]
 
@@ -76,7 +76,7 @@ class CpuMemory:
     """Host memory that one stream of the CPU runtime alone may touch."""
 
     def __init__(self) -> None:
-        self._runtime = _device.runtime()
+        self._runtime = device_streams.runtime()
         self._stream = self._runtime.create_stream(0)
         self._kept: list[Array] = []  # what copies under way read
 

@@ -33,7 +33,7 @@ class Member:
     def communicator(self) -> Any:
         """Join the others, without torch; ALLREDUCE_NODES says on how many nodes."""
         from allreduce import Communicator
-        from allreduce._store import FileStore
+        from allreduce.rendezvous.store import FileStore
 
         store = FileStore(self.folder / "store", _TIMEOUT)
         return Communicator.from_store(store, self.rank, self.size, timeout=_TIMEOUT, measure=False)

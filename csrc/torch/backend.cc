@@ -304,7 +304,7 @@ class Backend final : public DeviceBackend {
   size_t size() const { return static_cast<size_t>(getSize()); }
 
   static py::object python(const char* name) {
-    return py::module_::import("allreduce.torch._group").attr(name);
+    return py::module_::import("allreduce.torch.backend.process_group").attr(name);
   }
 
   // Before the first allreduce of GPU memory that is worth a local stage: all ranks come here.

@@ -27,7 +27,7 @@ namespace hier::torch_backend {
 inline DeviceRuntime& device_runtime() {
   const py::gil_scoped_acquire gil;
   const auto capsule =
-      py::module_::import("allreduce._device").attr("capsule")().cast<py::capsule>();
+      py::module_::import("allreduce.communicator.device_streams").attr("capsule")().cast<py::capsule>();
   if (std::string_view(capsule.name()) != "hier::DeviceRuntime") {
     throw UsageError("the capsule holds no hier::DeviceRuntime");
   }
@@ -42,7 +42,7 @@ inline DeviceRuntime::Stream handle_of(const c10::Stream& stream) {
 #else
   const py::gil_scoped_acquire gil;
   const auto handle =
-      py::module_::import("allreduce.torch._group")
+      py::module_::import("allreduce.torch.backend.process_group")
           .attr("stream_handle")(stream.id(), static_cast<int>(stream.device_index()),
                                  static_cast<int>(stream.device_type()));
   return reinterpret_cast<DeviceRuntime::Stream>(handle.cast<uintptr_t>());

@@ -7,7 +7,7 @@ import pytest
 from worlds import run_threads
 
 from allreduce import Communicator
-from allreduce._bench_cases import KINDS, Case, nbytes_of
+from allreduce.bench.cases import KINDS, Case, nbytes_of
 
 RANKS = 3
 NBYTES = 3000

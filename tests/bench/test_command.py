@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from allreduce._bench_cases import KINDS
-from allreduce.bench import main
+from allreduce.bench.cases import KINDS
+from allreduce.bench.command import main
 from allreduce.schedules import algorithms
 
 pytestmark = pytest.mark.timeout(110)
@@ -26,15 +26,15 @@ SMALL = ("-b", "4K", "-e", "64K", "-f", "16", "-n", "5", "-w", "1")
 # A rank whose results are wrong in one element.
 CORRUPT = """
 import os, sys
-from allreduce import _bench_cases, bench
-class Corrupt(_bench_cases.Case):
+from allreduce.bench import cases, command
+class Corrupt(cases.Case):
     def count_wrong(self, salt):
         if os.environ["RANK"] == "1":
             self._data[-1] = 99
         return super().count_wrong(salt)
-import allreduce._bench_rows
-allreduce._bench_rows.Case = Corrupt
-sys.exit(bench.main(sys.argv[1:]))
+import allreduce.bench.rows
+allreduce.bench.rows.Case = Corrupt
+sys.exit(command.main(sys.argv[1:]))
 """
 
 

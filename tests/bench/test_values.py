@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from arithmetic import FLOATS, STORAGE, combine, quotient
 
-from allreduce import _bench_values as values
+from allreduce.bench import expected_values as values
 
 OPS = ("sum", "avg", "min", "max", "prod", "band", "bor", "bxor")
 BITS = ("band", "bor", "bxor")

@@ -75,7 +75,7 @@ def _set_environment(options: argparse.Namespace) -> None:
 def _import(options: argparse.Namespace, *, opened: bool) -> ModuleType:
     suite = import_suite(options.backend, opened=opened, on_cpu=options.on_cpu)
     if options.backend == "hier":
-        from allreduce.torch._load import load  # its package registers hier
+        from allreduce.torch.backend.load import load  # its package registers hier
 
         load()  # compiles, if need be, before the ranks want it
     threads = len(os.listdir("/proc/self/task"))

@@ -11,7 +11,7 @@ import pytest
 from fake_nccl import compile_fake
 
 import allreduce.cuda
-from allreduce import _build
+from allreduce.commands import native_build
 from allreduce.cuda.__main__ import rows
 
 pytestmark = pytest.mark.timeout(240)
@@ -92,7 +92,7 @@ def test_an_old_driver_is_named_with_the_remedy(tmp_path: Path) -> None:
     if reason is None or "no NVIDIA driver" not in reason:
         pytest.skip(f"a driver or no CUDA build is here, so no fake driver is asked: {reason}")
     source, built = Path(__file__).parent / "fake_driver.cc", tmp_path / "libcuda.so.1"
-    command = [*_build.cxx(), "-shared", "-fPIC", str(source), "-o", str(built)]
+    command = [*native_build.cxx(), "-shared", "-fPIC", str(source), "-o", str(built)]
     subprocess.run(command, check=True, timeout=120)
     said = table(LD_LIBRARY_PATH=str(tmp_path))
     assert said["CUDA"].startswith("driver 11.2, ")

@@ -2,9 +2,9 @@
 
 import pytest
 
-from allreduce import _build
+from allreduce.commands import native_build
 
-_build.require_core()  # its symbols are used by the other
+native_build.require_core()  # its symbols are used by the other
 _cuda = pytest.importorskip("allreduce._cuda", reason="built without CUDA")
 
 pytestmark = pytest.mark.timeout(60)

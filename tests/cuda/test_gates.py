@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import sass
 
-from allreduce import _build
+from allreduce.commands import native_build
 
-NVCC = _build.find_nvcc()
+NVCC = native_build.find_nvcc()
 pytestmark = [
     pytest.mark.timeout(120),
     pytest.mark.skipif(NVCC is None, reason="no nvcc to compile the planted kernels with"),
@@ -46,7 +46,7 @@ def compile_planted(
 ) -> subprocess.CompletedProcess[str]:
     source = folder / name
     source.write_text(text)
-    gates = _build.cuda_gates(source)
+    gates = native_build.cuda_gates(source)
     command = [str(NVCC), "-arch=sm_90", "-cubin", *gates, str(source), "-o", str(folder / "k")]
     return subprocess.run(command, capture_output=True, text=True, timeout=100)
 
@@ -75,7 +75,7 @@ def test_double_arithmetic_is_allowed_by_name(tmp_path: Path) -> None:
 
 
 def planted_kernel(folder: Path, text: str) -> sass.Kernel:
-    cuobjdump = _build.find_cuda_tool("cuobjdump")
+    cuobjdump = native_build.find_cuda_tool("cuobjdump")
     if cuobjdump is None:
         pytest.skip(f"no cuobjdump: {sass.REMEDY}")
     done = compile_planted(folder, text)

@@ -10,7 +10,7 @@ import re
 import pytest
 import sass
 
-from allreduce import _build
+from allreduce.commands import native_build
 
 READS = "squares_kernel"  # and writes a pair of sums
 TINY = "ratios_kernel"
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.timeout(120)
 
 @pytest.fixture(scope="module")
 def kernels() -> dict[str, sass.Kernel]:
-    cuobjdump = _build.find_cuda_tool("cuobjdump")
+    cuobjdump = native_build.find_cuda_tool("cuobjdump")
     if not sass.BUILT.exists():
         pytest.skip("built without CUDA: no machine code to look at")
     if cuobjdump is None:

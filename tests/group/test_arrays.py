@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from worlds import run_threads
 
-from allreduce._arrays import DTYPES
+from allreduce.communicator.arrays import DTYPES
 from allreduce.errors import UsageError
 
 COLLECTIVES = ("allreduce", "broadcast", "reduce", "allgather", "reduce_scatter", "gather")

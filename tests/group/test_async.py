@@ -11,9 +11,9 @@ import pytest
 from group_cases import nodes, reduced, size, whole_numbers
 from worlds import run_threads
 
-from allreduce._store import MemoryStore, PrefixStore
-from allreduce.communicator import Communicator
+from allreduce.communicator.communicator import Communicator
 from allreduce.errors import AbortedError, PeerError
+from allreduce.rendezvous.store import MemoryStore, PrefixStore
 
 LAYOUTS = ("1x1", "1x3", "2x1", "2x2", "4x2", "3+1+2")
 

@@ -8,9 +8,9 @@ from group_cases import SOME_LAYOUTS, nodes, size
 from worlds import run_threads
 
 from allreduce import _C, init
-from allreduce._store import MemoryStore
-from allreduce.communicator import Communicator
+from allreduce.communicator.communicator import Communicator
 from allreduce.errors import AbortedError, MismatchError, PeerError, Timeout, UsageError
+from allreduce.rendezvous.store import MemoryStore
 
 SOON = 8.0  # seconds
 every_layout = pytest.mark.parametrize(("layout", "local"), SOME_LAYOUTS)

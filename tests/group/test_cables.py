@@ -14,8 +14,8 @@ from cables import IFACE, WAYS, connected
 from worlds import SANITIZED, hear, processes, tell
 
 from allreduce import errors
-from allreduce._address import dead_after_option
 from allreduce.errors import UsageError
+from allreduce.rendezvous.address import dead_after_option
 
 pytestmark = pytest.mark.skipif(SANITIZED, reason="processes")
 

@@ -18,7 +18,7 @@ BOTH_WAYS = 2 * LANES * (RANKS - 1)  # directions of sockets for collectives
 def wait_in_all_lanes(member) -> list:
     from pathlib import Path
 
-    from allreduce import communicator
+    from allreduce.communicator import communicator
 
     connect = communicator.connect
 

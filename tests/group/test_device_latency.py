@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from allreduce import _C, _device
+from allreduce import _C
+from allreduce.communicator import device_streams
 from allreduce.errors import UsageError
 
 CHAINS = ("query", "event", "write_flag", "wait_flag")
@@ -44,10 +45,10 @@ def test_the_runtime_is_chosen_by_its_name(monkeypatch, name):
     monkeypatch.setenv("ALLREDUCE_DEVICE_RUNTIME", name)
     if name == "tpu":
         with pytest.raises(UsageError, match="must be cuda, cuda-callbacks, cpu or cpu-callbacks"):
-            _device.runtime()
+            device_streams.runtime()
         return
     try:
-        chaining = _device.runtime().chaining
+        chaining = device_streams.runtime().chaining
     except UsageError as error:
         assert "no GPU can be used" in str(error)  # noqa: PT017
     else:

@@ -117,10 +117,11 @@ def allreduce_with_broken_flags(comm, refused):
     import numpy as np
     from device_memory import a_device
 
-    from allreduce import _C, _device
+    from allreduce import _C
+    from allreduce.communicator import device_streams
 
     broken = _C.cpu_device_runtime_of_broken_flags(refused=refused)
-    _device.runtime = lambda: broken
+    device_streams.runtime = lambda: broken
     sums = []
     with a_device() as device:
         for count in (100, 1_000_000):

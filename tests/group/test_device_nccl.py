@@ -11,8 +11,9 @@ from fake_nccl import compile_fake
 from group_cases import nodes, size, whole_numbers
 from worlds import run_threads
 
-from allreduce import _C, _nccl
-from allreduce._build import csrc_dir
+from allreduce import _C
+from allreduce.commands.native_build import csrc_dir
+from allreduce.cuda import nccl
 from allreduce.errors import AbortedError
 
 COUNTS = (65_537, 1_048_576, 6_000_011)
@@ -36,12 +37,12 @@ def chosen(monkeypatch, fake):
     monkeypatch.setenv("ALLREDUCE_DEVICE_RUNTIME", "cpu")
     monkeypatch.setenv("ALLREDUCE_DEVICE_LOCAL", "nccl")
     monkeypatch.setenv("NCCL_LIB", str(fake))
-    _nccl.library.cache_clear()
+    nccl.library.cache_clear()
     loaded = ctypes.CDLL(str(fake))
     loaded.fake_violation.restype = ctypes.c_char_p
     loaded.fake_violation()
     yield
-    _nccl.library.cache_clear()
+    nccl.library.cache_clear()
     assert loaded.fake_violation() == b""
 
 
@@ -88,7 +89,7 @@ def test_a_node_alone_takes_one_call_of_nccl(fake, layout, kinds):
 def test_it_is_joined_on_the_gpu_of_the_call(fake):
     """Not on the one that is current in whichever thread makes the first call."""
     loaded = ctypes.CDLL(str(fake))
-    library = _nccl.library()
+    library = nccl.library()
     runtime = _C.cpu_device_runtime()
     unique_id = _C.nccl_unique_id(library)
     stage = _C.NcclStage(

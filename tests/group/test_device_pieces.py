@@ -7,7 +7,7 @@ from group_cases import nodes, size
 from worlds import run_threads
 
 from allreduce import _C
-from allreduce._arrays import memory_of
+from allreduce.communicator.arrays import memory_of
 
 PART = 1_000_003  # float32 of each rank: in all some pieces of 4 MiB, and a short one
 ROOT = 1

@@ -12,7 +12,7 @@ from children import exit_code
 from worlds import SANITIZED, run_processes
 
 from allreduce import _C, errors
-from allreduce.communicator import Communicator
+from allreduce.communicator.communicator import Communicator
 
 pytestmark = pytest.mark.skipif(SANITIZED, reason="processes")
 
@@ -73,7 +73,7 @@ def test_a_child_drops_a_work_that_a_thread_of_its_parent_waits_for(tmp_path):
 
 
 def make_a_group_in_child(comm, folder: str, order: str) -> int:
-    from allreduce._store import FileStore
+    from allreduce.rendezvous.store import FileStore
 
     comm.allreduce(np.ones(10), async_op=True).wait()
     pid = os.fork()
@@ -241,7 +241,7 @@ def test_a_signal_handler_may_fork_inside_a_collective(tmp_path, nodes, way):
 
 
 def test_a_group_of_this_process_is_not_inherited():
-    from allreduce._store import MemoryStore
+    from allreduce.rendezvous.store import MemoryStore
 
     comm = Communicator.from_store(MemoryStore(10.0), 0, 1)
     assert not comm._group.inherited

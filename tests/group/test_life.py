@@ -12,9 +12,9 @@ from group_cases import nodes, size
 from worlds import SANITIZED, processes, run_processes, run_threads
 
 import allreduce
-from allreduce._store import MemoryStore
-from allreduce.communicator import Communicator
+from allreduce.communicator.communicator import Communicator
 from allreduce.errors import AbortedError, Error, Timeout, UsageError
+from allreduce.rendezvous.store import MemoryStore
 
 
 def start(store, ranks, world_size: int, **options) -> list:

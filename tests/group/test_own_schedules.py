@@ -7,8 +7,9 @@ import pytest
 from group_cases import nodes, size
 from worlds import run_threads
 
-from allreduce import _C, _own_schedules, schedules
+from allreduce import _C, schedules
 from allreduce.errors import MismatchError, UsageError
+from allreduce.schedules import own as own_schedules
 
 LAYOUTS = ("1x4", "2x2", "4x1", "3+1+2", "interleaved")
 COUNTS = (0, 1, 1000, 100_003)
@@ -16,7 +17,7 @@ COUNTS = (0, 1, 1000, 100_003)
 
 @pytest.fixture(autouse=True)
 def none_registered(monkeypatch):
-    monkeypatch.setattr(_own_schedules, "_registered", {})
+    monkeypatch.setattr(own_schedules, "_registered", {})
 
 
 def two_way_ring(p: int) -> schedules.Schedule:

@@ -5,8 +5,8 @@ import pytest
 from group_cases import nodes, size
 from worlds import run_threads
 
-from allreduce._store import MemoryStore
 from allreduce.errors import UsageError
+from allreduce.rendezvous.store import MemoryStore
 
 
 class PlainStore:

@@ -5,7 +5,7 @@ import pytest
 from group_cases import nodes, reduced, size, whole_numbers
 from worlds import run_threads
 
-from allreduce._arrays import DTYPES
+from allreduce.communicator.arrays import DTYPES
 
 COUNT = 5003  # more than the 16 KiB from which on kernels align their stores
 # What sums where: each rank's buffer itself (flat), or slots in shared memory.

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from allreduce import _build, _nccl, cuda
+from allreduce import cuda
+from allreduce.commands import native_build
+from allreduce.cuda import nccl
 
 pytestmark = pytest.mark.timeout(480)
 
@@ -39,7 +41,7 @@ except errors.Error as error:
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder nvidia/nccl of a wheel."""
-    for path in map(Path, _nccl.wheels()):
+    for path in map(Path, nccl.wheels()):
         if path.exists():
             return path.parents[1]
     wish = os.environ.get(VARIABLE, "")
@@ -95,6 +97,6 @@ def test_our_declarations_are_those_of_nccl_h(wheel: Path, tmp_path: Path) -> No
     (tmp_path / "cuda_fp16.h").write_text("")
     folders = [f"-I{tmp_path}", f"-I{wheel / 'include'}", f"-I{ROOT / 'csrc'}"]
     source = ROOT / "tests/nccl/nccl_h.cc"
-    command = [*_build.cxx(), "-std=c++20", "-fsyntax-only", *folders, str(source)]
+    command = [*native_build.cxx(), "-std=c++20", "-fsyntax-only", *folders, str(source)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

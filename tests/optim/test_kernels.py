@@ -13,7 +13,7 @@ import torch
 from host_optimizers import HostOptimizers
 from torch import Tensor, nn
 
-from allreduce import _build
+from allreduce.commands import native_build
 from allreduce.optim import LARS, SGD, _kernels
 
 pytestmark = pytest.mark.timeout(300)
@@ -351,7 +351,7 @@ def test_only_cuda_tensors_go_to_the_kernels() -> None:
 
 def test_the_built_kernels_take_what_a_step_hands_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is launched for tensors without elements, so no GPU is needed."""
-    _build.require_core()
+    native_build.require_core()
     pytest.importorskip("allreduce._cuda", reason="built without CUDA")
     built = _kernels.kernels_on(torch.device("cuda", 0))
     assert built is not None

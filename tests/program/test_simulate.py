@@ -8,7 +8,7 @@ import pytest
 from schedule_cases import ALLREDUCES, ceil_lg, floor_lg, hierarchical
 
 from allreduce.schedules import Schedule, by_name, from_moves
-from allreduce.simulate import PRESETS, Link, Network, Timeline, simulate
+from allreduce.schedules.simulate import PRESETS, Link, Network, Timeline, simulate
 
 ALPHA, BETA, GAMMA = 10e-6, 1e-9, 0.25e-9
 LINK = Link(alpha=ALPHA, beta=BETA)

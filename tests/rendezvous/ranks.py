@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from allreduce._mesh import Wiring, connect
-from allreduce._store import MemoryStore, Store
+from allreduce.rendezvous.connect import Wiring, connect
+from allreduce.rendezvous.store import MemoryStore, Store
 
 TIMEOUT = 30.0  # for what should succeed: many times what a busy machine needs
 ARENA_BYTES = 1 << 16

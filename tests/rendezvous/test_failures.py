@@ -22,9 +22,9 @@ from rendezvous.ranks import (
     try_connect,
 )
 
-from allreduce import _startup
-from allreduce._mesh import Wiring
-from allreduce._store import FileStore, MemoryStore
+from allreduce.rendezvous import startup
+from allreduce.rendezvous.connect import Wiring
+from allreduce.rendezvous.store import FileStore, MemoryStore
 
 SHORT = 0.5
 SLACK = 10.0  # a busy machine's
@@ -104,13 +104,13 @@ def test_ranks_that_disagree_all_hear_it_at_once(usual, odd, says: str) -> None:
 
 def test_two_builds_do_not_meet(monkeypatch: pytest.MonkeyPatch) -> None:
     store = MemoryStore()
-    make = _startup._card
+    make = startup._card
 
     def card(request, unix):
         made = make(request, unix)
         return replace(made, sources="0123abcd") if request.rank == 2 else made
 
-    monkeypatch.setattr(_startup, "_card", card)
+    monkeypatch.setattr(startup, "_card", card)
     results = in_threads(3, lambda rank: connect_rank(store, rank, 3))
     all_raise(results, ValueError, "rank 2 runs another build than rank 0")
     assert "0123abcd" in str(results[0])
@@ -240,13 +240,13 @@ def test_ranks_that_expect_another_arena_are_told() -> None:
 
 
 def test_a_rank_that_gives_up_fails_the_others_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    class GivesUp(_startup.Wirer):
+    class GivesUp(startup.Wirer):
         def run(self) -> None:
             if self._rank == 2:
                 raise RuntimeError("planned")
             super().run()
 
-    monkeypatch.setattr(_startup, "Wirer", GivesUp)
+    monkeypatch.setattr(startup, "Wirer", GivesUp)
     start = time.monotonic()
     with nothing_left_open():
         results = try_connect(4, nodes=2)
@@ -289,7 +289,7 @@ def test_an_attempt_that_was_killed_half_way_leaves_nothing_to_stumble_over(
     tmp_path: Path, killed: int
 ) -> None:
     program = (
-        "import sys, allreduce._store as s, allreduce._mesh as m\n"
+        "import sys, allreduce.rendezvous.store as s, allreduce.rendezvous.connect as m\n"
         "m.connect(s.FileStore(sys.argv[1]), int(sys.argv[2]), 3, arena_bytes=lambda n: 65536 * n,"
         " timeout=60, environ={})"
     )
@@ -327,8 +327,8 @@ def test_a_lost_store_is_a_connection_error() -> None:
 
 FEW_DESCRIPTORS = """
 import resource
-from allreduce._mesh import connect
-from allreduce._store import FileStore
+from allreduce.rendezvous.connect import connect
+from allreduce.rendezvous.store import FileStore
 import sys, threading
 resource.setrlimit(resource.RLIMIT_NOFILE, (60, 60))
 errors = []

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from allreduce._handshake import (
+from allreduce.rendezvous.handshake import (
     HELLO_BYTES,
     Dialogue,
     Kind,

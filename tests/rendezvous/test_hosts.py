@@ -10,8 +10,8 @@ import pytest
 
 RANK_MAIN = """
 import os, socket
-from allreduce._launch import detect_launch, open_store
-from allreduce._mesh import connect
+from allreduce.rendezvous.launcher_environment import detect_launch, open_store
+from allreduce.rendezvous.connect import connect
 launch = detect_launch()
 try:
     store = open_store(launch, 30)

@@ -4,9 +4,9 @@ from datetime import timedelta
 
 import pytest
 
-from allreduce._launch import Launch, detect_launch, first_host, open_store
-from allreduce._store import MemoryStore
-from allreduce._tcp_store import TcpStore
+from allreduce.rendezvous.launcher_environment import Launch, detect_launch, first_host, open_store
+from allreduce.rendezvous.store import MemoryStore
+from allreduce.rendezvous.tcp_store import TcpStore
 
 TORCHRUN = {
     "RANK": "3",

@@ -21,9 +21,9 @@ from rendezvous.ranks import (
     open_descriptors,
 )
 
-from allreduce._fds import create_shared_memory
-from allreduce._mesh import Wiring, exchange_fd
-from allreduce._store import FileStore, MemoryStore
+from allreduce.rendezvous.connect import Wiring, exchange_fd
+from allreduce.rendezvous.shared_memory import create_shared_memory
+from allreduce.rendezvous.store import FileStore, MemoryStore
 
 LAYOUTS = {
     "1x2": (2, 1),
@@ -228,8 +228,8 @@ def test_groups_of_any_torch_store() -> None:
 
 RANK_MAIN = """
 import os, sys, time
-from allreduce._launch import detect_launch, open_store
-from allreduce._mesh import connect
+from allreduce.rendezvous.launcher_environment import detect_launch, open_store
+from allreduce.rendezvous.connect import connect
 launch = detect_launch()
 store = open_store(launch, 30)
 start = time.monotonic()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from allreduce._nodes import NodeIdentity, layout, my_identity, nodes_option
+from allreduce.rendezvous.node_layout import NodeIdentity, layout, my_identity, nodes_option
 
 
 def on(*hosts: str) -> list[NodeIdentity]:

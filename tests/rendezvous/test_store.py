@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from rendezvous.ranks import nothing_left_open
 
-from allreduce._store import FileStore, MemoryStore, PrefixStore, Store, wait_for
-from allreduce._tcp_store import TcpStore
+from allreduce.rendezvous.store import FileStore, MemoryStore, PrefixStore, Store, wait_for
+from allreduce.rendezvous.tcp_store import TcpStore
 
 SHORT = 0.3
 

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator
 import pytest
 from rendezvous.ranks import close_wirings, connect_rank, in_threads, nothing_left_open
 
-from allreduce import _door, _startup
-from allreduce._door import Door, Loop
-from allreduce._handshake import Kind, Link, Session, answer, call
-from allreduce._mesh import Wiring
-from allreduce._store import MemoryStore
+from allreduce.rendezvous import acceptor, startup
+from allreduce.rendezvous.acceptor import Door, Loop
+from allreduce.rendezvous.connect import Wiring
+from allreduce.rendezvous.handshake import Kind, Link, Session, answer, call
+from allreduce.rendezvous.store import MemoryStore
 
 WORLD = 4
 LINK = Link(Kind.CONTROL, 0, 1, 0)
@@ -28,7 +28,7 @@ class Spy:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.addresses: list[tuple[int, object]] = []
         self.came = threading.Event()
-        real = _startup.Wirer
+        real = startup.Wirer
 
         def wirer(**options):
             for listener in options["listeners"]:
@@ -39,7 +39,7 @@ class Spy:
             time.sleep(0.05)  # strangers come first
             return real(**options)
 
-        monkeypatch.setattr(_startup, "Wirer", wirer)
+        monkeypatch.setattr(startup, "Wirer", wirer)
 
     def visit(self, times: int) -> list[socket.socket]:
         assert self.came.wait(10)
@@ -163,7 +163,7 @@ def hung_up(sock: socket.socket) -> bool:
 def test_who_proves_nothing_is_dropped_when_its_time_is_over(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_door, "BUDGET_SECONDS", 0.2)
+    monkeypatch.setattr(acceptor, "BUDGET_SECONDS", 0.2)
     with socket.create_connection(house.address) as stranger:
         stranger.send(b"HIER")
         house.run(0.1)
@@ -180,7 +180,7 @@ def test_a_crowd_of_silent_strangers_makes_room(house: House) -> None:
     house.run(10, lambda: bool(house.inside))
     caller.join(10)
     assert len(house.inside) == 1
-    assert len(house.door._pending) <= _door.BUDGET_PENDING
+    assert len(house.door._pending) <= acceptor.BUDGET_PENDING
     for sock in crowd:
         sock.close()
 
@@ -188,7 +188,7 @@ def test_a_crowd_of_silent_strangers_makes_room(house: House) -> None:
 def test_at_most_the_budget_is_pending(house: House) -> None:
     crowd = [socket.create_connection(house.address) for _ in range(100)]
     house.run(0.01)
-    assert len(house.door._pending) == _door.BUDGET_PENDING
+    assert len(house.door._pending) == acceptor.BUDGET_PENDING
     for sock in crowd:
         sock.close()
 
@@ -232,9 +232,9 @@ def test_an_event_of_a_closed_descriptor_is_not_held_against_its_successor() -> 
 
 def test_other_users_are_not_let_in(monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = socket.socketpair()
-    assert _door.same_user(one)
+    assert acceptor.same_user(one)
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
-    assert not _door.same_user(one)
+    assert not acceptor.same_user(one)
     one.close()
     other.close()
 
@@ -248,7 +248,9 @@ def in_threads_call(house: House, lane: int) -> threading.Thread:
             sock = socket.create_connection(house.address)
             sock.setblocking(False)
             try:
-                _door.talk_until(sock, call(house.session, Link(Kind.DATA, lane, 1, 0)), deadline)
+                acceptor.talk_until(
+                    sock, call(house.session, Link(Kind.DATA, lane, 1, 0)), deadline
+                )
             except OSError:
                 sock.close()
                 continue

@@ -4,8 +4,8 @@ Section 4: in the first step rank 0 sends its second half to rank 1 and receives
 rank 1's buffer; the distance doubles and the data halves; the allgather goes the same way back.
 """
 
-from allreduce._picture import move_text
 from allreduce.schedules import by_name
+from allreduce.schedules.drawing import move_text
 
 GOLDEN = """
 0+>1[4-7] 1+>0[0-3] 2+>3[4-7] 3+>2[0-3] 4+>5[4-7] 5+>4[0-3] 6+>7[4-7] 7+>6[0-3]

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from allreduce import _build
+from allreduce.commands import native_build
 
 PROGRAMS = Path(__file__).parent / "programs"
 ROOT = Path(__file__).resolve().parents[2]
@@ -81,9 +81,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def backend() -> None:
     """Compiles the backend if it is not built or out of date, rather than in a test's time."""
     stamp = ROOT / "allreduce/torch/_backend.json"
-    wanted = _build.backend_hash(_build.csrc_dir())
+    wanted = native_build.backend_hash(native_build.csrc_dir())
     if not stamp.exists() or json.loads(stamp.read_text())["sources"] != wanted:
-        load = "from allreduce.torch._load import load; load()"
+        load = "from allreduce.torch.backend.load import load; load()"
         subprocess.run([sys.executable, "-c", load], cwd=ROOT, timeout=100, check=True)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from allreduce.torch.bucket_size import DEFAULT, Profile, choose
+from allreduce.torch.ddp.bucket_size import DEFAULT, Profile, choose
 
 PROGRAM = "bucket_size.py"
 LAYOUTS = [(2, 1), (4, 2)]

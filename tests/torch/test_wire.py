@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from allreduce.torch import wire
+from allreduce.torch.ddp import cast_buckets
 
 PROGRAM = "wire.py"
 LAYOUTS = [(2, 1), (3, 1), (4, 2)]
@@ -65,14 +65,14 @@ def kernels(calls: list[str]) -> SimpleNamespace:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_packed_and_unpacked(monkeypatch: pytest.MonkeyPatch, dtype, fused: bool) -> None:
     calls: list[str] = []
-    monkeypatch.setattr(wire, "_kernels", lambda _: kernels(calls) if fused else None)
+    monkeypatch.setattr(cast_buckets, "_kernels", lambda _: kernels(calls) if fused else None)
     flat, places, gradients = laid_out(dtype)
-    wire.pack(flat, places, gradients, 0.3)
+    cast_buckets.pack(flat, places, gradients, 0.3)
     for place, gradient in zip(places, gradients, strict=True):
         assert torch.equal(place, (gradient * 0.3).to(dtype))
     assert (flat[-3:] == 9).all()
     found = [torch.empty_like(g) for g in gradients]
-    wire.unpack(flat, places, found)
+    cast_buckets.unpack(flat, places, found)
     assert all(torch.equal(g, place.float()) for g, place in zip(found, places, strict=True))
     assert calls == (["pack", "unpack"] if fused else [])
 
@@ -80,14 +80,14 @@ def test_packed_and_unpacked(monkeypatch: pytest.MonkeyPatch, dtype, fused: bool
 @pytest.mark.parametrize("how", ["none", "strides"])
 def test_what_a_kernel_cannot_take_goes_by_torch(monkeypatch: pytest.MonkeyPatch, how) -> None:
     calls: list[str] = []
-    monkeypatch.setattr(wire, "_kernels", lambda _: kernels(calls))
+    monkeypatch.setattr(cast_buckets, "_kernels", lambda _: kernels(calls))
     flat, places, gradients = laid_out(torch.bfloat16)
     given: list[torch.Tensor | None] = list(gradients)
     given[0] = None if how == "none" else gradients[0].t().contiguous().t()
-    wire.pack(flat, places, given, 2.0)
+    cast_buckets.pack(flat, places, given, 2.0)
     expected = torch.zeros(3, 5) if how == "none" else 2 * gradients[0]
     assert torch.equal(places[0], expected.bfloat16())
-    wire.unpack(flat, places, given)
+    cast_buckets.unpack(flat, places, given)
     assert how == "none" or torch.equal(given[0], expected.bfloat16().float())
     assert torch.equal(given[1], places[1].float())
     assert calls == []

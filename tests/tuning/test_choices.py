@@ -2,7 +2,6 @@
 
 import pytest
 
-from allreduce.cost import NETWORK, Layout, Link, predict, representatives
 from allreduce.tuning import (
     EXTRAPOLATED,
     MEASURED,
@@ -14,6 +13,7 @@ from allreduce.tuning import (
     fastest,
     interpolate,
 )
+from allreduce.tuning.cost import NETWORK, Layout, Link, predict, representatives
 
 KIB = 1 << 10
 SMALL_FIRST = {

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from allreduce._tuning_file import read
+from allreduce.tuning.file import read
 
 pytestmark = pytest.mark.timeout(110)
 

@@ -4,8 +4,8 @@ from math import log2
 
 import pytest
 
-from allreduce.cost import LOCAL_STAGE, NETWORK, SHARED_MEMORY, Layout, Link, predict
-from allreduce.cost import representatives as representatives_of
+from allreduce.tuning.cost import LOCAL_STAGE, NETWORK, SHARED_MEMORY, Layout, Link, predict
+from allreduce.tuning.cost import representatives as representatives_of
 
 LINK = Link(alpha=1e-5, beta=1e-9, gamma=1e-10)
 N = 1 << 20

@@ -7,9 +7,9 @@ import pytest
 from worlds import run_threads
 
 from allreduce import Communicator, UsageError
-from allreduce._tuning_file import read, text
-from allreduce.cost import LOCAL_STAGE, NETWORK, Link
 from allreduce.tuning import Choice, Tuned, Tuning
+from allreduce.tuning.cost import LOCAL_STAGE, NETWORK, Link
+from allreduce.tuning.file import read, text
 
 TUNING = Tuning(
     links={LOCAL_STAGE: Link(1e-6, 2e-10, 3e-11), NETWORK: Link(2e-5, 1e-9, 3e-11)},

@@ -13,14 +13,26 @@ from dataclasses import replace
 from typing import Any
 from unittest import mock
 
-from allreduce import _cards, _door, _fds, _handshake, _mesh, _startup, _store, _wire
-from allreduce._nodes import NodeIdentity
 from allreduce.errors import SystemCallError
+from allreduce.rendezvous import (
+    acceptor,
+    connect,
+    exchange,
+    handshake,
+    mesh_builder,
+    shared_memory,
+    startup,
+    store,
+)
+from allreduce.rendezvous.node_layout import NodeIdentity
 
 from . import look
 from .net import TCP_DELAY, Epoll, Network, Socket, Store
 from .scenario import Fault, Scenario
 from .world import BEGIN, Rank, World
+
+# Whose clock, sockets, polling and chance the simulation takes the place of.
+_MODULES = (exchange, acceptor, connect, startup, store, mesh_builder, handshake)
 
 CROWD = 70  # connections of strangers, more than a door keeps pending
 
@@ -72,8 +84,8 @@ class Life:
 
     def _close_memory(self) -> None:
         for rank in self.ranks:
-            if isinstance(rank.result, _mesh.Wiring):
-                _fds.close_fds([rank.result.arena_fd, *rank.result.doorbells])
+            if isinstance(rank.result, connect.Wiring):
+                shared_memory.close_fds([rank.result.arena_fd, *rank.result.doorbells])
 
     def _schedule(self) -> None:
         for r, rank in enumerate(self.ranks):
@@ -83,14 +95,14 @@ class Life:
         for fault in self.scenario.faults:
             self.world.at(fault.at, lambda fault=fault: self._apply(fault))
 
-    def _connect(self, rank: int) -> _mesh.Wiring:
+    def _connect(self, rank: int) -> connect.Wiring:
         scenario = self.scenario
         environ = {"ALLREDUCE_HOST": f"10.0.0.{scenario.node_of_rank[rank] + 1}"}
         if scenario.secret:
             environ["ALLREDUCE_SECRET"] = "0123456789abcdef"
         if scenario.of("secret", rank):
             environ["ALLREDUCE_SECRET"] = "fedcba9876543210"
-        return _mesh.connect(
+        return connect.connect(
             self.store,
             rank,
             scenario.world_size,
@@ -170,7 +182,7 @@ class Life:
             randbits=world.random.getrandbits,
         )
         with ExitStack() as stack:
-            for module in (_cards, _door, _mesh, _startup, _store, _wire, _handshake):
+            for module in _MODULES:
                 for name, stand_in in (
                     ("time", clock),
                     ("socket", sockets),
@@ -180,11 +192,11 @@ class Life:
                 ):
                     if isinstance(getattr(module, name, None), types.ModuleType):
                         stack.enter_context(mock.patch.object(module, name, stand_in))
-            stack.enter_context(mock.patch.object(_startup, "my_identity", self._identity))
-            memory = _fds.create_shared_memory
+            stack.enter_context(mock.patch.object(startup, "my_identity", self._identity))
+            memory = shared_memory.create_shared_memory
             stack.enter_context(
                 mock.patch.object(
-                    _fds, "create_shared_memory", lambda *args: self._memory(memory, *args)
+                    shared_memory, "create_shared_memory", lambda *args: self._memory(memory, *args)
                 )
             )
             yield

@@ -6,8 +6,8 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-from allreduce._mesh import Wiring
 from allreduce.errors import PeerError, SystemCallError, Timeout, UsageError
+from allreduce.rendezvous.connect import Wiring
 
 from .scenario import HARMLESS
 from .world import BEGIN

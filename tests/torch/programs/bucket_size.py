@@ -8,7 +8,7 @@ from torch.nn.parallel import DistributedDataParallel as StockDDP
 
 import allreduce
 from allreduce.torch import DistributedDataParallel as OurDDP
-from allreduce.torch import bucket_size
+from allreduce.torch.ddp import bucket_size
 
 PASSES = 3  # that are measured
 

@@ -10,26 +10,28 @@ from pathlib import Path
 
 import torch
 
-from allreduce import _build
+from allreduce.commands import native_build
 
 ROOT = Path(__file__).resolve().parents[3]
 SOURCE = ROOT / "tests/torch/cpu_device.cc"
-OUTPUT = ROOT / f"build/tests/cpu_device{_build.EXT_SUFFIX}"
+OUTPUT = ROOT / f"build/tests/cpu_device{native_build.EXT_SUFFIX}"
 
 
 def build() -> None:
     """About 40 seconds, unless it is up to date."""
-    csrc, core = _build.csrc_dir(), Path(_build.require_core().__file__)
-    found = _build.Torch(folder=Path(torch.__file__).parent, version=str(torch.__version__))
-    command = _build.backend_command(csrc, found, core, OUTPUT)
-    command = tuple(str(SOURCE) if part.endswith(_build.BACKEND) else part for part in command)
-    salt = _build.cxx_version() + found.version
-    _build.Unit(command=command, output=OUTPUT, inputs=(SOURCE,), salt=salt).run(csrc)
+    csrc, core = native_build.csrc_dir(), Path(native_build.require_core().__file__)
+    found = native_build.Torch(folder=Path(torch.__file__).parent, version=str(torch.__version__))
+    command = native_build.backend_command(csrc, found, core, OUTPUT)
+    command = tuple(
+        str(SOURCE) if part.endswith(native_build.BACKEND) else part for part in command
+    )
+    salt = native_build.cxx_version() + found.version
+    native_build.Unit(command=command, output=OUTPUT, inputs=(SOURCE,), salt=salt).run(csrc)
 
 
 def load() -> types.ModuleType:
     """Registers the device; returns the module, which has `Gate`."""
-    _build.require_core()  # its symbols are found in the library that is loaded already
+    native_build.require_core()  # its symbols are found in the library that is loaded already
     loader = ExtensionFileLoader("cpu_device", str(OUTPUT))
     spec = spec_from_file_location("cpu_device", OUTPUT, loader=loader)
     assert spec is not None

@@ -12,7 +12,8 @@ from torch.nn.parallel import DistributedDataParallel as StockDDP
 
 from allreduce.errors import UsageError
 from allreduce.torch import DistributedDataParallel as OurDDP
-from allreduce.torch import ShardedSGD, bucket_size
+from allreduce.torch import ShardedSGD
+from allreduce.torch.ddp import bucket_size
 
 Gate = cpu_device.load().Gate
 CPU, DEVICE = torch.device("cpu"), torch.device("privateuseone", 0)

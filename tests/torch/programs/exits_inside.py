@@ -10,7 +10,7 @@ import torch.distributed as dist
 from harness import FOLDER, RANK, WORLD_SIZE, join
 
 import allreduce
-from allreduce._store import FileStore
+from allreduce.rendezvous.store import FileStore
 
 way = os.environ["WAY"]
 if way.startswith("numpy"):

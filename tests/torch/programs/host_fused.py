@@ -1,10 +1,10 @@
-"""The kernel of fused_step.py as its body on the CPU, and memory of the CPU's device runtime."""
+"""The fused step's kernel as its body on the CPU, and memory of the CPU's device runtime."""
 
 import ctypes
 import os
 from collections.abc import Sequence
 
-from allreduce.torch import fused_step
+from allreduce.torch.sharded import step_by_kernel
 
 
 class HostKernels:
@@ -62,5 +62,5 @@ class HostKernels:
 def install() -> HostKernels:
     """Tensors on the CPU go to the kernel, too."""
     kernels = HostKernels()
-    fused_step.kernels_on = lambda device: kernels if device.type == "cpu" else None
+    step_by_kernel.kernels_on = lambda device: kernels if device.type == "cpu" else None
     return kernels

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import allreduce
 from allreduce.torch import DistributedDataParallel as OurDDP
-from allreduce.torch import bucket_size
+from allreduce.torch.ddp import bucket_size
 
 ROUNDOFF = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 LEAST = {torch.bfloat16: 2.0**-133, torch.float16: 2.0**-24}  # the steps of subnormal numbers

@@ -1,0 +1,1 @@
+"""`python -m allreduce.bench`: the speed of collectives on these ranks, and their results."""

@@ -1,0 +1,1 @@
+"""What commands share: arguments, ranks as processes of this machine, compilers."""

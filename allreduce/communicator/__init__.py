@@ -1,0 +1,3 @@
+"""What users hold: communicators, their collectives, and the arrays that these take."""
+
+from allreduce.communicator.communicator import Communicator as Communicator

@@ -1,0 +1,57 @@
+"""The options of a communicator: what may be asked for, and what a tuning and the ranks add."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from allreduce.errors import UsageError
+from allreduce.rendezvous.connect import Wiring
+from allreduce.tuning import cost
+from allreduce.tuning.option import Asked
+
+__all__ = ["check_options", "layout_of", "with_tuning"]
+
+_LOCAL_FORMS = ("rs_ag", "reduce_bcast", "none")
+
+
+def with_tuning(wiring: Wiring, options: dict[str, Any], asked: Asked) -> dict[str, Any]:
+    """Return the options with those that the tuning and the ranks decide."""
+    layout = cost.Layout(node_of_rank=tuple(wiring.node_of_rank), local=options["local"])
+    try:
+        asked.check_fit(layout)
+    except UsageError:
+        wiring.close()
+        raise
+    return {
+        **options,
+        "rails": asked.rails(options["rails"], layout),
+        "segment_bytes": asked.segment_bytes(options["segment_bytes"], layout),
+        "tuning": asked.tuning,
+        "checksum": wiring.checksum,
+    }
+
+
+def layout_of(wiring: Wiring, options: dict[str, Any]) -> cost.Layout:
+    """Return the layout that the cost model knows the group by."""
+    return cost.Layout(
+        node_of_rank=tuple(wiring.node_of_rank),
+        local=options["local"],
+        rails=options["rails"],
+        segment_bytes=options["segment_bytes"],
+        crowd=wiring.ranks_on_host / len(os.sched_getaffinity(0)),
+    )
+
+
+def check_options(
+    timeout: float, local: str, rails: int | None, segment_bytes: int | None, generation: int
+) -> None:
+    """Raise UsageError for a value that makes no sense."""
+    if local not in _LOCAL_FORMS:
+        raise UsageError(f"local={local!r}: must be one of {', '.join(_LOCAL_FORMS)}")
+    if not timeout > 0:
+        raise UsageError(f"timeout={timeout}: must be a positive number of seconds")
+    if (rails or 0) < 0 or (segment_bytes is not None and segment_bytes < 64):
+        raise UsageError("rails must be 0 or more, segment_bytes 64 or more")
+    if not 0 <= generation < 1 << 16:
+        raise UsageError(f"generation={generation}: must be in 0..65535")

@@ -1,0 +1,72 @@
+"""The core's handles: works and the group that makes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from allreduce import _C
+from allreduce.errors import UsageError
+from allreduce.rendezvous.connect import Wiring
+
+
+class Work:
+    """A collective or message under way. Its array must not be touched before `wait` returns.
+
+    Later collectives of the group may be given the array: they run after this one.
+    """
+
+    def __init__(self, group: _C.Group, work: _C.Work, result: Any) -> None:
+        self._group = group
+        self._work = work
+        self._result = result
+
+    def wait(self, timeout: float | None = None) -> Any:
+        """Wait for the end and return the array; the collective's error is raised here.
+
+        Raises:
+            TimeoutError: `timeout` seconds passed first; the collective goes on.
+        """
+        if not self._group.wait(self._work, -1.0 if timeout is None else timeout):
+            raise TimeoutError(f"the collective has not ended after {timeout} s; it goes on")
+        return self._result
+
+    def done(self) -> bool:
+        """Return whether the collective has ended, in success or error."""
+        return self._work.done()
+
+    @property
+    def source(self) -> int:
+        """Of a receive that has ended: the rank that sent the message."""
+        return self._work.source
+
+    @property
+    def tag(self) -> int:
+        """Of a receive that has ended: the message's tag."""
+        return self._work.tag
+
+
+def make_group(wiring: Wiring, options: dict[str, Any]) -> _C.Group:
+    """Hand the descriptors of `wiring` to a new core group; `options` as from_store made them."""
+    try:
+        return _C.Group(
+            rank=wiring.rank,
+            node_of_rank=wiring.node_of_rank,
+            group_id=wiring.group_id,
+            generation=wiring.generation,
+            lanes=options["lanes"],
+            timeout=options["timeout"],
+            hierarchical=options["local"] != "none",
+            rails=1 if options["local"] == "reduce_bcast" else options["rails"],
+            segment_bytes=options["segment_bytes"],
+            ranks_on_host=wiring.ranks_on_host,
+            checksum=wiring.checksum,
+            dead_after=wiring.dead_after,
+            hosts=wiring.hosts,
+            control=wiring.control,
+            data=wiring.data,
+            arena=wiring.arena_fd,
+            doorbells=wiring.doorbells,
+        )
+    except TypeError as error:  # before the core owned the descriptors
+        wiring.close()
+        raise UsageError(f"an option has the wrong type: {error}") from None

@@ -1,0 +1,1 @@
+"""From a launcher's variables to connected sockets and shared memory."""

@@ -1,0 +1,254 @@
+"""Nonblocking sockets in one loop: dialogues, and the door at which strangers are turned away."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import select
+import socket
+import struct
+import time
+from collections.abc import Callable
+
+from allreduce.rendezvous.handshake import Dialogue, Link, Rejected
+
+BUDGET_SECONDS = 5.0  # from accept to welcome
+GRACE_SECONDS = 0.05  # to say hello while others wait
+BUDGET_PENDING = 64  # connections that have proved nothing yet
+_MADE_ROOM, _LEFT = "made room for others", "left during the handshake"
+_HARMLESS = (_MADE_ROOM, _LEFT)  # happens to honest callers too, who call again
+_UCRED = struct.Struct("=iII")  # pid, uid, gid
+
+log = logging.getLogger("allreduce")
+
+
+class Loop:
+    """An epoll set whose descriptors each have a handler. Owned by one thread."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._handlers: dict[int, Callable[[int], None]] = {}
+        # Watched anew in this turn: an event of the same turn may belong to a closed descriptor
+        # of the same number, and what it says would be held against the wrong connection.
+        self._fresh: set[int] = set()
+
+    def watch(self, fd: int, events: int, handler: Callable[[int], None]) -> None:
+        """Call `handler(events)` when `fd` is ready; replaces an earlier handler."""
+        if fd in self._handlers:
+            self._epoll.modify(fd, events)
+        else:
+            self._epoll.register(fd, events)
+        self._handlers[fd] = handler
+        self._fresh.add(fd)
+
+    def forget(self, fd: int) -> None:
+        """Stop watching `fd`; unknown descriptors are ignored."""
+        if self._handlers.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+
+    def turn(self, timeout: float | None) -> None:
+        """Wait up to `timeout` seconds (None: for ever) and run what is ready."""
+        ready = self._epoll.poll(-1 if timeout is None else max(0.0, timeout))
+        self._fresh.clear()
+        for fd, events in ready:
+            handler = self._handlers.get(fd)
+            if handler is not None and fd not in self._fresh:
+                handler(events)
+
+    def close(self) -> None:
+        """Close the epoll set, not the descriptors in it."""
+        self._handlers.clear()
+        self._epoll.close()
+
+
+class Talk:
+    """One side of a dialogue on a nonblocking socket."""
+
+    def __init__(self, sock: socket.socket, dialogue: Dialogue) -> None:
+        self.sock = sock
+        self.born = time.monotonic()
+        self.replies = 0  # of ours; an answerer's first reply means that the hello was valid
+        self._dialogue = dialogue
+        self._received = bytearray()
+        self._to_send, self._wanted = next(dialogue)
+
+    @property
+    def events(self) -> int:
+        """What the loop must wait for."""
+        return select.EPOLLOUT if self._to_send else select.EPOLLIN
+
+    def advance(self) -> Link | None:
+        """Go on as far as possible; return the proved link at the end.
+
+        Raises:
+            Rejected: the other side failed the handshake.
+            OSError: the connection broke (ConnectionResetError when it was closed).
+        """
+        while True:
+            try:
+                if self._to_send:
+                    self._to_send = self._to_send[self.sock.send(self._to_send) :]
+                    continue
+                if len(self._received) < self._wanted:
+                    data = self.sock.recv(self._wanted - len(self._received))
+                    if not data:
+                        raise ConnectionResetError(errno.ECONNRESET, "closed during the handshake")
+                    self._received += data
+                    continue
+            except BlockingIOError:
+                return None
+            message, self._received = bytes(self._received), bytearray()
+            try:
+                self._to_send, self._wanted = self._dialogue.send(message)
+            except StopIteration as end:
+                link: Link = end.value
+                return link
+            self.replies += 1
+
+
+def talk_until(sock: socket.socket, dialogue: Dialogue, deadline: float) -> Link:
+    """Run one dialogue alone on a nonblocking socket; raises TimeoutError at `deadline`."""
+    talk = Talk(sock, dialogue)
+    poller = select.poll()
+    while (link := talk.advance()) is None:
+        poller.register(sock, talk.events)
+        if not poller.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            raise TimeoutError("no answer to the handshake")
+    return link
+
+
+class Door:
+    """Accepts on one listener, lets those in who prove themselves within the budget, drops
+    everybody else.
+
+    When the budget is full, the oldest connection that had time to say hello and did not makes
+    room; a valid hello needs the group id, which strangers do not have. Where all have said it,
+    accepting pauses and the backlog waits.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        listener: socket.socket,
+        dialogue: Callable[[], Dialogue],
+        welcome: Callable[[Link, socket.socket], None],
+    ) -> None:
+        self._loop = loop
+        self._listener = listener
+        self._dialogue = dialogue
+        self._welcome = welcome
+        self._pending: dict[int, Talk] = {}  # in order of arrival
+        self._paused = True
+        self._closed = False
+        self.dropped: dict[str, int] = {}  # reason -> times
+        self._resume()
+
+    def next_expiry(self) -> float:
+        """Return the time (monotonic) at which `expire` has something to do."""
+        oldest = next(iter(self._pending.values()), None)
+        if oldest is None:
+            return float("inf")
+        silent = next((talk for talk in self._pending.values() if talk.replies == 0), None)
+        if self._paused and silent is not None:
+            return silent.born + GRACE_SECONDS
+        return oldest.born + BUDGET_SECONDS
+
+    def expire(self, now: float) -> None:
+        """Drop whoever ran out of time."""
+        if self._paused:
+            self._evict(now)
+        for talk in [t for t in self._pending.values() if now >= t.born + BUDGET_SECONDS]:
+            self._drop(talk, "no handshake within the time allowed")
+
+    def close(self) -> None:
+        """Close the listener and whatever is pending. May be called twice, and from `welcome`."""
+        self._closed = True
+        self._loop.forget(self._listener.fileno())
+        self._listener.close()
+        for talk in self._pending.values():
+            self._loop.forget(talk.sock.fileno())
+            talk.sock.close()
+        self._pending.clear()
+
+    def _resume(self) -> None:
+        if self._paused and not self._closed:
+            self._paused = False
+            self._loop.watch(self._listener.fileno(), select.EPOLLIN, self._accept)
+
+    def _accept(self, _events: int) -> None:
+        while not self._closed:
+            if len(self._pending) >= BUDGET_PENDING and not self._evict(time.monotonic()):
+                self._paused = True
+                self._loop.forget(self._listener.fileno())
+                return
+            try:
+                sock, _address = self._listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
+                    raise
+                continue  # the caller left before we came to it
+            sock.setblocking(False)
+            talk = Talk(sock, self._dialogue())
+            self._pending[sock.fileno()] = talk
+            if not same_user(sock):
+                self._drop(talk, "another user")
+                continue
+            self._advance(talk)
+
+    def _evict(self, now: float) -> bool:
+        for talk in self._pending.values():
+            if talk.replies == 0 and now >= talk.born + GRACE_SECONDS:
+                self._drop(talk, _MADE_ROOM)
+                return True
+        return False
+
+    def _advance(self, talk: Talk) -> None:
+        try:
+            link = talk.advance()
+        except Rejected as reason:
+            self._drop(talk, str(reason))
+        except OSError:
+            self._drop(talk, _LEFT)
+        else:
+            if link is None:
+                self._loop.watch(
+                    talk.sock.fileno(), talk.events, lambda _events: self._advance(talk)
+                )
+                return
+            self._release(talk)
+            self._welcome(link, talk.sock)
+
+    def _release(self, talk: Talk) -> None:
+        del self._pending[talk.sock.fileno()]
+        self._loop.forget(talk.sock.fileno())
+        self._resume()
+
+    def _drop(self, talk: Talk, reason: str) -> None:
+        self._release(talk)
+        talk.sock.close()
+        if reason not in self.dropped and len(self.dropped) < 16:  # strangers do not fill the log
+            level = logging.DEBUG if reason in _HARMLESS else logging.WARNING
+            log.log(level, "dropped a connection during start-up: %s", reason)
+        if reason in self.dropped or len(self.dropped) < 16:
+            self.dropped[reason] = self.dropped.get(reason, 0) + 1
+
+
+def same_user(sock: socket.socket) -> bool:
+    """Tell whether a Unix socket's peer runs as this user; TCP has no such check and passes."""
+    if sock.family != socket.AF_UNIX:
+        return True
+    _pid, uid, _gid = _UCRED.unpack(
+        sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    )
+    return bool(uid == os.geteuid())
+
+
+def close_all(sockets: list[socket.socket]) -> None:
+    """Close every socket, whatever the others say."""
+    for sock in sockets:
+        with contextlib.suppress(OSError):
+            sock.close()

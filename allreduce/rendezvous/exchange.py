@@ -1,0 +1,356 @@
+"""What the ranks tell each other through the store: one card each, gathered by rank 0 into a table
+that all read.
+
+Rank 0 compares the cards as they come, and publishes an error in place of the table: all ranks
+raise the same one. Values are JSON under an HMAC of the job's secret, so a foreign or damaged entry
+is an error too, never data.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import json
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+from allreduce.errors import PeerError, Timeout, UsageError
+from allreduce.rendezvous.handshake import Session
+from allreduce.rendezvous.node_layout import NodeIdentity
+from allreduce.rendezvous.store import (
+    Store,
+    backoff,
+    delete_key,
+    name_ranks,
+    store_errors,
+    wait_for,
+)
+
+FORMAT = 1
+_MAC_BYTES = 32
+_LINGER_SECONDS = 2.0
+_ERRORS: dict[str, type[Exception]] = {
+    "usage": UsageError,
+    "timeout": Timeout,
+    "peer": PeerError,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """Who a rank is and what it was asked for; rank 0 chooses `group_id` and `secret` (hex)."""
+
+    world_size: int
+    lanes: int
+    checksum: bool
+    nodes: int | list[str] | None
+    authenticated: bool
+    boot: str
+    host: str
+    network: str
+    pid: int
+    unix_name: str
+    sources: str = ""  # hash of what the native code was built from
+    tuning: str = ""  # digest of the tuning file; "" without one
+    failure: str = ""  # why this rank cannot go on
+    group_id: int = 0
+    secret: str = ""
+
+    @property
+    def identity(self) -> NodeIdentity:
+        """Return the node of this rank."""
+        return NodeIdentity(boot=self.boot, host=self.host, network=self.network)
+
+    def pack(self) -> bytes:
+        """Return the card as JSON."""
+        return json.dumps({"format": FORMAT, **asdict(self)}).encode()
+
+    @classmethod
+    def unpack(cls, rank: int, data: bytes) -> Card:
+        """Return the card of `rank`; ValueError if it is not of this version."""
+        try:
+            fields = json.loads(data)
+            if fields.pop("format") != FORMAT:
+                raise ValueError("another format")
+            return cls(**fields)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UsageError(
+                f"rank {rank} published a card that cannot be read ({error}); install one version "
+                "of this package everywhere"
+            ) from error
+
+    def check_against(self, rank: int, first: Card) -> None:
+        """Raise ValueError, with both values, where `rank` was asked for other than rank 0."""
+        if self.authenticated != first.authenticated:
+            without = rank if first.authenticated else 0
+            raise UsageError(
+                f"rank {without} has no job secret but rank {rank - without} has; "
+                "set ALLREDUCE_SECRET_FILE or ALLREDUCE_SECRET on all ranks or on none"
+            )
+        if self.failure:
+            raise UsageError(f"rank {rank}: {self.failure}")
+        if self.tuning != first.tuning:
+            raise UsageError(
+                f"rank {rank} has another tuning file than rank 0, or only one of them has one; "
+                "give all ranks the same (tuning, ALLREDUCE_TUNING)"
+            )
+        if self.sources != first.sources:
+            raise UsageError(
+                f"rank {rank} runs another build than rank 0: its native code was compiled from "
+                f"other sources ({self.sources}, {first.sources}); install one build everywhere"
+            )
+        for name in ("world_size", "lanes", "nodes", "checksum"):
+            mine, theirs = getattr(self, name), getattr(first, name)
+            if mine != theirs:
+                raise UsageError(
+                    f"{name} is {theirs} on rank 0 but {mine} on rank {rank}; give all ranks the "
+                    "same"
+                )
+
+
+class Board:
+    """The part of a store that belongs to one generation of a group, as one rank sees it.
+
+    Rank 0 names each attempt to make the group by chance, and calls the name out under the one key
+    that all ranks know. The others answer under that name, and follow if another is called. A table
+    counts for a rank only if it holds what this rank wrote, an error only if it is addressed to
+    that. So what an earlier attempt left in the store is never taken for an answer.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        rank: int,
+        world_size: int,
+        generation: int,
+        secret: bytes | None,
+        deadline: float,
+    ) -> None:
+        self._store = store
+        self._rank = rank
+        self._world_size = world_size
+        self._generation = generation
+        self._seal_key = Session.derive(secret or b"no secret was given", 0, generation).key
+        self._deadline = deadline
+        self._written: list[str] = []
+        self._call = f"mesh/{generation}/call"
+        self._attempt = ""  # its name; another rank than 0 keeps it once a table has come
+        self._settled = False
+        self._taken = False  # what this rank would write is there already, from elsewhere
+        self._of_others = ""  # an error of this attempt that rank 0 told those who had come
+
+    def gather(
+        self,
+        what: str,
+        value: bytes,
+        accept: Callable[[int, bytes], None],
+        judge: Callable[[list[bytes]], None] = lambda values: None,
+    ) -> list[bytes]:
+        """Return the values of all ranks in rank order, or raise the error of rank 0.
+
+        On rank 0, `accept(rank, value)` runs as the values come and `judge(values)` when all are
+        there; they raise UsageError or PeerError for what does not fit.
+        """
+        if self._rank != 0:
+            return self._answer(what, value)
+        if not self._attempt:
+            self._attempt = secrets.token_hex(16)
+            self._write(self._call, self._attempt.encode())
+        self._write(self._key(what, 0), value)
+        return self._collect(what, accept, judge)
+
+    def clean(self) -> None:
+        """Remove what this rank wrote; for when all ranks have read it. Never raises: the group is
+        there, and needs the store no more.
+
+        The key of the calls stays, without a name: a rank that looks for the next call may be about
+        to read it, and of a key that is gone a store may wait for long.
+        """
+        for key in set(self._written) - {self._call}:
+            delete_key(self._store, key)
+        if self._rank == 0:
+            with contextlib.suppress(Exception):  # whatever a store raises
+                self._write(self._call, b"")
+        self._written.clear()
+
+    def _collect(
+        self,
+        what: str,
+        accept: Callable[[int, bytes], None],
+        judge: Callable[[list[bytes]], None],
+    ) -> list[bytes]:
+        keys = {rank: self._key(what, rank) for rank in range(self._world_size)}
+        values: dict[int, bytes] = {}
+
+        def seen(rank: int, sealed: bytes) -> None:
+            values[rank] = self._open(keys[rank], f"rank {rank}", sealed)
+            accept(rank, values[rank])
+
+        try:
+            try:
+                wait_for(self._store, keys, self._deadline, what, seen)
+            except TimeoutError:
+                self._check_call(what)
+                raise
+            table = [values[rank] for rank in range(self._world_size)]
+            judge(table)
+        except (ValueError, TimeoutError, ConnectionError) as error:
+            kind = next((name for name, cls in _ERRORS.items() if isinstance(error, cls)), "peer")
+            wanted = list(values) if kind == "timeout" else list(keys)
+            with contextlib.suppress(TimeoutError, ConnectionError):  # the store may have failed
+                self._tell_all(what, {"error": kind, "text": str(error)}, wanted)
+            raise
+        texts = [value.decode() for value in table]
+        self._write(self._table(what), json.dumps({"values": texts}).encode())
+        return table
+
+    def _check_call(self, what: str) -> None:
+        """Raise UsageError where another process has called after this one."""
+        with store_errors(what):
+            called = bytes(self._store.get(self._call))[_MAC_BYTES:]
+        if called != self._attempt.encode():
+            raise UsageError("another process has the same rank 0, and the others follow it")
+
+    def _tell_all(self, what: str, failure: dict[str, str], ranks: list[int]) -> None:
+        """Publish an error, addressed to what `ranks` wrote, until all of them have read it.
+
+        Only for a moment; but the store may end with this process.
+        """
+        addressed: dict[int, str] = {}
+        left = {rank for rank in ranks if rank != 0}
+        for _ in backoff(time.monotonic() + _LINGER_SECONDS):
+            with store_errors(what):
+                came = [r for r in left - set(addressed) if self._store.check([self._key(what, r)])]
+                for rank in came:
+                    sealed = bytes(self._store.get(self._key(what, rank)))
+                    addressed[rank] = _digest(sealed[_MAC_BYTES:])
+                left = {r for r in left if not self._store.check([self._key(what, r) + "/told"])}
+            if came:
+                body = json.dumps({**failure, "to": addressed}).encode()
+                self._write(self._table(what), body)
+            if not left:
+                return
+
+    def _answer(self, what: str, value: bytes) -> list[bytes]:
+        """What a rank other than 0 does: write its value, and wait for the table."""
+        for _ in backoff(self._deadline):
+            if self._follow(what, value) and (values := self._read_table(what, value)):
+                self._settled = True
+                return values
+        if self._of_others:
+            raise Timeout(
+                f"rank 0 had given up before this rank came, or did so in an earlier attempt: "
+                f"{self._of_others}"
+            )
+        self._name_missing(what)
+        raise Timeout(
+            f"rank 0 never came: no table of every {what} in the store by the deadline; see "
+            "whether its process started and what it printed, and whether it was given the same "
+            "store and generation"
+        )
+
+    def _follow(self, what: str, value: bytes) -> bool:
+        """Write the value under the attempt that is called now; tell whether there is one."""
+        name = self._attempt
+        sealed = b""
+        if not self._settled:
+            with store_errors(what):
+                if not self._store.check([self._call]):
+                    return False
+                sealed = bytes(self._store.get(self._call))
+            name = sealed[_MAC_BYTES:].decode("ascii", "replace")
+            if not name:
+                return False
+        key = f"mesh/{self._generation}/{name}/{what.replace(' ', '-')}/{self._rank}"
+        if key in self._written:
+            return True
+        with store_errors(what):
+            self._taken = self._store.check([key])
+        if self._taken:
+            return False
+        self._attempt, self._of_others = name, ""
+        self._write(key, value)
+        if sealed:
+            self._read(what, self._call, sealed)
+        return True
+
+    def _read_table(self, what: str, mine: bytes) -> list[bytes] | None:
+        """Return the values of all ranks, or raise rank 0's error; None: not for this rank."""
+        key = self._table(what)
+        with store_errors(what):
+            if not self._store.check([key]):
+                return None
+            sealed = bytes(self._store.get(key))
+        table = json.loads(self._read(what, key, sealed))
+        if "error" in table:
+            if table["to"].get(str(self._rank)) != _digest(mine):
+                self._of_others = str(table["text"])
+                return None
+            self._write(self._key(what, self._rank) + "/told", b"")
+            raise _ERRORS.get(table["error"], PeerError)(table["text"])
+        values = [str(value).encode() for value in table["values"]]
+        if len(values) != self._world_size:
+            raise UsageError(
+                f"world_size is {len(values)} on rank 0 but {self._world_size} on rank "
+                f"{self._rank}; give all ranks the same"
+            )
+        self._taken = values[self._rank] != mine
+        return None if self._taken else values
+
+    def _read(self, what: str, key: str, sealed: bytes) -> bytes:
+        """Open what rank 0 wrote; it waits to hear that somebody cannot."""
+        try:
+            return self._open(key, "rank 0", sealed)
+        except ValueError:
+            self._write(self._key(what, self._rank) + "/told", b"")
+            raise
+
+    def _name_missing(self, what: str) -> None:
+        """Raise for the ranks that did not come, or came twice, where there are any."""
+        if self._taken:
+            raise UsageError(
+                f"another process has the same rank {self._rank} and has answered rank 0; or a run "
+                "before this one stopped half way, and its rank 0 has not come again"
+            )
+        if not self._attempt:
+            return
+        with store_errors(what):
+            ranks = range(self._world_size)
+            missing = [r for r in ranks if not self._store.check([self._key(what, r)])]
+        if missing:
+            raise Timeout(
+                f"{name_ranks(missing)} never came: no {what} in the store by the deadline; see "
+                "whether those processes started and what they printed, and whether they were "
+                "given the same store and generation"
+            )
+
+    def _key(self, what: str, rank: int) -> str:
+        return f"mesh/{self._generation}/{self._attempt}/{what.replace(' ', '-')}/{rank}"
+
+    def _table(self, what: str) -> str:
+        return f"mesh/{self._generation}/{self._attempt}/{what.replace(' ', '-')}/table"
+
+    def _write(self, key: str, body: bytes) -> None:
+        self._written.append(key)
+        with store_errors(key):
+            self._store.set(key, self._seal(key, body) + body)
+
+    def _seal(self, key: str, body: bytes) -> bytes:
+        return hmac.digest(self._seal_key, key.encode() + b"\0" + body, hashlib.sha256)
+
+    def _open(self, key: str, writer: str, sealed: bytes) -> bytes:
+        seal, body = sealed[:_MAC_BYTES], sealed[_MAC_BYTES:]
+        if not hmac.compare_digest(seal, self._seal(key, body)):
+            raise UsageError(
+                f"what {writer} wrote into the store does not carry this job's seal: its "
+                "ALLREDUCE_SECRET_FILE or "
+                "ALLREDUCE_SECRET differs, or the store is shared with another job"
+            )
+        return body
+
+
+def _digest(value: bytes) -> str:
+    return hashlib.sha256(value).hexdigest()

@@ -1,0 +1,264 @@
+"""The stages of a start-up, from a store to connected sockets; `_mesh.connect` walks through them.
+
+    meet       each rank publishes its card; rank 0 compares them and publishes the table of all
+    prepare    from the table: nodes, descriptors, shared memory, with several nodes a TCP listener
+    wire       the higher rank of a pair calls, both prove themselves, rank 0 lets all go at once
+
+What fails on one rank is published where the others can see it, so that they fail at once too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import secrets
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from allreduce import _C
+from allreduce.errors import PeerError, SystemCallError, UsageError
+from allreduce.rendezvous.address import Address, choose_address, resolve, set_congestion_control
+from allreduce.rendezvous.exchange import Board, Card
+from allreduce.rendezvous.handshake import Session
+from allreduce.rendezvous.mesh_builder import Endpoint, Wirer, links_of
+from allreduce.rendezvous.node_layout import layout, my_identity
+from allreduce.rendezvous.shared_memory import MAX_FDS, Arena, raise_descriptor_limit
+from allreduce.rendezvous.store import Store, store_host
+
+log = logging.getLogger("allreduce")
+
+_SPARE_DESCRIPTORS = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What one rank was asked for; `option` as `nodes_option` returns it, `deadline` monotonic."""
+
+    store: Store
+    rank: int
+    world_size: int
+    option: int | list[str] | None
+    lanes: int
+    checksum: bool
+    arena_bytes: Callable[[int], int]
+    deadline: float
+    generation: int
+    congestion: str | None
+    dead_after: float
+    route_to: str | None
+    secret: bytes | None
+    environ: Mapping[str, str]
+    tuning: str
+    refusal: str
+
+
+class Startup:
+    """One start-up of one rank. Everything that it opens belongs to `stack`."""
+
+    def __init__(self, request: Request, stack: contextlib.ExitStack) -> None:
+        self._request = request
+        self._stack = stack
+        self._board = Board(
+            request.store,
+            request.rank,
+            request.world_size,
+            request.generation,
+            request.secret,
+            request.deadline,
+        )
+        self._listeners: list[socket.socket] = []
+        self._addresses: list[Address] = []
+        self.cards: list[Card] = []
+        self.node_of_rank: list[int] = []
+        self.arena = stack.enter_context(contextlib.closing(Arena()))
+
+    @property
+    def local_ranks(self) -> list[int]:
+        """Return the ranks of this rank's node, ascending."""
+        node = self.node_of_rank[self._request.rank]
+        return [rank for rank, other in enumerate(self.node_of_rank) if other == node]
+
+    @property
+    def ranks_on_host(self) -> int:
+        """Return how many ranks share this machine's cores, on whatever nodes."""
+        here = self.cards[self._request.rank].boot
+        return sum(card.boot == here for card in self.cards)
+
+    def meet(self) -> None:
+        """Exchange cards and lay out the nodes; all ranks end with the same table or error."""
+        request = self._request
+        unix = self._stack.enter_context(_listen_unix())
+        self._listeners.append(unix)
+        card = _card(request, unix)
+        if request.rank == 0 and not card.authenticated:
+            log.info("peer links: accident-proof, not authenticated; set ALLREDUCE_SECRET_FILE")
+
+        def accept(peer: int, value: bytes) -> None:
+            Card.unpack(peer, value).check_against(peer, card)
+
+        def judge(values: list[bytes]) -> None:
+            self.cards = [Card.unpack(peer, value) for peer, value in enumerate(values)]
+            self.node_of_rank = layout([card.identity for card in self.cards], request.option)
+
+        judge(self._board.gather("card", card.pack(), accept, judge))
+
+    def prepare(self) -> None:
+        """Get what this rank needs of its host; with several nodes, exchange TCP addresses."""
+        several = max(self.node_of_rank) > 0
+        try:
+            self._check_descriptors()
+            if several:
+                self._listeners.append(self._stack.enter_context(self._listen_tcp()))
+            self._allocate()
+        except (ValueError, OSError) as error:
+            if several:
+                self._publish_failure(error)
+            raise
+        if several:
+            self._publish_address()
+
+    def wire(self) -> Wirer:
+        """Connect with all ranks; what this rank wrote is removed from the store."""
+        request, first = self._request, self.cards[0]
+        secret = request.secret if request.secret is not None else bytes.fromhex(first.secret)
+        wirer = Wirer(
+            rank=request.rank,
+            node_of_rank=self.node_of_rank,
+            lanes=request.lanes,
+            session=Session.derive(secret, first.group_id, request.generation),
+            listeners=self._listeners,
+            endpoints=self._endpoints(),
+            arena=self.arena,
+            congestion=request.congestion,
+            loopback=self._one_host(),
+            dead_after=request.dead_after,
+            deadline=request.deadline,
+        )
+        self._stack.callback(wirer.close)
+        wirer.run()
+        self._board.clean()
+        return wirer
+
+    def _one_host(self) -> bool:
+        return len({card.identity.loopback for card in self.cards}) == 1
+
+    def _check_descriptors(self) -> None:
+        rank, lanes = self._request.rank, self._request.lanes
+        needed = len(links_of(rank, self.node_of_rank, lanes)) + len(self.local_ranks)
+        needed += _SPARE_DESCRIPTORS
+        open_now = len(os.listdir("/proc/self/fd"))
+        limit = raise_descriptor_limit(open_now + needed)
+        if limit < open_now + needed:
+            raise SystemCallError(
+                errno.EMFILE,
+                f"rank {rank} needs {needed} descriptors for {len(self.cards)} ranks, {open_now} "
+                f"are open and the limit is {limit}; raise it (ulimit -n "
+                f"{open_now + needed + 256}) "
+                "or lower lanes",
+            )
+
+    def _listen_tcp(self) -> socket.socket:
+        """Listen on the one address that other nodes use; the kernel chooses the port."""
+        request = self._request
+        route_to = request.route_to or store_host(request.store)
+        route_to = route_to or request.environ.get("MASTER_ADDR")
+        host = choose_address(self._one_host(), route_to, request.environ)
+        family, address = resolve(host, 0)
+        with contextlib.ExitStack() as undo:
+            listener = undo.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            # Accepted sockets inherit it.
+            set_congestion_control(listener, request.congestion, self._one_host())
+            try:
+                listener.bind(address)
+            except OSError as error:
+                raise UsageError(
+                    f"cannot listen on {host}: {error.strerror}; set ALLREDUCE_HOST or "
+                    "ALLREDUCE_IFACE to an address of this host"
+                ) from error
+            listener.listen(4096)
+            listener.setblocking(False)
+            undo.pop_all()
+        return listener
+
+    def _allocate(self) -> None:
+        """Allocate the node's shared memory on its lowest rank; note its size on the others."""
+        local_size = len(self.local_ranks)
+        if local_size == 1:
+            return
+        if local_size >= MAX_FDS:
+            raise UsageError(
+                f"{local_size} ranks on one node; at most {MAX_FDS - 1} can share memory"
+            )
+        size = self._request.arena_bytes(local_size)
+        if size <= 0:
+            raise UsageError(f"arena_bytes({local_size}) is {size}; it must be positive")
+        if self._request.rank == self.local_ranks[0]:
+            self.arena.create(size, local_size)
+        else:
+            self.arena.size = size
+
+    def _publish_address(self) -> None:
+        host, port = self._listeners[-1].getsockname()[:2]
+        mine = json.dumps({"host": host, "port": port}).encode()
+        entries = map(json.loads, self._board.gather("address", mine, _accept_address))
+        self._addresses = [resolve(str(entry["host"]), int(entry["port"])) for entry in entries]
+
+    def _publish_failure(self, failure: Exception) -> None:
+        """Tell the others at once why this rank will not come."""
+        entry = {"error": str(failure), "usage": isinstance(failure, ValueError)}
+        with contextlib.suppress(ValueError, OSError):
+            self._board.gather("address", json.dumps(entry).encode(), _accept_address)
+
+    def _endpoints(self) -> list[Endpoint]:
+        endpoints = []
+        for peer, card in enumerate(self.cards):
+            name = f"rank {peer} (pid {card.pid} on {card.host}"
+            if peer in self.local_ranks:
+                address: Address = (socket.AF_UNIX, b"\0" + card.unix_name.encode())
+                endpoints.append(Endpoint(address=address, name=name + ")"))
+            else:
+                address = self._addresses[peer]
+                where = f", {address[1][0]} port {address[1][1]})"
+                endpoints.append(Endpoint(address=address, name=name + where))
+        return endpoints
+
+
+def _listen_unix() -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(b"\0hier-allreduce-" + secrets.token_hex(16).encode())
+    listener.listen(4096)
+    listener.setblocking(False)
+    return listener
+
+
+def _card(request: Request, unix: socket.socket) -> Card:
+    identity = my_identity()
+    first, authenticated = request.rank == 0, request.secret is not None
+    return Card(
+        world_size=request.world_size,
+        lanes=request.lanes,
+        checksum=request.checksum,
+        nodes=request.option,
+        authenticated=authenticated,
+        boot=identity.boot,
+        host=identity.host,
+        network=identity.network,
+        pid=os.getpid(),
+        unix_name=unix.getsockname()[1:].decode(),
+        sources=_C.source_hash,
+        tuning=request.tuning,
+        failure=request.refusal,
+        group_id=secrets.randbits(32) if first else 0,
+        secret=secrets.token_hex(32) if first and not authenticated else "",
+    )
+
+
+def _accept_address(peer: int, value: bytes) -> None:
+    entry = json.loads(value)
+    if "error" in entry:
+        kind = UsageError if entry.get("usage") else PeerError
+        raise kind(f"rank {peer}: {entry['error']}")

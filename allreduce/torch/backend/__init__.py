@@ -1,0 +1,1 @@
+"""The backend "hier" of torch.distributed: compiled or loaded, and connected."""

@@ -1,0 +1,97 @@
+"""Makes the backend of a process group, and what the backend itself asks of Python."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from allreduce.communicator.communicator import Communicator
+from allreduce.torch import communicator
+from allreduce.torch.backend.load import load
+
+__all__ = ["allocate", "connect", "split", "stream_handle"]
+
+
+def connect(
+    store: Any,
+    rank: int,
+    world_size: int,
+    *,
+    timeout: timedelta,
+    name: str,
+    global_ranks: Sequence[int],
+) -> Any:
+    """Connects this rank with the others of a group over their store; returns a `_backend.Backend`.
+
+    Raises what `Communicator.from_store` raises.
+    """
+    module = load()
+    whole = _default_communicator() if global_ranks else None
+    comm = Communicator.from_store(
+        store,
+        rank,
+        world_size,
+        timeout=timeout.total_seconds(),
+        # A subgroup must not ask the environment: ALLREDUCE_NODES describes the whole job.
+        nodes=[str(whole.node_of_rank[r]) for r in global_ranks] if whole else None,
+        tuning=whole.tuning if whole else None,
+    )
+    backend = module.Backend(comm._group.capsule(), store, rank, world_size, timeout)
+    backend.communicator = comm
+    backend.options.global_ranks_in_group = list(global_ranks)
+    backend.options.group_name = name
+    return backend
+
+
+def split(
+    parent: Communicator,
+    store: Any,
+    ranks: Sequence[int],
+    timeout: timedelta,
+    name: str,
+    global_ranks: Sequence[int],
+) -> Any:
+    """The backend of a subgroup of the ranks `ranks` of the parent; None on any other rank."""
+    if parent.rank not in ranks:
+        return None
+    everyone = list(global_ranks) or list(ranks)
+    rank = list(ranks).index(parent.rank)
+    return connect(store, rank, len(ranks), timeout=timeout, name=name, global_ranks=everyone)
+
+
+def allocate(comm: Communicator, count: int, like: Tensor) -> Tensor:
+    """A flat tensor of `count` elements in symmetric memory, of the dtype of `like`.
+
+    On a GPU it is an ordinary one: there is no symmetric memory of GPUs.
+
+    Every rank of the group must call it, with the same arguments.
+    """
+    if like.device.type != "cpu":
+        return like.new_empty(count)
+    nbytes = count * like.element_size()
+    array: np.ndarray[Any, Any] = comm.symmetric_empty(nbytes, "uint8")
+    return torch.from_numpy(array).view(like.dtype)
+
+
+def stream_handle(stream_id: int, device_index: int, device_type: int) -> int:
+    """The cudaStream_t of one of torch's streams, which torch before 2.13 tells Python alone."""
+    stream = torch.cuda.Stream(  # type: ignore[no-untyped-call]
+        stream_id=stream_id, device_index=device_index, device_type=device_type
+    )
+    return int(stream.cuda_stream)
+
+
+def _default_communicator() -> Communicator | None:
+    """The communicator of the default group, if there is one already and it uses hier."""
+    if not dist.is_initialized():
+        return None
+    try:
+        return communicator()
+    except ValueError:
+        return None

@@ -1,0 +1,1 @@
+"""Data-parallel training whose gradients are summed in buckets while backward runs."""

@@ -1,0 +1,1 @@
+"""SGD whose state and work are split over the ranks."""

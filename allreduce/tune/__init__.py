@@ -1,0 +1,1 @@
+"""`python -m allreduce.tune`: measures algorithms and options on these ranks, writes a file."""

@@ -1,0 +1,186 @@
+"""Measuring a new communicator, in under a second: times of algorithms, and the links' figures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from allreduce import _C
+from allreduce.tuning import (
+    LOCAL_STAGE_ALONE,
+    Points,
+    Times,
+    Tuned,
+    Tuning,
+    candidates,
+    decide,
+    slopes,
+)
+from allreduce.tuning.cost import Layout, Link
+from allreduce.tuning.timing import Effort, race
+
+if TYPE_CHECKING:
+    from allreduce.communicator.communicator import Communicator
+
+__all__ = ["Field", "allreduce_field", "call_of", "fit", "ladder", "measure"]
+
+_SIZES = tuple(1 << k for k in range(10, 26, 2))  # bytes
+_LEAST_SIZES = 2  # are measured, however long it takes: alpha and beta need them
+_BUDGET = 0.6  # seconds for all calls
+_EFFORT = Effort(seconds=0.06, least_turns=2, most_turns=32)
+_EFFORT_ALONE = Effort(seconds=0.04, least_turns=2, most_turns=6)  # nothing to choose: figures only
+_CALLS_LEAST = 7  # of each algorithm at a size
+_CATCHES_UP = 1.01  # an algorithm that sends so much more than the least never does at large sizes
+_LOST = 1.6  # times the fastest
+_GIVEN_UP = 2  # sizes in a row that were lost: once may be a busy machine
+
+_LARGE = 1 << 30  # bytes
+_GAMMA_BYTES, _GAMMA_REPEATS = 1 << 20, 12
+
+
+def measure(comm: Communicator) -> Tuning:
+    """Return what was measured of this communicator, the same on all ranks; every rank calls it."""
+    begin = time.perf_counter()
+    layout = comm.layout
+    field = allreduce_field(layout)
+    effort = _EFFORT if len(field.sent) > 1 else _EFFORT_ALONE
+    times = ladder(comm, field, _SIZES, effort, _BUDGET)
+    links = fit(comm, times)
+    rows = decide(times, slopes(layout, times, links))
+    choices = {} if layout.ranks_of_schedule == 1 else {"allreduce": rows}
+    tuned = Tuned(
+        nodes=layout.nodes, local=layout.local, choices=choices, times={"allreduce": times}
+    )
+    seconds = time.perf_counter() - begin
+    return Tuning(links=links, layouts=(tuned,), source=f"measured at init in {seconds:.2f} s")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Field:
+    """Who races: the algorithms of a collective, and what each sends of a large buffer."""
+
+    collective: str
+    sent: Mapping[str, float]
+
+
+def allreduce_field(layout: Layout) -> Field:
+    """Return the algorithms of an allreduce that differ in a layout."""
+    names = dict.fromkeys(candidates(layout).values())
+    demands = {name: layout.demands(name, _LARGE).get(layout.schedule_link) for name in names}
+    return Field(
+        collective="allreduce",
+        sent={name: found[1] if found else 0.0 for name, found in demands.items()},
+    )
+
+
+def ladder(
+    comm: Communicator, field: Field, sizes: Sequence[int], effort: Effort, budget: float
+) -> dict[str, Points]:
+    """Return the times of the algorithms, size by size.
+
+    It stops where the budget, in seconds, would not do for the next size. An algorithm that has
+    lost twice, and sends too much to ever win again, is given up: its times end there.
+    """
+    names, sent = list(field.sent), field.sent
+    buffer = np.zeros(_whole_elements(comm, field.collective, max(sizes)), np.float32)
+    times: dict[str, list[tuple[int, float]]] = {name: [] for name in names}
+    lost = dict.fromkeys(names, 0)
+    spent = 0.0
+    for number, size in enumerate(sizes):
+        if number >= _LEAST_SIZES:
+            growth = size / sizes[number - 1]
+            soon = sum(times[name][-1][1] for name in names) * growth * _CALLS_LEAST
+            if spent + soon > budget:
+                break
+        calls = {name: call_of(comm, field.collective, buffer, size, name) for name in names}
+        seconds, taken = race(comm, calls, effort)
+        spent += taken
+        for name in names:
+            times[name].append((size, seconds[name]))
+        least, least_sent = min(seconds.values()), min(sent[name] for name in names)
+        for name in names:
+            lost[name] = lost[name] + 1 if seconds[name] > _LOST * least else 0
+        names = [n for n in names if lost[n] < _GIVEN_UP or sent[n] <= _CATCHES_UP * least_sent]
+    return {name: tuple(points) for name, points in times.items()}
+
+
+def call_of(
+    comm: Communicator, collective: str, buffer: npt.NDArray[np.float32], size: int, algorithm: str
+) -> Callable[[], None]:
+    """Return the core's call of a collective on about the first `size` bytes of a buffer."""
+    data = buffer[: _whole_elements(comm, collective, size)]
+    algo = "auto" if algorithm == LOCAL_STAGE_ALONE else algorithm
+    return comm._bound(_C.Collective.__members__[collective], data, "float32", algo=algo)
+
+
+def _whole_elements(comm: Communicator, collective: str, nbytes: int) -> int:
+    """Return the elements of about `nbytes`: as many on each rank where the buffer is split."""
+    split = _C.Collective.__members__[collective].chunks != _C.Chunks.any
+    ranks = comm.world_size if split else 1
+    return max(1, nbytes // (4 * ranks)) * ranks
+
+
+def fit(comm: Communicator, times: Times) -> dict[str, Link]:
+    """Return the links' figures that explain the times best, by class; the same on all ranks."""
+    layout = comm.layout
+    gamma = np.array([_seconds_per_byte_reduced()])
+    comm.allreduce(gamma, "min")
+    kinds = list(layout.demands(next(iter(times)), 0))
+    figures = _figures(layout, kinds, times, float(gamma[0]))
+    comm.broadcast(figures, root=0)  # two machines may round differently
+    pairs = figures.reshape(-1, 2)
+    return {
+        kind: Link(float(alpha), float(beta), float(gamma[0]))
+        for kind, (alpha, beta) in zip(kinds, pairs, strict=True)
+    }
+
+
+def _figures(
+    layout: Layout, kinds: Sequence[str], times: Times, gamma: float
+) -> npt.NDArray[np.float64]:
+    """Return alpha and beta of each class in a row; relative errors count."""
+    rows, left = [], []
+    for name, points in times.items():
+        for nbytes, seconds in points:
+            demands = layout.demands(name, nbytes)
+            row: list[float] = []
+            reducing = 0.0
+            for kind in kinds:
+                messages, sent, reduced = demands[kind]
+                row += [messages / seconds, sent / seconds]
+                reducing += reduced * gamma
+            rows.append(row)
+            left.append(max(0.0, 1 - reducing / seconds))
+    return _nonnegative(np.array(rows), np.array(left))
+
+
+def _nonnegative(
+    rows: npt.NDArray[np.float64], wanted: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """Return the least squares solution without negative figures, by trying every set of zeros."""
+    columns = rows.shape[1]
+    best, least = np.zeros(columns), np.inf
+    for count in range(columns, 0, -1):
+        for used in map(list, combinations(range(columns), count)):
+            found = np.zeros(columns)
+            found[used] = np.linalg.lstsq(rows[:, used], wanted, rcond=None)[0]
+            error = float(((rows @ found - wanted) ** 2).sum())
+            if (found >= 0).all() and error < least:
+                best, least = found, error
+    return best
+
+
+def _seconds_per_byte_reduced() -> float:
+    into, source = np.zeros((2, _GAMMA_BYTES // 4), np.float32)
+    seconds = []
+    for _ in range(_GAMMA_REPEATS):
+        begin = time.perf_counter()
+        _C.reduce(into, source, "float32", "sum")
+        seconds.append(time.perf_counter() - begin)
+    return min(seconds) / _GAMMA_BYTES
