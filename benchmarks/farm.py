@@ -4,7 +4,7 @@
 
 On links of MBIT Mbit/s between network namespaces, or over loopback where that is 0.
 ALLREDUCE_TCP_CONGESTION says which congestion control.
-A line may also be "link" (the measured figures), "crowd" (ranks by cores) or "congestion".
+A line may also be "link" (the measured figures), "ranks_per_core" (ranks by cores) or "congestion".
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Rank:
         verb, *rest = line.split()
         if verb == "congestion":
             return self._comm.congestion.encode()
-        if verb == "crowd":
-            return np.array([self._comm.layout.crowd]).tobytes()
+        if verb == "ranks_per_core":
+            return np.array([self._comm.layout.ranks_per_core]).tobytes()
         if verb == "link":
             link = self._comm.link
             assert link is not None

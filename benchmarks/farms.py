@@ -94,9 +94,9 @@ class Farm(World):
         """Return the figures that the communicator has measured for itself."""
         return Link(*map(float, np.frombuffer(self.ask("link")[0])))
 
-    def crowd(self) -> float:
+    def ranks_per_core(self) -> float:
         """Return the ranks of a machine by its cores, which these figures assume."""
-        return float(np.frombuffer(self.ask("crowd")[0])[0])
+        return float(np.frombuffer(self.ask("ranks_per_core")[0])[0])
 
 
 class Farms:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from allreduce.tuning.cost import representatives
+from allreduce.tuning.cost import distinct_algorithms
 from benchmarks import cells
 from benchmarks.casts import Casts
 from benchmarks.cells import Cell
@@ -24,7 +24,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def test_algorithms(layout: Layout, nbytes: int, casts: Casts, benchmark, report: Report) -> None:
     cast = casts.of(layout)
     # Among two ranks, say, most algorithms make the same moves: one stands for all of them.
-    stands_for = representatives(layout.nodes if layout.local != "none" else layout.ranks)
+    stands_for = distinct_algorithms(layout.nodes if layout.local != "none" else layout.ranks)
     cell = Cell("algorithms", layout, nbytes, auto=stands_for[cast.explain(nbytes)])
     report.cells.append(cell)
     names = [f"core:{name}" for name in dict.fromkeys(stands_for.values())]

@@ -77,20 +77,20 @@ class Errors:
     setup: Setup
     congestion: str
     figures: dict[str, cost.Link]
-    crowd: float  # that figures of init assume
+    ranks_per_core: float  # that figures of init assume
     seconds: dict[tuple[str, int], float] = field(default_factory=dict)  # by algorithm and bytes
 
     def percent(self, algorithm: str, nbytes: int, figures: str) -> tuple[float, float]:
         """Return by how much the cost model and the simulator are off; positive: too long.
 
-        Figures of init are those of a rank that has a core to itself: they count with the crowd.
-        The simulator knows none, so every link is so much slower for it.
+        Figures of init are those of a rank that has a core to itself: they are multiplied by
+        the ranks of a core. The simulator knows none, so every link is so much slower for it.
         """
         ranks, link = self.setup.ranks, self.figures[figures]
-        crowd = max(1.0, self.crowd) if figures == "init" else 1.0
-        slower = cost.Link(link.alpha * crowd, link.beta * crowd, link.gamma * crowd)
+        sharing = max(1.0, self.ranks_per_core) if figures == "init" else 1.0
+        slower = cost.Link(link.alpha * sharing, link.beta * sharing, link.gamma * sharing)
         truth = self.seconds[algorithm, nbytes]
-        model = cost.predict(algorithm, ranks, nbytes, link, crowd=crowd)
+        model = cost.predict(algorithm, ranks, nbytes, link, ranks_per_core=sharing)
         return tuple(
             100 * (t / truth - 1) for t in (model, simulated(algorithm, ranks, nbytes, slower))
         )
@@ -134,7 +134,7 @@ def errors(request: pytest.FixtureRequest, farms: Farms, report: Report) -> Iter
         report.row(_MEDIANS, f"{setup.network:>10} {setup.ranks:>5}  absent: {reason}")
         pytest.skip(str(reason))
     figures = {"init": farm.link(), "ring": fitted(farm)}
-    found = Errors(setup, farm.congestion, figures, farm.crowd())
+    found = Errors(setup, farm.congestion, figures, farm.ranks_per_core())
     yield found
     found.write(report)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from allreduce.communicator.communicator import Communicator
-from allreduce.rendezvous.connect import Wiring
+from allreduce.rendezvous.connect import Connections
 from allreduce.rendezvous.store import MemoryStore
 
 LANES = 2
@@ -124,7 +124,7 @@ def run_relayed(
     results: list[Any] = [None] * world_size
 
     def main(rank: int) -> None:
-        wiring = Wiring(
+        connections = Connections(
             rank=rank,
             world_size=world_size,
             node_of_rank=list(range(world_size)),
@@ -140,7 +140,7 @@ def run_relayed(
             **{"timeout": timeout, "local": "rs_ag", "rails": 0, "lanes": LANES},
             **{"segment_bytes": 4096, "checksum": checksum, "measure": False, "tuning": None},
         }
-        comm = Communicator(wiring, MemoryStore(), options)
+        comm = Communicator(connections, MemoryStore(), options)
         try:
             results[rank] = body(comm)
         except Exception as error:

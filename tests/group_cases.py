@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from allreduce import _C
-from allreduce.communicator.arrays import Memory
+from allreduce.communicator.arrays import ArrayView
 from allreduce.communicator.communicator import Communicator
 
 # name -> node of each rank; a group of one node uses shared memory only
@@ -97,6 +97,6 @@ def allreduce_as(
     comm: Communicator, x: np.ndarray, dtype: str, op: str = "sum", algo: str = "auto"
 ) -> np.ndarray:
     """Allreduce an array that stores another dtype, as uint16 stores bfloat16."""
-    memory = Memory(x.ctypes.data, x.size, dtype, x)
+    memory = ArrayView(x.ctypes.data, x.size, dtype, x)
     comm._group.run(**comm._call(_C.Collective.allreduce, memory, op=op, algo=algo))
     return x

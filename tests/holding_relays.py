@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 
 from allreduce.communicator import communicator
-from allreduce.rendezvous.connect import Wiring
+from allreduce.rendezvous.connect import Connections
 
 _CHUNK = 64 << 10
 
@@ -96,12 +96,12 @@ def relayed(
     relays: list[Relay] = []
     original = communicator.connect
 
-    def connect(store: object, own: int, *arguments: object, **options: object) -> Wiring:
-        wiring = original(store, own, *arguments, **options)
+    def connect(store: object, own: int, *arguments: object, **options: object) -> Connections:
+        connections = original(store, own, *arguments, **options)
         if own == rank:
-            relays.append(Relay(wiring.data[peer][connection], free))
-            wiring.data[peer][connection] = relays[-1].descriptor
-        return wiring
+            relays.append(Relay(connections.data[peer][connection], free))
+            connections.data[peer][connection] = relays[-1].descriptor
+        return connections
 
     monkeypatch.setattr(communicator, "connect", connect)
     try:

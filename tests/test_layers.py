@@ -238,7 +238,7 @@ def test_a_planted_include_is_found(tmp_path: Path, file: str, line: str, says: 
         ("trainer/run.py", "from allreduce import _C", "public names"),
         (
             "allreduce/rendezvous/connect.py",
-            "from allreduce.tuning.option import Asked",
+            "from allreduce.tuning.option import TuningRequest",
             "rendezvous may not use tuning",
         ),
         ("allreduce/tuning/cost.py", "import allreduce.bench.cases", "may not use bench"),

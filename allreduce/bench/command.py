@@ -33,7 +33,7 @@ import numpy as np
 from allreduce.bench.options import Options, parse
 from allreduce.bench.rows import HEAD, measure
 from allreduce.commands.job_description import Job, describe
-from allreduce.commands.run_on_ranks import Place, run_command
+from allreduce.commands.run_on_ranks import InitArguments, run_command
 from allreduce.communicator.communicator import Communicator
 from allreduce.communicator.init import init
 from allreduce.errors import UsageError
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_command("allreduce.bench", arguments, parse, _member)
 
 
-def _member(options: Options, place: Place) -> int:
+def _member(options: Options, place: InitArguments) -> int:
     """Be a rank of the job."""
     with init(**place, timeout=options.timeout, nodes=options.nodes, local=options.local) as comm:
         wrong = _refusal(comm, options)

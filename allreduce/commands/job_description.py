@@ -17,7 +17,7 @@ import allreduce
 from allreduce.communicator.communicator import Communicator
 from allreduce.tuning import cost
 
-_CARD_BYTES = 1024
+_FACTS_BYTES = 1024
 _HOSTS_SHOWN = 16
 
 
@@ -84,10 +84,10 @@ def describe(comm: Communicator) -> Job:
             f"{platform.python_version()}, NumPy {np.__version__}, Linux {platform.release()}",
         }
     ).encode()
-    cards = comm.allgather(np.frombuffer(text[:_CARD_BYTES].ljust(_CARD_BYTES), np.uint8))
+    gathered = comm.allgather(np.frombuffer(text[:_FACTS_BYTES].ljust(_FACTS_BYTES), np.uint8))
     hosts: dict[str, dict[str, Any]] = {}
-    for rank, card in enumerate(cards.reshape(-1, _CARD_BYTES)):
-        facts = json.loads(card.tobytes())
+    for rank, row in enumerate(gathered.reshape(-1, _FACTS_BYTES)):
+        facts = json.loads(row.tobytes())
         host = hosts.setdefault(facts["name"], {**facts, "ranks": []})
         host["cores_of_rank"] = max(host["cores_of_rank"], facts["cores_of_rank"])
         host["ranks"].append(rank)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from allreduce.rendezvous.store import Store
 from allreduce.rendezvous.tcp_store import TcpStore
 
-__all__ = ["Seat", "run"]
+__all__ = ["ChildRank", "run"]
 
 _VARIABLE = "ALLREDUCE_COMMAND_RANK"
 _HOST = "127.0.0.1"
@@ -26,7 +26,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Seat:
+class ChildRank:
     """What a process that `run` started knows: its rank, and the port of its parent's store."""
 
     rank: int
@@ -34,8 +34,8 @@ class Seat:
     parent: int
 
     @classmethod
-    def taken(cls) -> Seat | None:
-        """Return this process's seat; None if `run` did not start it."""
+    def taken(cls) -> ChildRank | None:
+        """Return this process's child; None if `run` did not start it."""
         text = os.environ.get(_VARIABLE)
         return cls(*map(int, text.split(":"))) if text else None
 
@@ -60,12 +60,12 @@ def run(ranks: int, program: str, arguments: Sequence[str]) -> int:
     store = TcpStore(_HOST, 0, True, _STORE_TIMEOUT)
     try:
         for rank in range(ranks):
-            seat = f"{rank}:{store.port}:{os.getpid()}"
+            child = f"{rank}:{store.port}:{os.getpid()}"
             command = [sys.executable, "-m", program, *arguments]
             processes.append(
                 subprocess.Popen(
                     command,
-                    env=os.environ | {_VARIABLE: seat},
+                    env=os.environ | {_VARIABLE: child},
                     stdin=subprocess.DEVNULL,
                     start_new_session=True,  # Ctrl-C is for this process, which ends the ranks
                 )

@@ -6,15 +6,15 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypedDict, TypeVar
 
-from allreduce.commands.local_ranks import Seat, run
+from allreduce.commands.local_ranks import ChildRank, run
 from allreduce.errors import AbortedError, Error, PeerError, UsageError
 from allreduce.rendezvous.launcher_environment import detect_launch
 from allreduce.rendezvous.store import Store
 
-__all__ = ["Place", "run_command"]
+__all__ = ["InitArguments", "run_command"]
 
 
-class Place(TypedDict, total=False):
+class InitArguments(TypedDict, total=False):
     """Arguments of `init` for a rank that was started here; empty under a launcher."""
 
     rank: int
@@ -45,17 +45,17 @@ def run_command(
     program: str,
     arguments: Sequence[str],
     parse: Parse[Options],
-    member: Callable[[Options, Place], int],
+    member: Callable[[Options, InitArguments], int],
 ) -> int:
     """Run `member` on this rank, or start all ranks of the module `program`; the exit status."""
-    seat = Seat.taken()
+    child = ChildRank.taken()
     rank = 0
     try:
-        launch = None if seat else detect_launch()
-        rank = seat.rank if seat else launch.rank if launch else 0
+        launch = None if child else detect_launch()
+        rank = child.rank if child else launch.rank if launch else 0
         options = parse(arguments, speaks=rank == 0)
-        if options.ranks is None or seat is not None:
-            return member(options, _place(options, seat))
+        if options.ranks is None or child is not None:
+            return member(options, _place(options, child))
         if launch is not None and launch.world_size > 1:
             raise UsageError(f"--ranks starts ranks itself; leave it out under {launch.launcher}")
         return run(options.ranks, program, arguments)
@@ -68,13 +68,13 @@ def run_command(
         return 2 if usage else 1
 
 
-def _place(options: JobOptions, seat: Seat | None) -> Place:
-    if seat is None:
+def _place(options: JobOptions, child: ChildRank | None) -> InitArguments:
+    if child is None:
         return {}
     assert options.ranks is not None
-    seat.die_with_parent()
+    child.die_with_parent()
     return {
-        "rank": seat.rank,
+        "rank": child.rank,
         "world_size": options.ranks,
-        "store": seat.store(options.timeout),
+        "store": child.store(options.timeout),
     }

@@ -33,7 +33,7 @@ DTYPES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class ArrayView:
     """A contiguous array as the core sees it."""
 
     address: int
@@ -57,8 +57,8 @@ def itemsize(dtype: str, where: str = "") -> int:
     return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
 
 
-class _Exposed:
-    """Memory of a DLPack capsule without version, in which it cannot be marked as read-only.
+class _WritableDlpack:
+    """ArrayView of a DLPack capsule without version, in which it cannot be marked as read-only.
 
     NumPy takes it as read-only to be on the safe side; but an exporter of read-only memory must
     refuse to make such a capsule.
@@ -81,7 +81,7 @@ class _Exposed:
 
 def memory_of(
     array: Any, argument: str, rank: int, *, writable: bool = True, in_place: bool | None = None
-) -> Memory:
+) -> ArrayView:
     """Return the memory of an array in host or GPU memory.
 
     array: a NumPy array, a torch tensor, or an object with `__array_interface__`,
@@ -99,7 +99,7 @@ def memory_of(
     if on_device(array):
         found = device_array(array, where, writable=writable)
         itemsize(found.dtype, f"{where}: ")
-        return Memory(found.address, found.count, found.dtype, array, found, found.shape)
+        return ArrayView(found.address, found.count, found.dtype, array, found, found.shape)
     if is_torch(array):
         return _of_torch(array, where)
     in_place = writable if in_place is None else in_place
@@ -114,7 +114,7 @@ def memory_of(
         return _of_numpy(_shared(lambda: np.asarray(array), where, in_place), where, writable)
     if hasattr(array, "__dlpack__"):
         try:
-            view = _shared(lambda: np.asarray(_Exposed(array)), where, in_place)
+            view = _shared(lambda: np.asarray(_WritableDlpack(array)), where, in_place)
         except (BufferError, TypeError, RuntimeError) as error:
             if isinstance(error, UsageError):
                 raise
@@ -157,7 +157,7 @@ def _shared(view: Callable[[], Any], where: str, in_place: bool) -> Any:
     return first
 
 
-def _of_numpy(array: np.ndarray[Any, Any], where: str, writable: bool) -> Memory:
+def _of_numpy(array: np.ndarray[Any, Any], where: str, writable: bool) -> ArrayView:
     name = array.dtype.name
     if not array.dtype.isnative:
         _refuse(where, "has foreign byte order")
@@ -166,13 +166,13 @@ def _of_numpy(array: np.ndarray[Any, Any], where: str, writable: bool) -> Memory
         _refuse(where, "is not contiguous; pass np.ascontiguousarray(x)")
     if writable and not array.flags.writeable:
         _refuse(where, "is read-only; pass a copy")
-    return Memory(array.ctypes.data, array.size, name, array, shape=array.shape)
+    return ArrayView(array.ctypes.data, array.size, name, array, shape=array.shape)
 
 
-def _of_torch(tensor: Any, where: str) -> Memory:
+def _of_torch(tensor: Any, where: str) -> ArrayView:
     address, shape, name = plain_torch(tensor, where)
     itemsize(name, f"{where}: ")
-    return Memory(address, prod(shape), name, tensor, shape=shape)
+    return ArrayView(address, prod(shape), name, tensor, shape=shape)
 
 
 def _remedy(array: Any) -> str:

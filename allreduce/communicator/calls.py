@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from allreduce import _C
-from allreduce.communicator.arrays import Memory, memory_of
+from allreduce.communicator.arrays import ArrayView, memory_of
 from allreduce.communicator.device_streams import DeviceStreams
 from allreduce.communicator.work import Work
 from allreduce.errors import UsageError
@@ -23,7 +23,7 @@ Algorithm: TypeAlias = str | _C.Schedule
 Array = Any  # numpy.ndarray, torch.Tensor, cupy.ndarray, or an object with __dlpack__
 
 
-class Calls:
+class CollectiveBase:
     """The part of a communicator that its collectives and messages stand on."""
 
     rank: int
@@ -36,7 +36,7 @@ class Calls:
     def _call(
         self,
         collective: _C.Collective,
-        memory: Memory,
+        memory: ArrayView,
         *,
         op: str = "sum",
         root: int = 0,
@@ -74,7 +74,7 @@ class Calls:
         **options: Any,
     ) -> Callable[[], None]:
         """Return the core's blocking call with its arguments, to be made again and again."""
-        memory = Memory(data.ctypes.data, data.size, dtype, data)
+        memory = ArrayView(data.ctypes.data, data.size, dtype, data)
         call = self._call(collective, memory, **options)
         if input is not None:
             call |= {"input": input.ctypes.data, "input_count": input.size}

@@ -26,12 +26,12 @@ from allreduce.communicator.point_to_point import PointToPoint
 from allreduce.communicator.symmetric_memory import symmetric_empty
 from allreduce.communicator.work import Work, make_group
 from allreduce.errors import UsageError
-from allreduce.rendezvous.connect import Wiring, connect
+from allreduce.rendezvous.connect import Connections, connect
 from allreduce.rendezvous.node_layout import NodesOption
 from allreduce.rendezvous.store import PrefixStore, Store
 from allreduce.schedules.own import OwnSchedules
 from allreduce.tuning import Tuning, at_init, cost, limits
-from allreduce.tuning.option import TuningOption, settle
+from allreduce.tuning.option import TuningOption, resolve_tuning
 
 __all__ = ["Communicator"]
 
@@ -55,28 +55,28 @@ class Communicator(PartCollectives, PointToPoint):
     poisoned, on all ranks.
     """
 
-    def __init__(self, wiring: Wiring, store: Store, options: dict[str, Any]) -> None:
+    def __init__(self, connections: Connections, store: Store, options: dict[str, Any]) -> None:
         """Use `init` or `Communicator.from_store`."""
-        self._wiring = wiring
+        self._connections = connections
         self._store = store
         self._options = options
         self._splits = 0
-        self.layout = layout_of(wiring, options)
+        self.layout = layout_of(connections, options)
         self.tuning: Tuning | None = options["tuning"]
         self._in_flight: deque[Work] = deque()
         self._streams = DeviceStreams()
         self.device_stage: str | None = None
         self._counters: Array = None  # of the peers' stage, mapped as long as the group
-        self._group = make_group(wiring, options)
-        self.rank = wiring.rank
-        self.world_size = wiring.world_size
-        self.node_of_rank = tuple(wiring.node_of_rank)
-        self.node = wiring.node_of_rank[wiring.rank]
-        self.num_nodes = max(wiring.node_of_rank) + 1
+        self._group = make_group(connections, options)
+        self.rank = connections.rank
+        self.world_size = connections.world_size
+        self.node_of_rank = tuple(connections.node_of_rank)
+        self.node = connections.node_of_rank[connections.rank]
+        self.num_nodes = max(connections.node_of_rank) + 1
         self._own = OwnSchedules(self._group, self.node_of_rank)
-        self.local_rank = wiring.local_ranks.index(wiring.rank)
-        self.local_size = len(wiring.local_ranks)
-        self.congestion = wiring.congestion
+        self.local_rank = connections.local_ranks.index(connections.rank)
+        self.local_size = len(connections.local_ranks)
+        self.congestion = connections.congestion
         at_exit.add(self)
         if self.world_size > 1:
             self._tune()
@@ -133,9 +133,9 @@ class Communicator(PartCollectives, PointToPoint):
             Timeout, PeerError, UsageError: ranks are missing, died, or disagree.
         """
         check_options(timeout, local, rails, segment_bytes, generation)
-        asked = settle(tuning, os.environ)
-        lanes = asked.lanes(lanes, world_size)
-        wiring = connect(
+        request = resolve_tuning(tuning, os.environ)
+        lanes = request.lanes(lanes, world_size)
+        connections = connect(
             store,
             rank,
             world_size,
@@ -146,12 +146,12 @@ class Communicator(PartCollectives, PointToPoint):
             timeout=timeout,
             generation=generation,
             dead_after=dead_after,
-            tuning=asked.digest,
-            refusal=asked.failure,
+            tuning=request.digest,
+            refusal=request.failure,
         )
         options = {"timeout": timeout, "local": local, "rails": rails, "lanes": lanes}
         options |= {"segment_bytes": segment_bytes, "dead_after": dead_after, "measure": measure}
-        return cls(wiring, store, with_tuning(wiring, options, asked))
+        return cls(connections, store, with_tuning(connections, options, request))
 
     def allreduce(
         self,
@@ -243,7 +243,7 @@ class Communicator(PartCollectives, PointToPoint):
             return None
         members = [int(r) for r in np.lexsort((np.arange(self.world_size), rows[:, 1]))]
         members = [r for r in members if rows[r, 0] == color]
-        group = f"{self._wiring.group_id:08x}.{self._wiring.generation}"
+        group = f"{self._connections.group_id:08x}.{self._connections.generation}"
         prefix = f"split/{group}/{self._splits}/{color}/"
         return Communicator.from_store(
             PrefixStore(self._store, prefix),
@@ -261,7 +261,7 @@ class Communicator(PartCollectives, PointToPoint):
         Every rank calls it, with the same arguments. An allreduce of it, or of the same part of it
         on all ranks, copies nothing inside a node. bfloat16 comes as uint16. The memory is zero.
         """
-        return symmetric_empty(self._group, self._wiring, shape, dtype)
+        return symmetric_empty(self._group, self._connections, shape, dtype)
 
     def use_device(self, array: DeviceArray | int) -> str:
         """Choose the local stage of GPU buffers: "peer", "nccl", or "host: " and why. Once.
@@ -318,7 +318,7 @@ class Communicator(PartCollectives, PointToPoint):
         if error := self._group.take_error_at_close():
             log.error("rank %d closes a group that has failed: %s", self.rank, error)
         self._streams.close()
-        for link in self._wiring.fd_links:
+        for link in self._connections.fd_links:
             link.close()
 
     def __enter__(self) -> Communicator:
@@ -353,8 +353,8 @@ class Communicator(PartCollectives, PointToPoint):
         """Measure, unless a tuning was given; choose algorithms by it. All ranks choose alike."""
         if self.tuning is None and not self._options["measure"]:
             return
-        crowd = np.array([self.layout.crowd])  # machines may differ
-        self.layout = replace(self.layout, crowd=float(self.allreduce(crowd, "max")[0]))
+        here = np.array([self.layout.ranks_per_core])  # machines may differ
+        self.layout = replace(self.layout, ranks_per_core=float(self.allreduce(here, "max")[0]))
         if self.tuning is None:
             self.tuning = at_init.measure(self)
         rows = limits(self.tuning.choices(self.layout))

@@ -49,7 +49,7 @@ def set_up(comm: Communicator, runtime: _C.DeviceRuntime, device: int) -> str:
         bad = reason is not None or stage is None
         failed = np.flatnonzero(comm.allgather(np.array([bad])))
         if not failed.size and stage is not None:
-            comm._group.set_device_stage(stage)
+            comm._group.set_device_local_stage(stage)
             if comm.tuning is not None:  # else nothing is to be measured
                 tune_host_path(comm, runtime, device)
             return name
@@ -63,11 +63,11 @@ def set_up(comm: Communicator, runtime: _C.DeviceRuntime, device: int) -> str:
 def _peers(
     comm: Communicator, runtime: _C.DeviceRuntime, device: int
 ) -> tuple[str | None, _C.DeviceLocalStage | None]:
-    part = _C.DevicePeers.counter_bytes()
+    part = _C.MappedPeerStage.counter_bytes()
     comm._counters = counters = comm.symmetric_empty(part, "uint8")
 
-    def make() -> _C.DevicePeers:
-        return _C.DevicePeers(
+    def make() -> _C.MappedPeerStage:
+        return _C.MappedPeerStage(
             runtime=runtime,
             device=device,
             local_size=comm.local_size,

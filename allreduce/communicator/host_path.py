@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from allreduce import _C
-from allreduce.communicator.arrays import Memory
+from allreduce.communicator.arrays import ArrayView
 from allreduce.communicator.device_arrays import DeviceArray
-from allreduce.tuning.timing import Effort, race
+from allreduce.tuning.timing import TimeBudget, time_alternating
 
 if TYPE_CHECKING:
     from allreduce.communicator.communicator import Communicator
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["tune_host_path"]
 
 _SIZES = tuple(1 << power for power in (16, 18, 20, 22))  # bytes
-_EFFORT = Effort(seconds=0.02, least_turns=2, most_turns=8)
+_EFFORT = TimeBudget(seconds=0.02, least_turns=2, most_turns=8)
 
 
 def tune_host_path(comm: Communicator, runtime: _C.DeviceRuntime, device: int) -> None:
@@ -34,14 +34,14 @@ def tune_host_path(comm: Communicator, runtime: _C.DeviceRuntime, device: int) -
         runtime.synchronize(device, stream)
         for nbytes in _SIZES:
             array = DeviceArray(buffer, (nbytes // 4,), "float32", device, stream, None)
-            memory = Memory(buffer, nbytes // 4, "float32", None, array)
+            memory = ArrayView(buffer, nbytes // 4, "float32", None, array)
 
-            def call(most: int, memory: Memory = memory) -> None:
+            def call(most: int, memory: ArrayView = memory) -> None:
                 comm._group.set_host_path_bytes(most)
                 comm._group.run(**comm._call(_C.Collective.allreduce, memory))
                 runtime.synchronize(device, stream)
 
-            seconds, _ = race(
+            seconds, _ = time_alternating(
                 comm, {"host": lambda: call(_SIZES[-1]), "devices": lambda: call(0)}, _EFFORT
             )
             if seconds["host"] >= seconds["devices"]:

@@ -1,4 +1,4 @@
-"""The options of a communicator: what may be asked for, and what a tuning and the ranks add."""
+"""The options of a communicator: what may be request for, and what a tuning and the ranks add."""
 
 from __future__ import annotations
 
@@ -6,40 +6,42 @@ import os
 from typing import Any
 
 from allreduce.errors import UsageError
-from allreduce.rendezvous.connect import Wiring
+from allreduce.rendezvous.connect import Connections
 from allreduce.tuning import cost
-from allreduce.tuning.option import Asked
+from allreduce.tuning.option import TuningRequest
 
 __all__ = ["check_options", "layout_of", "with_tuning"]
 
 _LOCAL_FORMS = ("rs_ag", "reduce_bcast", "none")
 
 
-def with_tuning(wiring: Wiring, options: dict[str, Any], asked: Asked) -> dict[str, Any]:
+def with_tuning(
+    connections: Connections, options: dict[str, Any], request: TuningRequest
+) -> dict[str, Any]:
     """Return the options with those that the tuning and the ranks decide."""
-    layout = cost.Layout(node_of_rank=tuple(wiring.node_of_rank), local=options["local"])
+    layout = cost.Layout(node_of_rank=tuple(connections.node_of_rank), local=options["local"])
     try:
-        asked.check_fit(layout)
+        request.check_fit(layout)
     except UsageError:
-        wiring.close()
+        connections.close()
         raise
     return {
         **options,
-        "rails": asked.rails(options["rails"], layout),
-        "segment_bytes": asked.segment_bytes(options["segment_bytes"], layout),
-        "tuning": asked.tuning,
-        "checksum": wiring.checksum,
+        "rails": request.rails(options["rails"], layout),
+        "segment_bytes": request.segment_bytes(options["segment_bytes"], layout),
+        "tuning": request.tuning,
+        "checksum": connections.checksum,
     }
 
 
-def layout_of(wiring: Wiring, options: dict[str, Any]) -> cost.Layout:
+def layout_of(connections: Connections, options: dict[str, Any]) -> cost.Layout:
     """Return the layout that the cost model knows the group by."""
     return cost.Layout(
-        node_of_rank=tuple(wiring.node_of_rank),
+        node_of_rank=tuple(connections.node_of_rank),
         local=options["local"],
         rails=options["rails"],
         segment_bytes=options["segment_bytes"],
-        crowd=wiring.ranks_on_host / len(os.sched_getaffinity(0)),
+        ranks_per_core=connections.ranks_on_host / len(os.sched_getaffinity(0)),
     )
 
 

@@ -10,11 +10,11 @@ import numpy as np
 
 from allreduce import _C
 from allreduce.communicator.arrays import copy_of, memory_of
-from allreduce.communicator.calls import Algorithm, Array, Calls
+from allreduce.communicator.calls import Algorithm, Array, CollectiveBase
 from allreduce.errors import UsageError
 
 
-class PartCollectives(Calls):
+class PartCollectives(CollectiveBase):
     """Collectives in which each rank has a part: rows of an array, along its first dimension.
 
     `rows` says how many rows each rank has where these are not the same for all; every rank gives

@@ -6,7 +6,7 @@ import operator
 from typing import Any, NamedTuple
 
 from allreduce.communicator.arrays import memory_of
-from allreduce.communicator.calls import Array, Calls, seconds
+from allreduce.communicator.calls import Array, CollectiveBase, seconds
 from allreduce.communicator.work import Work
 from allreduce.errors import UsageError
 
@@ -20,7 +20,7 @@ class Received(NamedTuple):
     tag: int
 
 
-class PointToPoint(Calls):
+class PointToPoint(CollectiveBase):
     """Messages between two ranks, as MPI has them.
 
     A message goes to the first receive that fits it, in the order in which both were posted. Both

@@ -13,7 +13,7 @@ import numpy as np
 from allreduce import _C
 from allreduce.communicator.arrays import itemsize
 from allreduce.errors import SystemCallError, UsageError
-from allreduce.rendezvous.connect import Wiring, exchange_fd
+from allreduce.rendezvous.connect import Connections, exchange_fd
 from allreduce.rendezvous.shared_memory import close_fds, create_shared_memory
 
 _ALIGNMENT = 64  # bytes, of each rank's part
@@ -33,21 +33,21 @@ class _Mapped:
 
 
 def symmetric_empty(
-    group: _C.Group, wiring: Wiring, shape: int | Sequence[int], dtype: str
+    group: _C.Group, connections: Connections, shape: int | Sequence[int], dtype: str
 ) -> np.ndarray[Any, Any]:
     """Return a new array in symmetric memory; see `Communicator.symmetric_empty`."""
-    shape = _checked(shape, wiring.rank)
+    shape = _checked(shape, connections.rank)
     nbytes = math.prod(shape) * itemsize(dtype)
     part = max(_ALIGNMENT, -(-nbytes // _ALIGNMENT) * _ALIGNMENT)
     _agree(group, f"symmetric {shape} {dtype}")
     fd, problem = -1, None
-    if wiring.rank == wiring.local_ranks[0]:
+    if connections.rank == connections.local_ranks[0]:
         try:
-            fd = create_shared_memory(part * len(wiring.local_ranks), "allreduce-symmetric")
+            fd = create_shared_memory(part * len(connections.local_ranks), "allreduce-symmetric")
         except SystemCallError as error:
             problem = error
     try:
-        fd = exchange_fd(wiring, fd, group.timeout)  # -1 tells the others that there is none
+        fd = exchange_fd(connections, fd, group.timeout)  # -1 tells the others that there is none
         if problem:
             raise problem
         mapping, address = group.add_symmetric(fd, part)

@@ -6,7 +6,7 @@ from typing import Any
 
 from allreduce import _C
 from allreduce.errors import UsageError
-from allreduce.rendezvous.connect import Wiring
+from allreduce.rendezvous.connect import Connections
 
 
 class Work:
@@ -45,28 +45,28 @@ class Work:
         return self._work.tag
 
 
-def make_group(wiring: Wiring, options: dict[str, Any]) -> _C.Group:
-    """Hand the descriptors of `wiring` to a new core group; `options` as from_store made them."""
+def make_group(connections: Connections, options: dict[str, Any]) -> _C.Group:
+    """Hand the descriptors to a new core group; `options` as from_store made them."""
     try:
         return _C.Group(
-            rank=wiring.rank,
-            node_of_rank=wiring.node_of_rank,
-            group_id=wiring.group_id,
-            generation=wiring.generation,
+            rank=connections.rank,
+            node_of_rank=connections.node_of_rank,
+            group_id=connections.group_id,
+            generation=connections.generation,
             lanes=options["lanes"],
             timeout=options["timeout"],
             hierarchical=options["local"] != "none",
             rails=1 if options["local"] == "reduce_bcast" else options["rails"],
             segment_bytes=options["segment_bytes"],
-            ranks_on_host=wiring.ranks_on_host,
-            checksum=wiring.checksum,
-            dead_after=wiring.dead_after,
-            hosts=wiring.hosts,
-            control=wiring.control,
-            data=wiring.data,
-            arena=wiring.arena_fd,
-            doorbells=wiring.doorbells,
+            ranks_on_host=connections.ranks_on_host,
+            checksum=connections.checksum,
+            dead_after=connections.dead_after,
+            hosts=connections.hosts,
+            control=connections.control,
+            data=connections.data,
+            arena=connections.arena_fd,
+            doorbells=connections.doorbells,
         )
     except TypeError as error:  # before the core owned the descriptors
-        wiring.close()
+        connections.close()
         raise UsageError(f"an option has the wrong type: {error}") from None

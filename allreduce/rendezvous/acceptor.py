@@ -1,4 +1,4 @@
-"""Nonblocking sockets in one loop: dialogues, and the door at which strangers are turned away."""
+"""Nonblocking sockets in one event loop: handshakes, and the acceptor that drops strangers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _UCRED = struct.Struct("=iII")  # pid, uid, gid
 log = logging.getLogger("allreduce")
 
 
-class Loop:
+class EventLoop:
     """An epoll set whose descriptors each have a handler. Owned by one thread."""
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class Loop:
         self._epoll.close()
 
 
-class Talk:
+class HandshakeSocket:
     """One side of a dialogue on a nonblocking socket."""
 
     def __init__(self, sock: socket.socket, dialogue: Dialogue) -> None:
@@ -108,18 +108,18 @@ class Talk:
             self.replies += 1
 
 
-def talk_until(sock: socket.socket, dialogue: Dialogue, deadline: float) -> Link:
+def handshake_until(sock: socket.socket, dialogue: Dialogue, deadline: float) -> Link:
     """Run one dialogue alone on a nonblocking socket; raises TimeoutError at `deadline`."""
-    talk = Talk(sock, dialogue)
+    connection = HandshakeSocket(sock, dialogue)
     poller = select.poll()
-    while (link := talk.advance()) is None:
-        poller.register(sock, talk.events)
+    while (link := connection.advance()) is None:
+        poller.register(sock, connection.events)
         if not poller.poll(max(0.0, deadline - time.monotonic()) * 1000):
             raise TimeoutError("no answer to the handshake")
     return link
 
 
-class Door:
+class Acceptor:
     """Accepts on one listener, lets those in who prove themselves within the budget, drops
     everybody else.
 
@@ -130,7 +130,7 @@ class Door:
 
     def __init__(
         self,
-        loop: Loop,
+        loop: EventLoop,
         listener: socket.socket,
         dialogue: Callable[[], Dialogue],
         welcome: Callable[[Link, socket.socket], None],
@@ -139,7 +139,7 @@ class Door:
         self._listener = listener
         self._dialogue = dialogue
         self._welcome = welcome
-        self._pending: dict[int, Talk] = {}  # in order of arrival
+        self._pending: dict[int, HandshakeSocket] = {}  # in order of arrival
         self._paused = True
         self._closed = False
         self.dropped: dict[str, int] = {}  # reason -> times
@@ -150,7 +150,7 @@ class Door:
         oldest = next(iter(self._pending.values()), None)
         if oldest is None:
             return float("inf")
-        silent = next((talk for talk in self._pending.values() if talk.replies == 0), None)
+        silent = next((c for c in self._pending.values() if c.replies == 0), None)
         if self._paused and silent is not None:
             return silent.born + GRACE_SECONDS
         return oldest.born + BUDGET_SECONDS
@@ -159,17 +159,18 @@ class Door:
         """Drop whoever ran out of time."""
         if self._paused:
             self._evict(now)
-        for talk in [t for t in self._pending.values() if now >= t.born + BUDGET_SECONDS]:
-            self._drop(talk, "no handshake within the time allowed")
+        expired = [c for c in self._pending.values() if now >= c.born + BUDGET_SECONDS]
+        for connection in expired:
+            self._drop(connection, "no handshake within the time allowed")
 
     def close(self) -> None:
         """Close the listener and whatever is pending. May be called twice, and from `welcome`."""
         self._closed = True
         self._loop.forget(self._listener.fileno())
         self._listener.close()
-        for talk in self._pending.values():
-            self._loop.forget(talk.sock.fileno())
-            talk.sock.close()
+        for connection in self._pending.values():
+            self._loop.forget(connection.sock.fileno())
+            connection.sock.close()
         self._pending.clear()
 
     def _resume(self) -> None:
@@ -192,44 +193,46 @@ class Door:
                     raise
                 continue  # the caller left before we came to it
             sock.setblocking(False)
-            talk = Talk(sock, self._dialogue())
-            self._pending[sock.fileno()] = talk
+            connection = HandshakeSocket(sock, self._dialogue())
+            self._pending[sock.fileno()] = connection
             if not same_user(sock):
-                self._drop(talk, "another user")
+                self._drop(connection, "another user")
                 continue
-            self._advance(talk)
+            self._advance(connection)
 
     def _evict(self, now: float) -> bool:
-        for talk in self._pending.values():
-            if talk.replies == 0 and now >= talk.born + GRACE_SECONDS:
-                self._drop(talk, _MADE_ROOM)
+        for connection in self._pending.values():
+            if connection.replies == 0 and now >= connection.born + GRACE_SECONDS:
+                self._drop(connection, _MADE_ROOM)
                 return True
         return False
 
-    def _advance(self, talk: Talk) -> None:
+    def _advance(self, connection: HandshakeSocket) -> None:
         try:
-            link = talk.advance()
+            link = connection.advance()
         except Rejected as reason:
-            self._drop(talk, str(reason))
+            self._drop(connection, str(reason))
         except OSError:
-            self._drop(talk, _LEFT)
+            self._drop(connection, _LEFT)
         else:
             if link is None:
                 self._loop.watch(
-                    talk.sock.fileno(), talk.events, lambda _events: self._advance(talk)
+                    connection.sock.fileno(),
+                    connection.events,
+                    lambda _events: self._advance(connection),
                 )
                 return
-            self._release(talk)
-            self._welcome(link, talk.sock)
+            self._release(connection)
+            self._welcome(link, connection.sock)
 
-    def _release(self, talk: Talk) -> None:
-        del self._pending[talk.sock.fileno()]
-        self._loop.forget(talk.sock.fileno())
+    def _release(self, connection: HandshakeSocket) -> None:
+        del self._pending[connection.sock.fileno()]
+        self._loop.forget(connection.sock.fileno())
         self._resume()
 
-    def _drop(self, talk: Talk, reason: str) -> None:
-        self._release(talk)
-        talk.sock.close()
+    def _drop(self, connection: HandshakeSocket, reason: str) -> None:
+        self._release(connection)
+        connection.sock.close()
         if reason not in self.dropped and len(self.dropped) < 16:  # strangers do not fill the log
             level = logging.DEBUG if reason in _HARMLESS else logging.WARNING
             log.log(level, "dropped a connection during start-up: %s", reason)

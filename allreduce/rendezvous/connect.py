@@ -20,7 +20,7 @@ from allreduce.rendezvous.shared_memory import close_fds, share_fd
 from allreduce.rendezvous.startup import Request, Startup
 from allreduce.rendezvous.store import Store
 
-__all__ = ["Wiring", "connect", "exchange_fd"]
+__all__ = ["Connections", "connect", "exchange_fd"]
 
 log = logging.getLogger("allreduce")
 
@@ -28,7 +28,7 @@ MAX_LANES = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wiring:
+class Connections:
     """The connected descriptors of one rank, nonblocking and close-on-exec.
 
     The core takes ownership of `control`, `data`, `arena_fd` and `doorbells`; `fd_links` stay
@@ -51,27 +51,27 @@ class Wiring:
     # leader: one per other local rank, in their order; others: one to the leader
     fd_links: list[socket.socket] = field(default_factory=list)
     congestion: str = ""  # congestion control of the data sockets; empty without any
-    connections: str = ""  # one line for the log
+    summary: str = ""  # one line for the log
     ranks_on_host: int = 1  # ranks of the group on this real host, whatever nodes are simulated
     dead_after: float = 4.0  # seconds without an answer after which a host is dead
     hosts: list[str] = field(default_factory=list)  # name of each rank's host, for messages
 
     def close(self) -> None:
-        """Close every descriptor; only for a wiring whose descriptors nobody else owns yet."""
+        """Close every descriptor; only while nobody else owns one."""
         close_fds([*self.control.values(), *(fd for lanes in self.data.values() for fd in lanes)])
         close_fds([self.arena_fd, *self.doorbells])
         close_all(self.fd_links)
 
 
-def exchange_fd(wiring: Wiring, fd: int, timeout: float) -> int:
+def exchange_fd(connections: Connections, fd: int, timeout: float) -> int:
     """Give the node leader's descriptor to all ranks of the node, as `share_fd` does.
 
     A rank alone on its node gets its own `fd` back.
     """
-    if not wiring.fd_links:
+    if not connections.fd_links:
         return fd
-    leader = wiring.rank == wiring.local_ranks[0]
-    return share_fd(wiring.fd_links, leader, fd, time.monotonic() + timeout)
+    leader = connections.rank == connections.local_ranks[0]
+    return share_fd(connections.fd_links, leader, fd, time.monotonic() + timeout)
 
 
 def connect(
@@ -91,7 +91,7 @@ def connect(
     environ: Mapping[str, str] | None = None,
     tuning: str = "",
     refusal: str = "",
-) -> Wiring:
+) -> Connections:
     """Connect this rank with all others of its group, once per generation of a store.
 
     Args:
@@ -154,11 +154,11 @@ def _checksum_option(given: bool | None, environ: Mapping[str, str]) -> bool:
     return text == "1"
 
 
-def _alone(request: Request) -> Wiring:
+def _alone(request: Request) -> Connections:
     layout([my_identity()], request.option)  # it may make no sense for one rank
     if request.refusal:
         raise UsageError(request.refusal)
-    return Wiring(
+    return Connections(
         rank=0,
         world_size=1,
         node_of_rank=[0],
@@ -166,24 +166,26 @@ def _alone(request: Request) -> Wiring:
         group_id=secrets.randbits(32),
         generation=request.generation,
         checksum=request.checksum,
-        connections="rank 0 of 1: no connections",
+        summary="rank 0 of 1: no connections",
         dead_after=request.dead_after,
     )
 
 
-def _connect(request: Request) -> Wiring:
+def _connect(request: Request) -> Connections:
     with contextlib.ExitStack() as stack:
         startup = Startup(request, stack)
-        startup.meet()
-        startup.prepare()
-        sockets = startup.wire().sockets
-        wiring = _hand_over(request, startup, sockets)
-        stack.pop_all()  # nothing is closed: it belongs to the wiring
-    log.info("%s", wiring.connections)
-    return wiring
+        startup.exchange_infos()
+        startup.allocate()
+        sockets = startup.connect_mesh().sockets
+        connections = _hand_over(request, startup, sockets)
+        stack.pop_all()  # the connections own what is open
+    log.info("%s", connections.summary)
+    return connections
 
 
-def _hand_over(request: Request, startup: Startup, sockets: dict[Link, socket.socket]) -> Wiring:
+def _hand_over(
+    request: Request, startup: Startup, sockets: dict[Link, socket.socket]
+) -> Connections:
     """Turn the sockets into the descriptors that the core will own."""
     rank, node_of_rank = request.rank, startup.node_of_rank
     control: dict[int, int] = {}
@@ -199,12 +201,12 @@ def _hand_over(request: Request, startup: Startup, sockets: dict[Link, socket.so
             control[peer] = sock.detach()
         else:
             fd_links[peer] = sock
-    return Wiring(
+    return Connections(
         rank=rank,
         world_size=len(node_of_rank),
         node_of_rank=node_of_rank,
         local_ranks=startup.local_ranks,
-        group_id=startup.cards[0].group_id,
+        group_id=startup.ranks[0].group_id,
         generation=request.generation,
         checksum=request.checksum,
         control=control,
@@ -214,10 +216,10 @@ def _hand_over(request: Request, startup: Startup, sockets: dict[Link, socket.so
         doorbells=startup.arena.doorbells,
         fd_links=list(fd_links.values()),
         congestion=congestion,
-        connections=_describe(rank, node_of_rank, startup.local_ranks, data, congestion),
+        summary=_describe(rank, node_of_rank, startup.local_ranks, data, congestion),
         ranks_on_host=startup.ranks_on_host,
         dead_after=request.dead_after,
-        hosts=[card.identity.host for card in startup.cards],
+        hosts=[info.identity.host for info in startup.ranks],
     )
 
 

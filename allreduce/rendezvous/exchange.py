@@ -1,7 +1,7 @@
-"""What the ranks tell each other through the store: one card each, gathered by rank 0 into a table
-that all read.
+"""What the ranks tell each other through the store: each writes a value, rank 0 gathers them into a
+table, and all read the table.
 
-Rank 0 compares the cards as they come, and publishes an error in place of the table: all ranks
+Rank 0 compares the values as they come, and publishes an error in place of the table: all ranks
 raise the same one. Values are JSON under an HMAC of the job's secret, so a foreign or damaged entry
 is an error too, never data.
 """
@@ -40,7 +40,7 @@ _ERRORS: dict[str, type[Exception]] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Card:
+class RankInfo:
     """Who a rank is and what it was asked for; rank 0 chooses `group_id` and `secret` (hex)."""
 
     world_size: int
@@ -65,12 +65,12 @@ class Card:
         return NodeIdentity(boot=self.boot, host=self.host, network=self.network)
 
     def pack(self) -> bytes:
-        """Return the card as JSON."""
+        """Return it as JSON."""
         return json.dumps({"format": FORMAT, **asdict(self)}).encode()
 
     @classmethod
-    def unpack(cls, rank: int, data: bytes) -> Card:
-        """Return the card of `rank`; ValueError if it is not of this version."""
+    def unpack(cls, rank: int, data: bytes) -> RankInfo:
+        """Return what `rank` wrote; UsageError if it is not of this version."""
         try:
             fields = json.loads(data)
             if fields.pop("format") != FORMAT:
@@ -78,11 +78,11 @@ class Card:
             return cls(**fields)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UsageError(
-                f"rank {rank} published a card that cannot be read ({error}); install one version "
-                "of this package everywhere"
+                f"rank {rank} published a description that cannot be read ({error}); "
+                "install one version of this package everywhere"
             ) from error
 
-    def check_against(self, rank: int, first: Card) -> None:
+    def check_against(self, rank: int, first: RankInfo) -> None:
         """Raise ValueError, with both values, where `rank` was asked for other than rank 0."""
         if self.authenticated != first.authenticated:
             without = rank if first.authenticated else 0
@@ -111,7 +111,7 @@ class Card:
                 )
 
 
-class Board:
+class StoreExchange:
     """The part of a store that belongs to one generation of a group, as one rank sees it.
 
     Rank 0 names each attempt to make the group by chance, and calls the name out under the one key

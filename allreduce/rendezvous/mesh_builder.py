@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from allreduce.errors import PeerError, Timeout
-from allreduce.rendezvous.acceptor import Door, Loop, Talk, close_all, same_user
+from allreduce.rendezvous.acceptor import Acceptor, EventLoop, HandshakeSocket, close_all, same_user
 from allreduce.rendezvous.address import Address, set_congestion_control, set_keepalive
 from allreduce.rendezvous.handshake import Kind, Link, Rejected, Session, answer, call
 from allreduce.rendezvous.shared_memory import Arena
@@ -79,7 +79,7 @@ class _Call:
         self.pause = min(0.5, self.pause * 2)
 
 
-class Wirer:
+class MeshBuilder:
     """Builds the connections of one rank. Use: construct, `run`, take `sockets`; or `close`.
 
     Owns the listeners and the sockets, not the arena, which it sends or fills.
@@ -117,11 +117,11 @@ class Wirer:
         self._not_ready = set(range(1, self._world_size)) if rank == 0 else set()
         self._complete = False  # this rank has everything
         self._released = False  # all ranks have everything
-        self._loop = Loop()
+        self._loop = EventLoop()
         answered = {link for link in self._links if link.dst == rank}
         self._expected = answered
-        self._doors = [
-            Door(self._loop, listener, lambda: answer(session, answered), self._welcome)
+        self._acceptors = [
+            Acceptor(self._loop, listener, lambda: answer(session, answered), self._welcome)
             for listener in listeners
         ]
 
@@ -140,9 +140,9 @@ class Wirer:
             if now >= self._deadline:
                 raise Timeout(self._report())
             wake = self._deadline
-            for door in self._doors:
-                door.expire(now)
-                wake = min(wake, door.next_expiry())
+            for acceptor in self._acceptors:
+                acceptor.expire(now)
+                wake = min(wake, acceptor.next_expiry())
             for pending in self._calls:
                 if pending.sock is None and pending.link in self._missing:
                     if pending.retry_at <= now:
@@ -158,8 +158,8 @@ class Wirer:
         self.sockets = {}
 
     def _stop_listening(self) -> None:
-        for door in self._doors:
-            door.close()
+        for acceptor in self._acceptors:
+            acceptor.close()
         self._loop.close()
 
     # Calling.
@@ -196,24 +196,26 @@ class Wirer:
             self._again(pending, "somebody else's process answers there")
             return
         pending.state = "connected, handshake unfinished"
-        self._advance(pending, Talk(sock, call(self._session, pending.link)))
+        self._advance(pending, HandshakeSocket(sock, call(self._session, pending.link)))
 
-    def _advance(self, pending: _Call, talk: Talk) -> None:
+    def _advance(self, pending: _Call, connection: HandshakeSocket) -> None:
         try:
-            link = talk.advance()
+            link = connection.advance()
         except Rejected as reason:
             self._again(pending, str(reason))
         except OSError as error:
-            self._closed_on_us(pending, talk, error)
+            self._closed_on_us(pending, connection, error)
         else:
             if link is None:
                 self._loop.watch(
-                    talk.sock.fileno(), talk.events, lambda _events: self._advance(pending, talk)
+                    connection.sock.fileno(),
+                    connection.events,
+                    lambda _events: self._advance(pending, connection),
                 )
                 return
-            self._loop.forget(talk.sock.fileno())
+            self._loop.forget(connection.sock.fileno())
             pending.sock = None  # it is the mesh's now
-            self._welcome(link, talk.sock)
+            self._welcome(link, connection.sock)
 
     def _failed(self, pending: _Call, status: int) -> None:
         peer, name, cause = pending.link.dst, self._endpoint(pending.link).name, os.strerror(status)
@@ -235,8 +237,8 @@ class Wirer:
             )
         self._again(pending, f"no connection ({cause})")
 
-    def _closed_on_us(self, pending: _Call, talk: Talk, error: OSError) -> None:
-        if talk.replies:  # it has seen our proof
+    def _closed_on_us(self, pending: _Call, connection: HandshakeSocket, error: OSError) -> None:
+        if connection.replies:  # it has seen our proof
             pending.refused_proofs += 1
         if pending.refused_proofs >= _REFUSED_PROOFS:
             raise PeerError(
@@ -367,8 +369,8 @@ class Wirer:
             lines.append("rank 0 has not said that all ranks are connected")
         lines += [
             f"dropped here {n} times: {reason}"
-            for door in self._doors
-            for reason, n in door.dropped.items()
+            for acceptor in self._acceptors
+            for reason, n in acceptor.dropped.items()
         ]
         return (
             "start-up not complete by the deadline. "

@@ -179,7 +179,7 @@ def share_fd(links: Sequence[socket.socket], is_leader: bool, fd: int, deadline:
     the same order.
 
     Args:
-        links: `Wiring.fd_links`; the leader's are in local-rank order from local rank 1.
+        links: `Connections.fd_links`; the leader's are in local-rank order from local rank 1.
         is_leader: whether this is the node's lowest rank.
         fd: the leader's descriptor, or -1 to tell the others that there is none; ignored elsewhere.
             It stays the caller's.

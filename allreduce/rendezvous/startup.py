@@ -1,8 +1,9 @@
-"""The stages of a start-up, from a store to connected sockets; `_mesh.connect` walks through them.
+"""The stages of a start-up, from a store to connected sockets; connect.py walks through them.
 
-    meet       each rank publishes its card; rank 0 compares them and publishes the table of all
-    prepare    from the table: nodes, descriptors, shared memory, with several nodes a TCP listener
-    wire       the higher rank of a pair calls, both prove themselves, rank 0 lets all go at once
+    exchange_infos   each rank publishes its RankInfo; rank 0 compares them and publishes a table
+    allocate         nodes, descriptors, shared memory; with several nodes also a TCP listener
+    connect_mesh     the higher rank of a pair connects to the lower, and both prove who they are;
+                     rank 0 releases all ranks at once
 
 What fails on one rank is published where the others can see it, so that they fail at once too.
 """
@@ -22,9 +23,9 @@ from dataclasses import dataclass
 from allreduce import _C
 from allreduce.errors import PeerError, SystemCallError, UsageError
 from allreduce.rendezvous.address import Address, choose_address, resolve, set_congestion_control
-from allreduce.rendezvous.exchange import Board, Card
+from allreduce.rendezvous.exchange import RankInfo, StoreExchange
 from allreduce.rendezvous.handshake import Session
-from allreduce.rendezvous.mesh_builder import Endpoint, Wirer, links_of
+from allreduce.rendezvous.mesh_builder import Endpoint, MeshBuilder, links_of
 from allreduce.rendezvous.node_layout import layout, my_identity
 from allreduce.rendezvous.shared_memory import MAX_FDS, Arena, raise_descriptor_limit
 from allreduce.rendezvous.store import Store, store_host
@@ -62,7 +63,7 @@ class Startup:
     def __init__(self, request: Request, stack: contextlib.ExitStack) -> None:
         self._request = request
         self._stack = stack
-        self._board = Board(
+        self._exchange = StoreExchange(
             request.store,
             request.rank,
             request.world_size,
@@ -72,7 +73,7 @@ class Startup:
         )
         self._listeners: list[socket.socket] = []
         self._addresses: list[Address] = []
-        self.cards: list[Card] = []
+        self.ranks: list[RankInfo] = []
         self.node_of_rank: list[int] = []
         self.arena = stack.enter_context(contextlib.closing(Arena()))
 
@@ -85,35 +86,35 @@ class Startup:
     @property
     def ranks_on_host(self) -> int:
         """Return how many ranks share this machine's cores, on whatever nodes."""
-        here = self.cards[self._request.rank].boot
-        return sum(card.boot == here for card in self.cards)
+        here = self.ranks[self._request.rank].boot
+        return sum(info.boot == here for info in self.ranks)
 
-    def meet(self) -> None:
-        """Exchange cards and lay out the nodes; all ranks end with the same table or error."""
+    def exchange_infos(self) -> None:
+        """Exchange RankInfos and lay out the nodes; all ranks get the same table or error."""
         request = self._request
         unix = self._stack.enter_context(_listen_unix())
         self._listeners.append(unix)
-        card = _card(request, unix)
-        if request.rank == 0 and not card.authenticated:
+        info = _rank_info(request, unix)
+        if request.rank == 0 and not info.authenticated:
             log.info("peer links: accident-proof, not authenticated; set ALLREDUCE_SECRET_FILE")
 
         def accept(peer: int, value: bytes) -> None:
-            Card.unpack(peer, value).check_against(peer, card)
+            RankInfo.unpack(peer, value).check_against(peer, info)
 
         def judge(values: list[bytes]) -> None:
-            self.cards = [Card.unpack(peer, value) for peer, value in enumerate(values)]
-            self.node_of_rank = layout([card.identity for card in self.cards], request.option)
+            self.ranks = [RankInfo.unpack(peer, value) for peer, value in enumerate(values)]
+            self.node_of_rank = layout([info.identity for info in self.ranks], request.option)
 
-        judge(self._board.gather("card", card.pack(), accept, judge))
+        judge(self._exchange.gather("info", info.pack(), accept, judge))
 
-    def prepare(self) -> None:
+    def allocate(self) -> None:
         """Get what this rank needs of its host; with several nodes, exchange TCP addresses."""
         several = max(self.node_of_rank) > 0
         try:
             self._check_descriptors()
             if several:
                 self._listeners.append(self._stack.enter_context(self._listen_tcp()))
-            self._allocate()
+            self._allocate_arena()
         except (ValueError, OSError) as error:
             if several:
                 self._publish_failure(error)
@@ -121,11 +122,11 @@ class Startup:
         if several:
             self._publish_address()
 
-    def wire(self) -> Wirer:
+    def connect_mesh(self) -> MeshBuilder:
         """Connect with all ranks; what this rank wrote is removed from the store."""
-        request, first = self._request, self.cards[0]
+        request, first = self._request, self.ranks[0]
         secret = request.secret if request.secret is not None else bytes.fromhex(first.secret)
-        wirer = Wirer(
+        builder = MeshBuilder(
             rank=request.rank,
             node_of_rank=self.node_of_rank,
             lanes=request.lanes,
@@ -138,13 +139,13 @@ class Startup:
             dead_after=request.dead_after,
             deadline=request.deadline,
         )
-        self._stack.callback(wirer.close)
-        wirer.run()
-        self._board.clean()
-        return wirer
+        self._stack.callback(builder.close)
+        builder.run()
+        self._exchange.clean()
+        return builder
 
     def _one_host(self) -> bool:
-        return len({card.identity.loopback for card in self.cards}) == 1
+        return len({info.identity.loopback for info in self.ranks}) == 1
 
     def _check_descriptors(self) -> None:
         rank, lanes = self._request.rank, self._request.lanes
@@ -155,7 +156,7 @@ class Startup:
         if limit < open_now + needed:
             raise SystemCallError(
                 errno.EMFILE,
-                f"rank {rank} needs {needed} descriptors for {len(self.cards)} ranks, {open_now} "
+                f"rank {rank} needs {needed} descriptors for {len(self.ranks)} ranks, {open_now} "
                 f"are open and the limit is {limit}; raise it (ulimit -n "
                 f"{open_now + needed + 256}) "
                 "or lower lanes",
@@ -184,7 +185,7 @@ class Startup:
             undo.pop_all()
         return listener
 
-    def _allocate(self) -> None:
+    def _allocate_arena(self) -> None:
         """Allocate the node's shared memory on its lowest rank; note its size on the others."""
         local_size = len(self.local_ranks)
         if local_size == 1:
@@ -204,21 +205,21 @@ class Startup:
     def _publish_address(self) -> None:
         host, port = self._listeners[-1].getsockname()[:2]
         mine = json.dumps({"host": host, "port": port}).encode()
-        entries = map(json.loads, self._board.gather("address", mine, _accept_address))
+        entries = map(json.loads, self._exchange.gather("address", mine, _accept_address))
         self._addresses = [resolve(str(entry["host"]), int(entry["port"])) for entry in entries]
 
     def _publish_failure(self, failure: Exception) -> None:
         """Tell the others at once why this rank will not come."""
         entry = {"error": str(failure), "usage": isinstance(failure, ValueError)}
         with contextlib.suppress(ValueError, OSError):
-            self._board.gather("address", json.dumps(entry).encode(), _accept_address)
+            self._exchange.gather("address", json.dumps(entry).encode(), _accept_address)
 
     def _endpoints(self) -> list[Endpoint]:
         endpoints = []
-        for peer, card in enumerate(self.cards):
-            name = f"rank {peer} (pid {card.pid} on {card.host}"
+        for peer, info in enumerate(self.ranks):
+            name = f"rank {peer} (pid {info.pid} on {info.host}"
             if peer in self.local_ranks:
-                address: Address = (socket.AF_UNIX, b"\0" + card.unix_name.encode())
+                address: Address = (socket.AF_UNIX, b"\0" + info.unix_name.encode())
                 endpoints.append(Endpoint(address=address, name=name + ")"))
             else:
                 address = self._addresses[peer]
@@ -235,10 +236,10 @@ def _listen_unix() -> socket.socket:
     return listener
 
 
-def _card(request: Request, unix: socket.socket) -> Card:
+def _rank_info(request: Request, unix: socket.socket) -> RankInfo:
     identity = my_identity()
     first, authenticated = request.rank == 0, request.secret is not None
-    return Card(
+    return RankInfo(
         world_size=request.world_size,
         lanes=request.lanes,
         checksum=request.checksum,

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 
 from allreduce.errors import PeerError, SystemCallError, Timeout, UsageError
-from allreduce.rendezvous.acceptor import Door, Loop, talk_until
+from allreduce.rendezvous.acceptor import Acceptor, EventLoop, handshake_until
 from allreduce.rendezvous.address import Address, bind_address, resolve
 from allreduce.rendezvous.handshake import Kind, Link, Rejected, Session, answer, call, job_secret
 from allreduce.rendezvous.store import backoff
@@ -128,7 +128,7 @@ class TcpStore:
                 sock.connect(address)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 sock.setblocking(False)
-                talk_until(sock, call(session, _LINK), min(deadline, time.monotonic() + 5.0))
+                handshake_until(sock, call(session, _LINK), min(deadline, time.monotonic() + 5.0))
                 return sock
             except (OSError, Rejected) as error:
                 reason = str(error) or type(error).__name__
@@ -224,10 +224,12 @@ class _Server:
         self._clients: set[_Client] = set()
         self._stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._stopping = False
-        self._loop = Loop()
+        self._loop = EventLoop()
         self._loop.watch(self._stop, select.EPOLLIN, self._on_stop)
         expected = {_LINK}
-        self._door = Door(self._loop, listener, lambda: answer(session, expected), self._welcome)
+        self._acceptor = Acceptor(
+            self._loop, listener, lambda: answer(session, expected), self._welcome
+        )
         self._thread = threading.Thread(target=self._serve, name="allreduce-store", daemon=True)
         self._thread.start()
 
@@ -243,13 +245,13 @@ class _Server:
     def _serve(self) -> None:
         try:
             while not self._stopping:
-                expiry = self._door.next_expiry()
+                expiry = self._acceptor.next_expiry()
                 self._loop.turn(None if expiry == float("inf") else expiry - time.monotonic())
-                self._door.expire(time.monotonic())
+                self._acceptor.expire(time.monotonic())
         except Exception:  # nothing may leave a thread; the ranks notice closed connections
             log.exception("the store's thread stopped")
         finally:
-            self._door.close()
+            self._acceptor.close()
             for client in self._clients:
                 client.sock.close()
             self._loop.close()
@@ -259,7 +261,7 @@ class _Server:
         client = _Client(sock)
         self._clients.add(client)
         if len(self._clients) == self._awaited:
-            self._door.close()
+            self._acceptor.close()
         self._loop.watch(sock.fileno(), select.EPOLLIN, self._handler(client))
 
     def _handler(self, client: _Client) -> Callable[[int], None]:

@@ -19,7 +19,7 @@ import numpy as np
 
 import allreduce
 from allreduce.commands.job_description import cpu_name, describe
-from allreduce.commands.run_on_ranks import Place, run_command
+from allreduce.commands.run_on_ranks import InitArguments, run_command
 from allreduce.communicator.communicator import Communicator
 from allreduce.communicator.init import init
 from allreduce.errors import UsageError
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_command("allreduce.tune", arguments, parse, _member)
 
 
-def _member(options: TuneOptions, place: Place) -> int:
+def _member(options: TuneOptions, place: InitArguments) -> int:
     """Be a rank of the job."""
     with init(
         **place,

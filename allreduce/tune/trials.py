@@ -14,14 +14,14 @@ from allreduce.communicator.communicator import Communicator
 from allreduce.rendezvous.store import PrefixStore
 from allreduce.schedules import algorithms
 from allreduce.tune.options import TuneOptions
-from allreduce.tuning import Times, Tuned, Tuning, decide, slopes
-from allreduce.tuning.at_init import Field, allreduce_field, call_of, fit, ladder
-from allreduce.tuning.timing import Effort, race
+from allreduce.tuning import LayoutTuning, Times, Tuning, decide, slopes
+from allreduce.tuning.at_init import Contestants, allreduce_contestants, call_of, fit, size_sweep
+from allreduce.tuning.timing import TimeBudget, time_alternating
 
 __all__ = ["Trial", "algorithm_times", "best_options", "tuned_by"]
 
-_EFFORT = Effort(seconds=0.5, least_turns=3, most_turns=15)
-_TRIAL_EFFORT = Effort(seconds=1.0, least_turns=5, most_turns=21)
+_EFFORT = TimeBudget(seconds=0.5, least_turns=3, most_turns=15)
+_TRIAL_EFFORT = TimeBudget(seconds=1.0, least_turns=5, most_turns=21)
 _TRIAL_SIZES = (1 << 20, 16 << 20)  # bytes
 _BETTER = 0.95  # of the time: less is noise, and keeps what there is
 _IN_FLIGHT = 8
@@ -41,13 +41,13 @@ def algorithm_times(comm: Communicator, options: TuneOptions) -> Iterator[tuple[
     """Yield the times of each collective that has a choice of algorithms, and of an allreduce."""
     for collective in options.collectives:
         if collective == "allreduce":
-            field = allreduce_field(comm.layout)
+            field = allreduce_contestants(comm.layout)
         else:
             names = algorithms(collective)
             if len(names) < 2:
                 continue
-            field = Field(collective=collective, sent=dict.fromkeys(names, 0.0))
-        yield collective, ladder(comm, field, options.sizes(), _EFFORT, options.seconds)
+            field = Contestants(collective=collective, sent=dict.fromkeys(names, 0.0))
+        yield collective, size_sweep(comm, field, options.sizes(), _EFFORT, options.seconds)
 
 
 def tuned_by(comm: Communicator, times: Mapping[str, Times]) -> Tuning:
@@ -60,7 +60,7 @@ def tuned_by(comm: Communicator, times: Mapping[str, Times]) -> Tuning:
             choices[name] = decide(found)
         elif layout.ranks_of_schedule > 1:
             choices[name] = decide(found, slopes(layout, found, links))
-    tuned = Tuned(nodes=layout.nodes, local=layout.local, choices=choices, times=dict(times))
+    tuned = LayoutTuning(nodes=layout.nodes, local=layout.local, choices=choices, times=dict(times))
     return Tuning(links=links, layouts=(tuned,))
 
 
@@ -104,7 +104,7 @@ def _trial(comm: Communicator, tuning: Tuning, option: str, values: Sequence[int
             ]
         for kind in kinds:
             calls = {str(value): kind(group) for value, group in groups.items()}
-            seconds, _ = race(comm, calls, _TRIAL_EFFORT)
+            seconds, _ = time_alternating(comm, calls, _TRIAL_EFFORT)
             for value in values:
                 ratios[value].append(seconds[str(value)] / seconds[str(values[0])])
     means = {value: float(np.exp(np.mean(np.log(found)))) for value, found in ratios.items()}

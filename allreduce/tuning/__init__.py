@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 from allreduce import _C
 from allreduce.schedules import algorithms
-from allreduce.tuning.cost import Layout, Link, representatives
+from allreduce.tuning.cost import Layout, Link, distinct_algorithms
 
 __all__ = [
     "EXTRAPOLATED",
@@ -23,8 +23,8 @@ __all__ = [
     "MEASURED",
     "PREDICTED",
     "Choice",
+    "LayoutTuning",
     "Points",
-    "Tuned",
     "Tuning",
     "candidates",
     "decide",
@@ -54,7 +54,7 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tuned:
+class LayoutTuning:
     """What was measured of one layout: `nodes` are the ranks of each node.
 
     choices, times: by collective. lanes, rails, segment_bytes: what was best; None: as by default.
@@ -81,11 +81,11 @@ class Tuning:
     """
 
     links: Mapping[str, Link]
-    layouts: tuple[Tuned, ...] = ()
+    layouts: tuple[LayoutTuning, ...] = ()
     source: str = "measured at init"
     digest: str = ""
 
-    def of(self, layout: Layout) -> Tuned | None:
+    def of(self, layout: Layout) -> LayoutTuning | None:
         """Return what was measured of this very layout."""
         return next((tuned for tuned in self.layouts if tuned.fits(layout)), None)
 
@@ -148,7 +148,7 @@ def candidates(layout: Layout) -> Mapping[str, str]:
     """
     if layout.ranks_of_schedule == 1:
         return dict.fromkeys(["auto", *algorithms("allreduce")], LOCAL_STAGE_ALONE)
-    return representatives(layout.ranks_of_schedule)
+    return distinct_algorithms(layout.ranks_of_schedule)
 
 
 def slopes(layout: Layout, times: Times, links: Mapping[str, Link]) -> dict[str, float]:

@@ -14,27 +14,29 @@ import numpy.typing as npt
 from allreduce import _C
 from allreduce.tuning import (
     LOCAL_STAGE_ALONE,
+    LayoutTuning,
     Points,
     Times,
-    Tuned,
     Tuning,
     candidates,
     decide,
     slopes,
 )
 from allreduce.tuning.cost import Layout, Link
-from allreduce.tuning.timing import Effort, race
+from allreduce.tuning.timing import TimeBudget, time_alternating
 
 if TYPE_CHECKING:
     from allreduce.communicator.communicator import Communicator
 
-__all__ = ["Field", "allreduce_field", "call_of", "fit", "ladder", "measure"]
+__all__ = ["Contestants", "allreduce_contestants", "call_of", "fit", "measure", "size_sweep"]
 
 _SIZES = tuple(1 << k for k in range(10, 26, 2))  # bytes
 _LEAST_SIZES = 2  # are measured, however long it takes: alpha and beta need them
 _BUDGET = 0.6  # seconds for all calls
-_EFFORT = Effort(seconds=0.06, least_turns=2, most_turns=32)
-_EFFORT_ALONE = Effort(seconds=0.04, least_turns=2, most_turns=6)  # nothing to choose: figures only
+_EFFORT = TimeBudget(seconds=0.06, least_turns=2, most_turns=32)
+_EFFORT_ALONE = TimeBudget(
+    seconds=0.04, least_turns=2, most_turns=6
+)  # nothing to choose: figures only
 _CALLS_LEAST = 7  # of each algorithm at a size
 _CATCHES_UP = 1.01  # an algorithm that sends so much more than the least never does at large sizes
 _LOST = 1.6  # times the fastest
@@ -48,13 +50,13 @@ def measure(comm: Communicator) -> Tuning:
     """Return what was measured of this communicator, the same on all ranks; every rank calls it."""
     begin = time.perf_counter()
     layout = comm.layout
-    field = allreduce_field(layout)
+    field = allreduce_contestants(layout)
     effort = _EFFORT if len(field.sent) > 1 else _EFFORT_ALONE
-    times = ladder(comm, field, _SIZES, effort, _BUDGET)
+    times = size_sweep(comm, field, _SIZES, effort, _BUDGET)
     links = fit(comm, times)
     rows = decide(times, slopes(layout, times, links))
     choices = {} if layout.ranks_of_schedule == 1 else {"allreduce": rows}
-    tuned = Tuned(
+    tuned = LayoutTuning(
         nodes=layout.nodes, local=layout.local, choices=choices, times={"allreduce": times}
     )
     seconds = time.perf_counter() - begin
@@ -62,25 +64,25 @@ def measure(comm: Communicator) -> Tuning:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Field:
+class Contestants:
     """Who races: the algorithms of a collective, and what each sends of a large buffer."""
 
     collective: str
     sent: Mapping[str, float]
 
 
-def allreduce_field(layout: Layout) -> Field:
+def allreduce_contestants(layout: Layout) -> Contestants:
     """Return the algorithms of an allreduce that differ in a layout."""
     names = dict.fromkeys(candidates(layout).values())
     demands = {name: layout.demands(name, _LARGE).get(layout.schedule_link) for name in names}
-    return Field(
+    return Contestants(
         collective="allreduce",
         sent={name: found[1] if found else 0.0 for name, found in demands.items()},
     )
 
 
-def ladder(
-    comm: Communicator, field: Field, sizes: Sequence[int], effort: Effort, budget: float
+def size_sweep(
+    comm: Communicator, field: Contestants, sizes: Sequence[int], effort: TimeBudget, budget: float
 ) -> dict[str, Points]:
     """Return the times of the algorithms, size by size.
 
@@ -99,7 +101,7 @@ def ladder(
             if spent + soon > budget:
                 break
         calls = {name: call_of(comm, field.collective, buffer, size, name) for name in names}
-        seconds, taken = race(comm, calls, effort)
+        seconds, taken = time_alternating(comm, calls, effort)
         spent += taken
         for name in names:
             times[name].append((size, seconds[name]))

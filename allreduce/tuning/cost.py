@@ -27,8 +27,8 @@ __all__ = [
     "SHARED_MEMORY",
     "Layout",
     "Link",
+    "distinct_algorithms",
     "predict",
-    "representatives",
 ]
 
 # Classes of links: the stages inside a node, and what schedules run over between nodes, or inside
@@ -60,14 +60,14 @@ class Layout:
 
     rails: ranks of a node that talk to other nodes; 0: all that can.
     segment_bytes: most bytes of a step of a schedule.
-    crowd: ranks of a machine by its cores.
+    ranks_per_core: on the busiest machine.
     """
 
     node_of_rank: tuple[int, ...]
     local: str = "rs_ag"
     rails: int = 0
     segment_bytes: int = 256 << 10
-    crowd: float = 1.0
+    ranks_per_core: float = 1.0
 
     @property
     def nodes(self) -> tuple[int, ...]:
@@ -105,7 +105,7 @@ class Layout:
             others = nbytes * (1 - 1 / max(self.nodes))
             found[LOCAL_STAGE] = (float(_SYNCHRONISATIONS), 2 * others, others)
         if self.ranks_of_schedule > 1:
-            path = _path(algorithm, self.ranks_of_schedule, self.crowd)
+            path = _path(algorithm, self.ranks_of_schedule, self.ranks_per_core)
             shard = nbytes / self.shards
             first = min(shard, self.segment_bytes)
             found[self.schedule_link] = (
@@ -155,7 +155,7 @@ class _Path:
 
 
 @lru_cache(maxsize=256)
-def _path(algorithm: str, num_ranks: int, crowd: float) -> _Path:
+def _path(algorithm: str, num_ranks: int, ranks_per_core: float) -> _Path:
     """Return what the critical path of a schedule demands."""
     schedule = _C.build(_C.Collective.allreduce, algorithm, num_ranks)
     moves = np.asarray(schedule.moves())
@@ -173,7 +173,7 @@ def _path(algorithm: str, num_ranks: int, crowd: float) -> _Path:
         reduced[number, 0] = np.bincount(rows[adding, 2], share[adding], num_ranks)
 
     def busiest(work: npt.NDArray[np.float64]) -> float:
-        return float(max(work.max(), work.mean(axis=-1).max() * crowd))
+        return float(max(work.max(), work.mean(axis=-1).max() * ranks_per_core))
 
     def volume(work: npt.NDArray[np.float64]) -> _Volume:
         return _Volume(sum(map(busiest, work)), busiest(work.sum(axis=0)))
@@ -182,7 +182,7 @@ def _path(algorithm: str, num_ranks: int, crowd: float) -> _Path:
 
 
 @lru_cache(maxsize=64)
-def representatives(num_ranks: int) -> Mapping[str, str]:
+def distinct_algorithms(num_ranks: int) -> Mapping[str, str]:
     """Return for each algorithm of an allreduce the preferred one that makes the same moves.
 
     Among two ranks, say, a ring is halving and doubling. Of equals the first of the table is taken.
@@ -198,13 +198,13 @@ def representatives(num_ranks: int) -> Mapping[str, str]:
 
 
 def predict(
-    algorithm: str, num_ranks: int, nbytes: int, link: Link, *, crowd: float = 1.0
+    algorithm: str, num_ranks: int, nbytes: int, link: Link, *, ranks_per_core: float = 1.0
 ) -> float:
     """Return the predicted seconds of an allreduce of `nbytes` among ranks on nodes of their own.
 
-    crowd: ranks of a machine by its cores.
+    ranks_per_core: on the busiest machine.
     """
     if num_ranks == 1:
         return 0.0
-    layout = Layout(node_of_rank=tuple(range(num_ranks)), crowd=crowd)
+    layout = Layout(node_of_rank=tuple(range(num_ranks)), ranks_per_core=ranks_per_core)
     return layout.predict(algorithm, nbytes, {NETWORK: link})

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from allreduce import _C
 from allreduce.errors import UsageError
 from allreduce.schedules import algorithms
-from allreduce.tuning import LOCAL_STAGE_ALONE, Choice, Points, Tuned, Tuning
+from allreduce.tuning import LOCAL_STAGE_ALONE, Choice, LayoutTuning, Points, Tuning
 from allreduce.tuning.cost import LOCAL_STAGE, NETWORK, SHARED_MEMORY, Link
 
 if sys.version_info >= (3, 11):
@@ -152,7 +152,7 @@ def _link(table: _Table) -> Link:
     return Link(table.seconds("alpha"), table.seconds("beta"), table.seconds("gamma"))
 
 
-def _layout(table: _Table) -> Tuned:
+def _layout(table: _Table) -> LayoutTuning:
     table.only("nodes", "local", *_OPTIONS, "choices", "times")
     options = {
         name: table.integer(name, least) for name, least in _OPTIONS.items() if name in table.values
@@ -160,7 +160,7 @@ def _layout(table: _Table) -> Tuned:
     choices, times = table.table("choices"), table.table("times")
     choices.only(*_C.Collective.__members__)
     times.only(*_C.Collective.__members__)
-    return Tuned(
+    return LayoutTuning(
         nodes=table.integers("nodes"),
         local=table.words("local", _LOCAL_FORMS),
         choices={name: _choices(choices, name) for name in choices.values},

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from allreduce.errors import UsageError
-from allreduce.tuning import Tuned, Tuning
+from allreduce.tuning import LayoutTuning, Tuning
 from allreduce.tuning.cost import Layout
 from allreduce.tuning.file import read
 
-__all__ = ["NOTHING", "Asked", "TuningOption", "settle"]
+__all__ = ["NO_REQUEST", "TuningOption", "TuningRequest", "resolve_tuning"]
 
 TuningOption: TypeAlias = str | os.PathLike[str] | Tuning | None
 
@@ -21,7 +21,7 @@ _LANES, _RAILS, _SEGMENT_BYTES = 2, 0, 256 << 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class TuningRequest:
     """A tuning that was asked for, or why it cannot be had.
 
     A file must have the ranks' layout; a group's tuning that a part of the group takes need not.
@@ -69,21 +69,21 @@ class Asked:
             f"these ranks, or leave tuning ({_VARIABLE}) out"
         )
 
-    def _tuned(self, layout: Layout) -> Tuned | None:
+    def _tuned(self, layout: Layout) -> LayoutTuning | None:
         return self.tuning.of(layout) if self.tuning else None
 
 
-NOTHING = Asked()
+NO_REQUEST = TuningRequest()
 
 
-def settle(option: TuningOption, environ: Mapping[str, str]) -> Asked:
+def resolve_tuning(option: TuningOption, environ: Mapping[str, str]) -> TuningRequest:
     """Read the file that is asked for, if one is; what is wrong with it is told to all ranks."""
     if isinstance(option, Tuning):
-        return Asked(tuning=option)
+        return TuningRequest(tuning=option)
     file = os.fspath(option) if option is not None else environ.get(_VARIABLE, "").strip()
     if not file:
-        return NOTHING
+        return NO_REQUEST
     try:
-        return Asked(tuning=read(file), file=file)
+        return TuningRequest(tuning=read(file), file=file)
     except UsageError as error:
-        return Asked(file=file, failure=str(error))
+        return TuningRequest(file=file, failure=str(error))

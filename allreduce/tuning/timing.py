@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from allreduce.communicator.communicator import Communicator
 
 
-__all__ = ["Effort", "race"]
+__all__ = ["TimeBudget", "time_alternating"]
 
 Call = Callable[[], object]
 
@@ -35,7 +35,7 @@ _TURNS_AT_ONCE = 2  # before times are exchanged: one in each order
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Effort:
+class TimeBudget:
     """Seconds for the turns at one size, and how many turns each algorithm gets there."""
 
     seconds: float
@@ -43,8 +43,8 @@ class Effort:
     most_turns: int
 
 
-def race(
-    comm: Communicator, calls: Mapping[str, Call], effort: Effort
+def time_alternating(
+    comm: Communicator, calls: Mapping[str, Call], effort: TimeBudget
 ) -> tuple[dict[str, float], float]:
     """Return the seconds of a call of each algorithm, and about how long all took together."""
     names = list(calls)

@@ -20,7 +20,7 @@ using Flag = DeviceRuntime::Flag;
 using Stream = DeviceRuntime::Stream;
 
 // What a local rank tells the others: how many pieces have reached each state, and what it calls.
-struct DevicePeers::Counters {
+struct MappedPeerStage::Counters {
   static constexpr size_t kCalls = 64;  // that are remembered
   static constexpr int kHashBits = 32;
 
@@ -36,9 +36,9 @@ struct DevicePeers::Counters {
   }
 };
 
-size_t DevicePeers::counter_bytes() { return sizeof(Counters); }
+size_t MappedPeerStage::counter_bytes() { return sizeof(Counters); }
 
-DevicePeers::DevicePeers(PeersConfig config) : config_(config) {
+MappedPeerStage::MappedPeerStage(PeersConfig config) : config_(config) {
   const CurrentDevice current(*config_.runtime, config_.device);  // where they are tried
   if (!config_.runtime->waits_are_apart()) {
     throw CudaError(
@@ -63,7 +63,7 @@ DevicePeers::DevicePeers(PeersConfig config) : config_(config) {
 }
 
 // Nobody reads this rank's slots any more, nor writes its counters.
-bool DevicePeers::all_done() const {
+bool MappedPeerStage::all_done() const {
   for (const auto event : emptied_) {
     if (!config_.runtime->finished(event)) return false;
   }
@@ -74,7 +74,7 @@ bool DevicePeers::all_done() const {
   return true;
 }
 
-DevicePeers::~DevicePeers() {
+MappedPeerStage::~MappedPeerStage() {
   const auto until = Clock::now() + kPatience;
   while (!all_done() && Clock::now() < until) std::this_thread::sleep_for(kPause);
   releaser_ = {};  // stops and joins
@@ -83,15 +83,15 @@ DevicePeers::~DevicePeers() {
   config_.runtime->unregister_pinned(config_.counters);
 }
 
-void DevicePeers::open(const std::vector<DeviceRuntime::SharedHandle>& handles) {
+void MappedPeerStage::open(const std::vector<DeviceRuntime::SharedHandle>& handles) {
   slots_->open(handles);
 }
 
-DevicePeers::Counters& DevicePeers::counters(int local_rank) const {
+MappedPeerStage::Counters& MappedPeerStage::counters(int local_rank) const {
   return reinterpret_cast<Counters*>(config_.counters)[local_rank];
 }
 
-DevicePeers::Ticket DevicePeers::take(uint32_t num_pieces, uint64_t hash) {
+MappedPeerStage::Ticket MappedPeerStage::take(uint32_t num_pieces, uint64_t hash) {
   const Ticket ticket{next_call_++, next_piece_.fetch_add(num_pieces), num_pieces};
   counters(config_.local_rank)
       .calls[ticket.call % Counters::kCalls]
@@ -99,7 +99,7 @@ DevicePeers::Ticket DevicePeers::take(uint32_t num_pieces, uint64_t hash) {
   return ticket;
 }
 
-std::optional<int> DevicePeers::disagreeing(Ticket ticket, uint64_t hash) const {
+std::optional<int> MappedPeerStage::disagreeing(Ticket ticket, uint64_t hash) const {
   const uint64_t mine = Counters::entry(ticket.call, hash);
   for (int rank = 0; rank < config_.local_size; ++rank) {
     const uint64_t theirs =
@@ -109,27 +109,27 @@ std::optional<int> DevicePeers::disagreeing(Ticket ticket, uint64_t hash) const 
   return std::nullopt;
 }
 
-bool DevicePeers::waits_for(int local_rank, Ticket ticket, bool) const {
+bool MappedPeerStage::waits_for(int local_rank, Ticket ticket, bool) const {
   const auto& theirs = counters(local_rank);
   const uint32_t end = ticket.first_piece + ticket.num_pieces;
   return !DeviceRuntime::has_reached(theirs.arrived, end) ||
          !DeviceRuntime::has_reached(theirs.reduced, end);
 }
 
-void DevicePeers::await(Flag Counters::* counter, uint32_t piece, Stream stream) {
+void MappedPeerStage::await(Flag Counters::* counter, uint32_t piece, Stream stream) {
   for (int rank = 0; rank < config_.local_size; ++rank) {
     if (rank == config_.local_rank) continue;
     config_.runtime->wait_flag(&(counters(rank).*counter), piece + 1, stream);
   }
 }
 
-void DevicePeers::publish(Flag Counters::* counter, uint32_t piece, Stream stream) {
+void MappedPeerStage::publish(Flag Counters::* counter, uint32_t piece, Stream stream) {
   config_.runtime->write_flag(&(counters(config_.local_rank).*counter), piece + 1, stream);
 }
 
-void DevicePeers::reduce_scatter(uint32_t piece, const std::byte* data, size_t count,
-                                 std::span<const Shard> shards, DType dtype, ReduceOp op,
-                                 int divisor, Stream stream) {
+void MappedPeerStage::reduce_scatter(uint32_t piece, const std::byte* data, size_t count,
+                                     std::span<const Shard> shards, DType dtype, ReduceOp op,
+                                     int divisor, Stream stream) {
   const size_t element = size_of(dtype);
   const Shard own = shards[static_cast<size_t>(config_.local_rank)];
   std::byte* slot = slots_->own() + offset(piece);
@@ -148,8 +148,8 @@ void DevicePeers::reduce_scatter(uint32_t piece, const std::byte* data, size_t c
   config_.runtime->reduce_many(dtype, op, out, sources, own.count, divisor, stream);
 }
 
-void DevicePeers::allgather(uint32_t piece, std::byte* data, size_t, std::span<const Shard> shards,
-                            DType dtype, Stream stream) {
+void MappedPeerStage::allgather(uint32_t piece, std::byte* data, size_t,
+                                std::span<const Shard> shards, DType dtype, Stream stream) {
   const size_t element = size_of(dtype);
   publish(&Counters::reduced, piece, stream);
   for (size_t rank = 0; rank < shards.size(); ++rank) {
@@ -164,7 +164,7 @@ void DevicePeers::allgather(uint32_t piece, std::byte* data, size_t, std::span<c
   config_.runtime->record(emptied_[piece % kSlots], stream);
 }
 
-void DevicePeers::release() {
+void MappedPeerStage::release() {
   constexpr uint32_t kFar = std::numeric_limits<int32_t>::max() / 2;
   for (int rank = 0; rank < config_.local_size; ++rank) {
     for (auto counter : {&Counters::arrived, &Counters::reduced, &Counters::done}) {
@@ -174,14 +174,14 @@ void DevicePeers::release() {
 }
 
 // Again and again: streams that go on publish what they were told to, and set counters back.
-bool DevicePeers::abandoned() const {
+bool MappedPeerStage::abandoned() const {
   for (int rank = 0; rank < config_.local_size; ++rank) {
     if (counters(rank).abandoned.load(std::memory_order_acquire)) return true;
   }
   return false;
 }
 
-void DevicePeers::abandon() noexcept {
+void MappedPeerStage::abandon() noexcept {
   if (releaser_.joinable()) return;
   counters(config_.local_rank).abandoned.store(true, std::memory_order_release);
   release();

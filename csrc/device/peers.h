@@ -26,15 +26,15 @@ struct PeersConfig {
   std::byte* counters = nullptr;
 };
 
-class DevicePeers final : public DeviceLocalStage {
+class MappedPeerStage final : public DeviceLocalStage {
  public:
   static size_t counter_bytes();
 
   // Throws CudaError where there is no memory that others can map.
-  explicit DevicePeers(PeersConfig config);
-  DevicePeers(const DevicePeers&) = delete;
-  DevicePeers& operator=(const DevicePeers&) = delete;
-  ~DevicePeers() override;
+  explicit MappedPeerStage(PeersConfig config);
+  MappedPeerStage(const MappedPeerStage&) = delete;
+  MappedPeerStage& operator=(const MappedPeerStage&) = delete;
+  ~MappedPeerStage() override;
 
   int device() const override { return config_.device; }
   const DeviceRuntime::SharedHandle& handle() const { return slots_->handle(); }

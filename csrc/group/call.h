@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "device/stage.h"
+#include "device/host_staging.h"
 #include "group/order.h"
 #include "reduce/reduce.h"
 #include "schedule/collective.h"

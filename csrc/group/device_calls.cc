@@ -14,26 +14,26 @@ namespace {
 // A copy of fewer bytes, and the flag behind it, take longer to enqueue than to make.
 constexpr size_t kLeastCopy = 512 << 10;
 
-using Passages = std::vector<std::vector<Passage>>;  // of a piece each, or of several
+using StagedCopies = std::vector<std::vector<StagedCopy>>;  // of a piece each, or of several
 
 // A buffer on the device, and its image in the stage, where pieces lie one after another.
-struct Image {
+struct HostMirror {
   std::byte* device;
   std::byte* host;
   size_t element;
 
-  Passage part(size_t lo, size_t hi) const { return part(lo, lo, hi - lo); }
-  Passage part(size_t on_device, size_t on_host, size_t count) const {
+  StagedCopy part(size_t lo, size_t hi) const { return part(lo, lo, hi - lo); }
+  StagedCopy part(size_t on_device, size_t on_host, size_t count) const {
     return {device + on_device * element, host + on_host * element, count * element};
   }
 };
 
 // Which elements this rank puts in, and which it gets: nothing where it has them all.
-struct Halves {
+struct RankRanges {
   Range in, out;
 };
 
-Halves halves(const Call& call, int rank, int world_size) {
+RankRanges ranges_of(const Call& call, int rank, int world_size) {
   const CollectiveInfo& what = info(call.collective);
   const auto range = [&](Holders holders) {
     return range_of(holders, call.bounds, call.count, rank, call.root, world_size);
@@ -44,11 +44,11 @@ Halves halves(const Call& call, int rank, int world_size) {
 }
 
 // What of `range` lies in elements [lo, hi) of the image: whole pieces of the plan.
-void add_passages(std::vector<Passage>& passages, const Image& image, const Plan& plan, Range range,
-                  size_t lo, size_t hi) {
+void add_copies(std::vector<StagedCopy>& copies, const HostMirror& image, const Plan& plan,
+                Range range, size_t lo, size_t hi) {
   if (plan.slices == 1) {
     lo = std::max(range.lo, lo), hi = std::min(range.hi, hi);
-    if (lo < hi) passages.push_back(image.part(lo, hi));
+    if (lo < hi) copies.push_back(image.part(lo, hi));
     return;
   }
   const auto slices = static_cast<size_t>(plan.slices);
@@ -56,7 +56,7 @@ void add_passages(std::vector<Passage>& passages, const Image& image, const Plan
   for (; lo < hi; lo += plan.piece) {
     const size_t slice = std::min(plan.piece, hi - lo) / slices;
     for (size_t r = range.lo / part; r < range.hi / part; ++r)
-      passages.push_back(image.part(r * part + lo / slices, lo + r * slice, slice));
+      copies.push_back(image.part(r * part + lo / slices, lo + r * slice, slice));
   }
 }
 
@@ -77,7 +77,7 @@ std::unique_ptr<Run> DeviceCalls::make_staged(const Call& on_device, Clock::time
   Call call = on_device;
   const size_t element = size_of(call.dtype), output = call.count * element;
   const auto stage =
-      std::make_shared<DeviceStage>(pinned_, *call.device, output + call.input_count * element);
+      std::make_shared<HostStaging>(pinned_, *call.device, output + call.input_count * element);
   call.data = stage->host();
   call.input = stage->host() + output;
   auto run = planner_.make_run(std::move(call), now, timeout);
@@ -90,27 +90,27 @@ std::unique_ptr<Run> DeviceCalls::make_staged(const Call& on_device, Clock::time
 void DeviceCalls::enqueue_staged(Run& run, const Call& on_device) {
   const Call& call = run.call;
   const size_t element = size_of(call.dtype);
-  const Image data{static_cast<std::byte*>(on_device.data), static_cast<std::byte*>(call.data),
-                   element};
+  const HostMirror data{static_cast<std::byte*>(on_device.data), static_cast<std::byte*>(call.data),
+                        element};
   const int rank = topology_.rank, p = topology_.world_size;
   const size_t num_pieces = run.plan.num_pieces();
   const size_t at_once = std::max<size_t>(1, kLeastCopy / (run.plan.piece * element));
-  Passages in((num_pieces + at_once - 1) / at_once), out(in.size());
+  StagedCopies in((num_pieces + at_once - 1) / at_once), out(in.size());
   if (call.collective == Collective::alltoall) {
-    const Image input{static_cast<std::byte*>(const_cast<void*>(on_device.input)),
-                      static_cast<std::byte*>(const_cast<void*>(call.input)), element};
+    const HostMirror input{static_cast<std::byte*>(const_cast<void*>(on_device.input)),
+                           static_cast<std::byte*>(const_cast<void*>(call.input)), element};
     in.front() = {input.part(0, call.input_count)};
     out.front() = {data.part(0, call.count)};
   } else {
-    const Halves whole = halves(call, rank, p);
+    const RankRanges whole = ranges_of(call, rank, p);
     for (size_t k = 0; k < in.size(); ++k) {
       const size_t each = at_once * run.plan.piece;
       const size_t lo = k * each, hi = std::min(lo + each, call.count);
-      add_passages(in[k], data, run.plan, whole.in, lo, hi);
-      add_passages(out[k], data, run.plan, whole.out, lo, hi);
+      add_copies(in[k], data, run.plan, whole.in, lo, hi);
+      add_copies(out[k], data, run.plan, whole.out, lo, hi);
     }
   }
-  DeviceStage& stage = *run.device;
+  HostStaging& stage = *run.device;
   stage.begin(run.call.use->leave_to_device());
   const auto size = [&](size_t k) {
     return static_cast<uint32_t>(std::min(at_once, num_pieces - k * at_once));

@@ -10,9 +10,9 @@
 #include <vector>
 
 #include "base/clock.h"
+#include "device/host_staging.h"
 #include "device/local_stage.h"
 #include "device/shared_memory.h"
-#include "device/stage.h"
 #include "group/config.h"
 #include "group/planner.h"
 #include "group/run.h"

@@ -65,7 +65,7 @@ std::unique_ptr<Run> DeviceCalls::make_between_devices(const Call& on_device, Cl
   const auto me = static_cast<size_t>(topology_.local_rank);
   for (size_t k = 0; network && k < cut.num_pieces(); ++k) own += cut.shards(k)[me].count;
 
-  const auto stage = std::make_shared<DeviceStage>(pinned_, *on_device.device, own * cut.element);
+  const auto stage = std::make_shared<HostStaging>(pinned_, *on_device.device, own * cut.element);
   stage->depends_on(stage_);
   Call call = on_device;
   call.data = stage->host();
@@ -90,14 +90,14 @@ std::unique_ptr<Run> DeviceCalls::make_between_devices(const Call& on_device, Cl
 }
 
 void DeviceCalls::enqueue_between_devices(Run& run, const Call& on_device, const Cut& cut) {
-  DeviceStage& stage = *run.device;
+  HostStaging& stage = *run.device;
   const auto [runtime, device, caller, in, out] = stage.place();
   auto* data = static_cast<std::byte*>(on_device.data);
   const auto me = static_cast<size_t>(topology_.local_rank);
   const bool network = topology_.num_nodes > 1;
   const int divisor = network ? 1 : run.plan.divisor;
   std::byte* host = stage.host();
-  std::vector<std::vector<Passage>> passages;
+  std::vector<std::vector<StagedCopy>> copies;
 
   const auto scatter = [&](size_t k) {
     const uint32_t piece = run.between_devices->ticket.first_piece + static_cast<uint32_t>(k);
@@ -105,19 +105,19 @@ void DeviceCalls::enqueue_between_devices(Run& run, const Call& on_device, const
     const auto own = shards[me];
     stage_->reduce_scatter(piece, data + cut.begin(k) * cut.element, cut.size(k), shards,
                            on_device.dtype, on_device.op, divisor, in);
-    passages.emplace_back();
+    copies.emplace_back();
     if (network && own.count > 0) {
       const size_t bytes = own.count * cut.element;
-      passages.back().push_back({stage_->shard_memory(piece, own, on_device.dtype), host, bytes});
+      copies.back().push_back({stage_->shard_memory(piece, own, on_device.dtype), host, bytes});
       host += bytes;
     }
-    stage.fetch(passages.back());
+    stage.fetch(copies.back());
   };
   const auto gather = [&](size_t k) {
-    if (passages[k].empty()) {
+    if (copies[k].empty()) {
       stage.pass();
     } else {
-      stage.put_back(passages[k]);
+      stage.put_back(copies[k]);
     }
     const uint32_t piece = run.between_devices->ticket.first_piece + static_cast<uint32_t>(k);
     stage_->allgather(piece, data + cut.begin(k) * cut.element, cut.size(k), cut.shards(k),

@@ -10,7 +10,7 @@
 
 #include "base/error.h"
 #include "base/floating_point.h"
-#include "group/patience.h"
+#include "group/spin_then_yield.h"
 
 namespace hier {
 
@@ -74,7 +74,7 @@ void Driver::drive(const std::function<bool()>& ended, Who who) {
 }
 
 void Driver::take_turns(const std::function<bool()>& ended, Who who) {
-  Patience patience(ranks_on_host_);
+  SpinThenYield waiting(ranks_on_host_);
   // After a pause the links are looked at first: a host may have gone meanwhile.
   if (coarse_now() - member_.looked() >= kPause) {
     look_at_signals(who, Clock::now());
@@ -83,13 +83,13 @@ void Driver::take_turns(const std::function<bool()>& ended, Who who) {
   while (!ended()) {
     if (num_pending_.load(std::memory_order_acquire) > 0) accept_pending();
     if (member_.turn()) {
-      patience.reset();
+      waiting.reset();
       if (++driving_.turns % kLookEvery != 0) continue;
       const auto now = Clock::now();
       if (now - member_.looked() < kLookInterval) continue;
       look_at_signals(who, now);
       member_.step(now, {.control = true});
-    } else if (patience.exhausted()) {
+    } else if (waiting.exhausted()) {
       sleep(who);
     }
   }

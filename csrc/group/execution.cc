@@ -18,7 +18,7 @@ using State = LocalStage::State;
 }  // namespace
 
 Execution::Execution(Plan plan, const RunHeader* header, Engine* engine, LocalStage* local,
-                     uint64_t digest, uint64_t run_of_lane, DeviceStage* device)
+                     uint64_t digest, uint64_t run_of_lane, HostStaging* device)
     : plan_(std::move(plan)),
       header_(header),
       engine_(engine),

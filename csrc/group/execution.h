@@ -11,7 +11,7 @@
 #include <optional>
 #include <vector>
 
-#include "device/stage.h"
+#include "device/host_staging.h"
 #include "engine/engine.h"
 #include "group/parts.h"
 #include "group/relay.h"
@@ -57,7 +57,7 @@ class Execution {
   // a local stage, `device` where the buffer is the caller's own. What is passed by pointer
   // outlives the execution.
   Execution(Plan plan, const RunHeader* header, Engine* engine, LocalStage* local, uint64_t digest,
-            uint64_t run_of_lane, DeviceStage* device);
+            uint64_t run_of_lane, HostStaging* device);
 
   bool progress();  // true if anything moved; throws MismatchError and what the engine throws
   bool finished() const { return first_ == num_pieces_ && !doubtful_; }
@@ -109,7 +109,7 @@ class Execution {
   const RunHeader* header_;
   Engine* engine_;
   LocalStage* local_;
-  DeviceStage* device_;
+  HostStaging* device_;
   uint64_t digest_, run_of_lane_;
   size_t element_bytes_;
   ReduceFn reduce_;

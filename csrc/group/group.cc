@@ -27,14 +27,15 @@ void copy_alone(const Call& call, const Plan& plan) {
 
 }  // namespace
 
-Group::Group(GroupConfig config, Wiring wiring)
+Group::Group(GroupConfig config, Connections connections)
     : config_(std::move(config)),
       topology_(config_.rank, config_.node_of_rank),
       timeout_(config_.timeout) {
   if (topology_.local_size > 1) {
     const auto layout = ArenaLayout::plan(topology_.local_size, config_.lanes);
-    arena_ = std::make_shared<Arena>(wiring.arena.get(), layout);
-    bells_ = Doorbells(arena_->sleep_words(), std::move(wiring.doorbells), topology_.local_rank);
+    arena_ = std::make_shared<Arena>(connections.arena.get(), layout);
+    bells_ =
+        Doorbells(arena_->sleep_words(), std::move(connections.doorbells), topology_.local_rank);
   }
   const size_t slot_bytes = arena_ ? arena_->layout().slot_bytes : ArenaLayout::kSlotBytes;
   planner_ = std::make_unique<Planner>(config_, topology_, slot_bytes);
@@ -45,20 +46,21 @@ Group::Group(GroupConfig config, Wiring wiring)
     driver_->accept_pending();
     device_calls_->let_go();
   };
-  member_ = std::make_unique<Member>(config_, topology_, open_links(std::move(wiring)), arena_,
+  member_ = std::make_unique<Member>(config_, topology_, open_links(std::move(connections)), arena_,
                                      &bells_, at_failure);
   driver_ = std::make_unique<Driver>(*member_, bells_, topology_.rank, config_.ranks_on_host);
 }
 
-Links Group::open_links(Wiring wiring) {
+Links Group::open_links(Connections connections) {
   Links links;
-  for (Fd& socket : wiring.control) {
+  for (Fd& socket : connections.control) {
     links.control.push_back(
         socket ? std::make_unique<TcpChannel>(std::move(socket), /*checked=*/false, kControlBuffer)
                : nullptr);
   }
-  for (int i = 0; i < config_.lanes; ++i) links.lanes.push_back(open_channels(i, wiring.data[i]));
-  links.messages = open_channels(config_.lanes, wiring.data[config_.lanes]);
+  for (int i = 0; i < config_.lanes; ++i)
+    links.lanes.push_back(open_channels(i, connections.data[i]));
+  links.messages = open_channels(config_.lanes, connections.data[config_.lanes]);
   return links;
 }
 

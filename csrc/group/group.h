@@ -26,8 +26,9 @@
 
 namespace hier {
 
-// Connected descriptors, indexed by rank (doorbells: by local rank). See allreduce/_mesh.py.
-struct Wiring {
+// Connected descriptors, indexed by rank (doorbells: by local rank). See
+// allreduce/rendezvous/connect.py.
+struct Connections {
   std::vector<Fd> control;
   std::vector<std::vector<Fd>> data;  // per lane, and one for messages; empty for this node's ranks
   Fd arena;
@@ -36,7 +37,7 @@ struct Wiring {
 
 class Group {
  public:
-  Group(GroupConfig config, Wiring wiring);
+  Group(GroupConfig config, Connections connections);
   ~Group();
   Group(const Group&) = delete;
   Group& operator=(const Group&) = delete;
@@ -81,7 +82,7 @@ class Group {
   std::exception_ptr error() const;  // what has poisoned the group, if anything
 
  private:
-  Links open_links(Wiring wiring);
+  Links open_links(Connections connections);
   Channels open_channels(int index, std::vector<Fd>& sockets);
   void check_usable() const;
   std::unique_ptr<Run> make_run(Call call);
@@ -104,8 +105,8 @@ class Group {
   std::string error_at_close_;   // of the thread that closes
 };
 
-inline std::shared_ptr<Group> make_group(GroupConfig config, Wiring wiring) {
-  return make_kept_from_children<Group>(std::move(config), std::move(wiring));
+inline std::shared_ptr<Group> make_group(GroupConfig config, Connections connections) {
+  return make_kept_from_children<Group>(std::move(config), std::move(connections));
 }
 
 }  // namespace hier

@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "base/clock.h"
+#include "device/host_staging.h"
 #include "device/local_stage.h"
-#include "device/stage.h"
 #include "engine/header.h"
 #include "group/call.h"
 #include "group/execution.h"
@@ -25,7 +25,7 @@ struct Run {
   Plan plan;
   Clock::time_point begun, deadline;
   bool told_status = false;
-  std::shared_ptr<DeviceStage> device;  // null if the buffer is in host memory
+  std::shared_ptr<HostStaging> device;  // null if the buffer is in host memory
   // Of a call that the node's devices work on together: what it waits for.
   struct BetweenDevices {
     std::shared_ptr<DeviceLocalStage> stage;

@@ -19,7 +19,7 @@ std::thread::id exiting_thread;
 
 }  // namespace
 
-void join_after_failure(const DeviceStage& stage) noexcept {
+void join_after_failure(const HostStaging& stage) noexcept {
   try {
     stage.join();
   } catch (...) {

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "base/fork.h"
-#include "device/stage.h"
+#include "device/host_staging.h"
 
 namespace hier {
 
@@ -25,7 +25,7 @@ bool exiting_elsewhere();  // and this is another thread
 
 // Orders the caller's stream behind copies of the caller's memory that may be under way still, so
 // that whoever gets that memory next gets it alone.
-void join_after_failure(const DeviceStage& stage) noexcept;
+void join_after_failure(const HostStaging& stage) noexcept;
 
 class Work {
  public:
@@ -42,8 +42,8 @@ class Work {
   void finish(std::exception_ptr error);  // by the group
 
   // Of a call on device memory, else null: the work may end before the result is there.
-  const std::shared_ptr<const DeviceStage>& device() const { return device_; }
-  void set_device(std::shared_ptr<const DeviceStage> device) {  // by the group, at the start
+  const std::shared_ptr<const HostStaging>& device() const { return device_; }
+  void set_device(std::shared_ptr<const HostStaging> device) {  // by the group, at the start
     device_ = std::move(device);
   }
 
@@ -60,7 +60,7 @@ class Work {
   std::exception_ptr error_;
   int source_ = -1, tag_ = 0;
   std::vector<std::function<void()>> callbacks_;
-  std::shared_ptr<const DeviceStage> device_;  // constant once the work is handed out
+  std::shared_ptr<const HostStaging> device_;  // constant once the work is handed out
 };
 
 inline std::shared_ptr<Work> make_work() { return make_kept_from_children<Work>(); }

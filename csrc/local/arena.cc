@@ -29,7 +29,8 @@ ArenaLayout ArenaLayout::plan(int local_size, int lanes) {
 }
 
 size_t ArenaLayout::port_at(int lane, int rank) const {
-  return pages(to_size(local_size) * sizeof(SleepWord)) + lane_index(lane, rank) * sizeof(Port);
+  return pages(to_size(local_size) * sizeof(SleepWord)) +
+         lane_index(lane, rank) * sizeof(ProgressCounters);
 }
 
 size_t ArenaLayout::ring_at(int lane, int from, int to) const {

@@ -14,7 +14,7 @@ namespace hier {
 
 // What a local rank tells the others about a lane: how many pieces have reached each state.
 // Counters only grow. Each is written by its rank (release) and read by the others (acquire).
-struct Port {
+struct ProgressCounters {
   static constexpr size_t kHeaderBytes = 64;
   alignas(64) std::atomic<uint64_t> arrived;  // its contribution to the piece may be read
   // Of the headers below: in this line, which the others fetch anyway.
@@ -63,7 +63,9 @@ class Arena {
 
   const ArenaLayout& layout() const { return layout_; }
   SleepWord* sleep_words() const { return at<SleepWord>(0); }
-  Port& port(int lane, int rank) const { return *at<Port>(layout_.port_at(lane, rank)); }
+  ProgressCounters& port(int lane, int rank) const {
+    return *at<ProgressCounters>(layout_.port_at(lane, rank));
+  }
   std::byte* slot(int lane, int rank, uint64_t piece) const {
     return mapping_->data() + layout_.slot_at(lane, rank, piece);
   }

@@ -59,9 +59,9 @@ class LocalStage {
   // Written before `arrived` of a run's first piece and read after it. A rank is never more than
   // one run of a lane ahead, so two places suffice.
   void write_header(uint64_t run_of_lane, const void* header, uint64_t digest) {
-    Port& port = arena_->port(lane_, me_);
+    ProgressCounters& port = arena_->port(lane_, me_);
     port.digests[run_of_lane % 2] = digest;
-    std::memcpy(port.headers[run_of_lane % 2], header, Port::kHeaderBytes);
+    std::memcpy(port.headers[run_of_lane % 2], header, ProgressCounters::kHeaderBytes);
   }
   uint64_t digest_of(int rank, uint64_t run_of_lane) const {
     return arena_->port(lane_, rank).digests[run_of_lane % 2];
@@ -87,7 +87,7 @@ class LocalStage {
 
  private:
   std::atomic<uint64_t>& counter(int rank, State state) const {
-    Port& port = arena_->port(lane_, rank);
+    ProgressCounters& port = arena_->port(lane_, rank);
     switch (state) {
       case State::arrived:
         return port.arrived;

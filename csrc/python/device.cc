@@ -11,11 +11,11 @@
 
 #include "base/error.h"
 #include "device/cpu_runtime.h"
+#include "device/host_staging.h"
 #include "device/latency.h"
 #include "device/nccl_stage.h"
 #include "device/peers.h"
 #include "device/shared_memory.h"
-#include "device/stage.h"
 #include "python/dlpack.h"
 #include "python/register.h"
 
@@ -75,10 +75,10 @@ std::shared_ptr<Object> make_waiting(Arguments&&... arguments) {
           }};
 }
 
-std::shared_ptr<DevicePeers> make_peers(DeviceRuntime& runtime, int device, int local_size,
-                                        int local_rank, uintptr_t counters) {
-  return make_waiting<DevicePeers>(PeersConfig{&runtime, device, local_size, local_rank,
-                                               reinterpret_cast<std::byte*>(counters)});
+std::shared_ptr<MappedPeerStage> make_peers(DeviceRuntime& runtime, int device, int local_size,
+                                            int local_rank, uintptr_t counters) {
+  return make_waiting<MappedPeerStage>(PeersConfig{&runtime, device, local_size, local_rank,
+                                                   reinterpret_cast<std::byte*>(counters)});
 }
 
 std::shared_ptr<NcclStage> make_nccl(const nccl::Library& library, DeviceRuntime& runtime,
@@ -93,7 +93,7 @@ std::shared_ptr<NcclStage> make_nccl(const nccl::Library& library, DeviceRuntime
   return make_waiting<NcclStage>(library, config);
 }
 
-// Peers: DevicePeers or SharedDeviceMemory.
+// Peers: MappedPeerStage or SharedDeviceMemory.
 template <class Peers>
 py::bytes handle_of(const Peers& peers) {
   return {reinterpret_cast<const char*>(peers.handle().data()), peers.handle().size()};
@@ -135,12 +135,13 @@ void register_local_stages(py::module_& m) {
       .def(py::init(&make_nccl), py::kw_only(), py::arg("library"), py::arg("runtime"),
            py::arg("device"), py::arg("local_size"), py::arg("local_rank"), py::arg("unique_id"),
            py::arg("timeout"));
-  py::class_<DevicePeers, DeviceLocalStage, std::shared_ptr<DevicePeers>>(m, "DevicePeers")
+  py::class_<MappedPeerStage, DeviceLocalStage, std::shared_ptr<MappedPeerStage>>(m,
+                                                                                  "MappedPeerStage")
       .def(py::init(&make_peers), py::kw_only(), py::arg("runtime"), py::arg("device"),
            py::arg("local_size"), py::arg("local_rank"), py::arg("counters"))
-      .def_property_readonly("handle", &handle_of<DevicePeers>)
-      .def_static("counter_bytes", &DevicePeers::counter_bytes)
-      .def("open", &open_handles<DevicePeers>);
+      .def_property_readonly("handle", &handle_of<MappedPeerStage>)
+      .def_static("counter_bytes", &MappedPeerStage::counter_bytes)
+      .def("open", &open_handles<MappedPeerStage>);
   py::class_<SharedDeviceMemory, std::shared_ptr<SharedDeviceMemory>>(m, "SharedDeviceMemory")
       .def(py::init([](DeviceRuntime& runtime, int device, int local_size, int local_rank,
                        size_t nbytes, const py::buffer& importer) {

@@ -1,4 +1,4 @@
-// Python face of groups: addresses and counts in, errors and works out. allreduce/communicator.py
+// Python face of groups: addresses and counts in, errors and works out. allreduce/communicator/
 // turns arrays into addresses.
 #include "group/group.h"
 
@@ -22,22 +22,22 @@ namespace {
 using Descriptors = std::map<int, int>;                   // rank -> descriptor
 using LaneDescriptors = std::map<int, std::vector<int>>;  // rank -> one descriptor per lane
 
-Wiring take(const GroupConfig& config, const Descriptors& control, const LaneDescriptors& data,
-            int arena, const std::vector<int>& doorbells) {
+Connections take(const GroupConfig& config, const Descriptors& control, const LaneDescriptors& data,
+                 int arena, const std::vector<int>& doorbells) {
   const size_t world_size = config.node_of_rank.size();
-  Wiring wiring;
-  wiring.control.resize(world_size);
-  wiring.data.resize(static_cast<size_t>(config.lanes) + 1);  // the last for messages
-  for (auto& lane : wiring.data) lane.resize(world_size);
-  for (const auto& [rank, fd] : control) wiring.control.at(rank) = Fd(fd);
+  Connections connections;
+  connections.control.resize(world_size);
+  connections.data.resize(static_cast<size_t>(config.lanes) + 1);  // the last for messages
+  for (auto& lane : connections.data) lane.resize(world_size);
+  for (const auto& [rank, fd] : control) connections.control.at(rank) = Fd(fd);
   for (const auto& [rank, fds] : data) {
     for (size_t lane = 0; lane < fds.size(); ++lane) {
-      wiring.data.at(lane).at(rank) = Fd(fds[lane]);
+      connections.data.at(lane).at(rank) = Fd(fds[lane]);
     }
   }
-  wiring.arena = Fd(arena);
-  for (int fd : doorbells) wiring.doorbells.emplace_back(fd);
-  return wiring;
+  connections.arena = Fd(arena);
+  for (int fd : doorbells) connections.doorbells.emplace_back(fd);
+  return connections;
 }
 
 Call make_call(Collective collective, uintptr_t address, size_t count, const std::string& dtype,
@@ -220,8 +220,8 @@ void define_init(GroupClass& group) {
         config.checksum = checksum;
         config.dead_after = dead_after;
         config.hosts = std::move(hosts);
-        Wiring wiring = take(config, control, data, arena, doorbells);
-        return make_group(std::move(config), std::move(wiring));
+        Connections connections = take(config, control, data, arena, doorbells);
+        return make_group(std::move(config), std::move(connections));
       }),
       py::kw_only(), py::arg("rank"), py::arg("node_of_rank"), py::arg("group_id"),
       py::arg("generation"), py::arg("lanes"), py::arg("timeout"), py::arg("hierarchical"),
@@ -262,7 +262,7 @@ void define_planning(GroupClass& group) {
 
 void define_device_calls(GroupClass& group) {
   group
-      .def("set_device_stage",
+      .def("set_device_local_stage",
            [](const Group& self, std::shared_ptr<DeviceLocalStage> stage) {
              self.device_calls().set_stage(std::move(stage));
            })

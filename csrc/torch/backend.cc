@@ -9,8 +9,8 @@
 
 #include "torch/lists.h"
 #include "torch/monitored_barrier.h"
-#include "torch/parts.h"
 #include "torch/sparse.h"
+#include "torch/split_calls.h"
 
 #ifndef TORCH_BUILT_FOR
 #define TORCH_BUILT_FOR TORCH_VERSION
@@ -105,10 +105,10 @@ class Backend final : public DeviceBackend {
 
   WorkPtr allreduce(Tensors& tensors, const c10d::AllreduceOptions& options) override {
     if (!tensors.empty() && tensors[0].is_sparse()) return allreduce_sparse(tensors, options);
-    Maker maker(*this, OpType::ALLREDUCE, "hier:all_reduce", tensors, tensors);
+    CallBuilder builder(*this, OpType::ALLREDUCE, "hier:all_reduce", tensors, tensors);
     choose_device_stage(tensors);
-    add_allreduce(maker, tensors, options.reduceOp);
-    return maker.go(++sequence_, options);
+    add_allreduce(builder, tensors, options.reduceOp);
+    return builder.go(++sequence_, options);
   }
 
   WorkPtr allreduce_sparse(Tensors& tensors, const c10d::AllreduceOptions& options) override {
@@ -117,39 +117,40 @@ class Backend final : public DeviceBackend {
 
   WorkPtr allreduce_coalesced(Tensors& tensors,
                               const c10d::AllreduceCoalescedOptions& options) override {
-    Maker maker(*this, OpType::ALLREDUCE_COALESCED, "hier:all_reduce", tensors, tensors);
+    CallBuilder builder(*this, OpType::ALLREDUCE_COALESCED, "hier:all_reduce", tensors, tensors);
     choose_device_stage(tensors);
-    add_allreduce_coalesced(maker, tensors, options.reduceOp);
-    return maker.go(++sequence_, options);
+    add_allreduce_coalesced(builder, tensors, options.reduceOp);
+    return builder.go(++sequence_, options);
   }
 
   WorkPtr broadcast(Tensors& tensors, const c10d::BroadcastOptions& options) override {
-    Maker maker(*this, OpType::BROADCAST, "hier:broadcast", tensors, tensors);
-    add_broadcast(maker, tensors, options.rootRank, options.rootTensor);
-    return maker.go(++sequence_, options);
+    CallBuilder builder(*this, OpType::BROADCAST, "hier:broadcast", tensors, tensors);
+    add_broadcast(builder, tensors, options.rootRank, options.rootTensor);
+    return builder.go(++sequence_, options);
   }
 
   // Only the root's tensor changes; on the way to it others hold partial results.
   WorkPtr reduce(Tensors& tensors, const c10d::ReduceOptions& options) override {
-    Maker maker(*this, OpType::REDUCE, "hier:reduce", tensors, tensors);
-    c10d::assertRootRank(maker.refusal(), options.rootRank, getSize());
-    c10d::assertSingleElement(maker.refusal(), tensors);
-    c10d::assertRootTensor(maker.refusal(), options.rootTensor, 1);
+    CallBuilder builder(*this, OpType::REDUCE, "hier:reduce", tensors, tensors);
+    c10d::assertRootRank(builder.refusal(), options.rootRank, getSize());
+    c10d::assertSingleElement(builder.refusal(), tensors);
+    c10d::assertRootTensor(builder.refusal(), options.rootTensor, 1);
     if (options.rootRank == getRank()) {
-      maker.add_in_place(Collective::reduce, tensors[0], &options.reduceOp, options.rootRank);
+      builder.add_in_place(Collective::reduce, tensors[0], &options.reduceOp, options.rootRank);
     } else {
-      maker.add(Collective::reduce, maker.copy_of(tensors[0]), &options.reduceOp, options.rootRank);
+      builder.add(Collective::reduce, builder.copy_of(tensors[0]), &options.reduceOp,
+                  options.rootRank);
     }
-    return maker.go(++sequence_, options);
+    return builder.go(++sequence_, options);
   }
 
   WorkPtr allgather(std::vector<Tensors>& outputs, Tensors& inputs,
                     const c10d::AllgatherOptions& options) override {
     Tensors all;
     for (const Tensors& list : outputs) all.insert(all.end(), list.begin(), list.end());
-    Maker maker(*this, OpType::ALLGATHER, "hier:all_gather", inputs, std::move(all));
-    add_allgather(maker, outputs, inputs);
-    return maker.go(++sequence_, options);
+    CallBuilder builder(*this, OpType::ALLGATHER, "hier:all_gather", inputs, std::move(all));
+    add_allgather(builder, outputs, inputs);
+    return builder.go(++sequence_, options);
   }
 
   // outputs[r][i] is rank r's inputs[i].
@@ -157,140 +158,142 @@ class Backend final : public DeviceBackend {
                               const c10d::AllgatherOptions& options) override {
     Tensors outs;
     for (const Tensors& list : outputs) outs.insert(outs.end(), list.begin(), list.end());
-    Maker maker(*this, OpType::ALLGATHER_COALESCED, "hier:all_gather", inputs, std::move(outs));
-    maker.require(outputs.size() == size(), "takes a list of output tensors per rank");
+    CallBuilder builder(*this, OpType::ALLGATHER_COALESCED, "hier:all_gather", inputs,
+                        std::move(outs));
+    builder.require(outputs.size() == size(), "takes a list of output tensors per rank");
     for (const Tensors& of_rank : outputs) {
-      maker.require(of_rank.size() == inputs.size(), "takes as many outputs per rank as inputs");
+      builder.require(of_rank.size() == inputs.size(), "takes as many outputs per rank as inputs");
     }
     for (size_t i = 0; i < inputs.size(); ++i) {
       Tensors all;
       for (const Tensors& of_rank : outputs) all.push_back(of_rank[i]);
-      add_gather(maker, Collective::allgather, inputs[i], all, all);
+      add_gather(builder, Collective::allgather, inputs[i], all, all);
     }
-    return maker.go(++sequence_, options);
+    return builder.go(++sequence_, options);
   }
 
   WorkPtr gather(std::vector<Tensors>& outputs, Tensors& inputs,
                  const c10d::GatherOptions& options) override {
     const bool root = options.rootRank == getRank();
     const Tensors all = outputs.empty() ? Tensors{} : outputs[0];
-    Maker maker(*this, OpType::GATHER, "hier:gather", inputs, all);
-    c10d::assertRootRank(maker.refusal(), options.rootRank, getSize());
-    c10d::assertSingleElementInput(maker.refusal(), inputs);
+    CallBuilder builder(*this, OpType::GATHER, "hier:gather", inputs, all);
+    c10d::assertRootRank(builder.refusal(), options.rootRank, getSize());
+    c10d::assertSingleElementInput(builder.refusal(), inputs);
     if (root) {
-      c10d::assertGatherOutputTensorList(maker.refusal(), outputs, getSize());
+      c10d::assertGatherOutputTensorList(builder.refusal(), outputs, getSize());
     } else {
-      c10d::assertEmptyOutputTensorList(maker.refusal(), all);
+      c10d::assertEmptyOutputTensorList(builder.refusal(), all);
     }
     const Tensors parts = root ? all : Tensors(size(), inputs[0]);
-    add_gather(maker, Collective::gather, inputs[0], parts, all, options.rootRank);
-    return maker.go(++sequence_, options);
+    add_gather(builder, Collective::gather, inputs[0], parts, all, options.rootRank);
+    return builder.go(++sequence_, options);
   }
 
   WorkPtr scatter(Tensors& outputs, std::vector<Tensors>& inputs,
                   const c10d::ScatterOptions& options) override {
     const bool root = options.rootRank == getRank();
     const Tensors all = inputs.empty() ? Tensors{} : inputs[0];
-    Maker maker(*this, OpType::SCATTER, "hier:scatter", all, outputs);
-    c10d::assertRootRank(maker.refusal(), options.rootRank, getSize());
-    c10d::assertSingleElementOutput(maker.refusal(), outputs);
+    CallBuilder builder(*this, OpType::SCATTER, "hier:scatter", all, outputs);
+    c10d::assertRootRank(builder.refusal(), options.rootRank, getSize());
+    c10d::assertSingleElementOutput(builder.refusal(), outputs);
     if (root) {
-      c10d::assertScatterInputTensorList(maker.refusal(), inputs, getSize());
+      c10d::assertScatterInputTensorList(builder.refusal(), inputs, getSize());
     } else {
-      c10d::assertEmptyInputTensorList(maker.refusal(), all);
+      c10d::assertEmptyInputTensorList(builder.refusal(), all);
     }
-    add_scatter(maker, outputs[0], all, options.rootRank);
-    return maker.go(++sequence_, options);
+    add_scatter(builder, outputs[0], all, options.rootRank);
+    return builder.go(++sequence_, options);
   }
 
   WorkPtr _allgather_base(at::Tensor& output, at::Tensor& input,
                           const c10d::AllgatherOptions& options) override {
-    Maker maker(*this, OpType::_ALLGATHER_BASE, "hier:_all_gather_base", {input}, {output});
-    add_allgather(maker, output, input);
-    return maker.go(++sequence_, options);
+    CallBuilder builder(*this, OpType::_ALLGATHER_BASE, "hier:_all_gather_base", {input}, {output});
+    add_allgather(builder, output, input);
+    return builder.go(++sequence_, options);
   }
 
   WorkPtr allgather_into_tensor_coalesced(Tensors& outputs, Tensors& inputs,
                                           const c10d::AllgatherOptions& options) override {
-    Maker maker(*this, OpType::_ALLGATHER_BASE, "hier:_all_gather_base", inputs, outputs);
-    maker.require(inputs.size() == outputs.size(), "takes as many outputs as inputs");
+    CallBuilder builder(*this, OpType::_ALLGATHER_BASE, "hier:_all_gather_base", inputs, outputs);
+    builder.require(inputs.size() == outputs.size(), "takes as many outputs as inputs");
     for (size_t i = 0; i < inputs.size(); ++i) {
-      add_allgather(maker, outputs[i], inputs[i]);
+      add_allgather(builder, outputs[i], inputs[i]);
     }
-    return maker.go(++sequence_, options);
+    return builder.go(++sequence_, options);
   }
 
   WorkPtr reduce_scatter(Tensors& outputs, std::vector<Tensors>& inputs,
                          const c10d::ReduceScatterOptions& options) override {
     const Tensors all = inputs.empty() ? Tensors{} : inputs[0];
-    Maker maker(*this, OpType::REDUCE_SCATTER, "hier:reduce_scatter", all, outputs);
-    maker.require(inputs.size() == 1 && outputs.size() == 1 && all.size() == size(),
-                  "takes one output tensor and a list of one input tensor per rank");
-    add_reduce_scatter(maker, outputs[0], all, options.reduceOp);
-    return maker.go(++sequence_, options);
+    CallBuilder builder(*this, OpType::REDUCE_SCATTER, "hier:reduce_scatter", all, outputs);
+    builder.require(inputs.size() == 1 && outputs.size() == 1 && all.size() == size(),
+                    "takes one output tensor and a list of one input tensor per rank");
+    add_reduce_scatter(builder, outputs[0], all, options.reduceOp);
+    return builder.go(++sequence_, options);
   }
 
   WorkPtr _reduce_scatter_base(at::Tensor& output, at::Tensor& input,
                                const c10d::ReduceScatterOptions& options) override {
-    Maker maker(*this, OpType::_REDUCE_SCATTER_BASE, "hier:_reduce_scatter_base", {input},
-                {output});
-    add_reduce_scatter(maker, output, input, options.reduceOp);
-    return maker.go(++sequence_, options);
+    CallBuilder builder(*this, OpType::_REDUCE_SCATTER_BASE, "hier:_reduce_scatter_base", {input},
+                        {output});
+    add_reduce_scatter(builder, output, input, options.reduceOp);
+    return builder.go(++sequence_, options);
   }
 
   WorkPtr reduce_scatter_tensor_coalesced(Tensors& outputs, Tensors& inputs,
                                           const c10d::ReduceScatterOptions& options) override {
-    Maker maker(*this, OpType::_REDUCE_SCATTER_BASE, "hier:_reduce_scatter_base", inputs, outputs);
-    maker.require(inputs.size() == outputs.size(), "takes as many outputs as inputs");
+    CallBuilder builder(*this, OpType::_REDUCE_SCATTER_BASE, "hier:_reduce_scatter_base", inputs,
+                        outputs);
+    builder.require(inputs.size() == outputs.size(), "takes as many outputs as inputs");
     for (size_t i = 0; i < inputs.size(); ++i) {
-      add_reduce_scatter(maker, outputs[i], inputs[i], options.reduceOp);
+      add_reduce_scatter(builder, outputs[i], inputs[i], options.reduceOp);
     }
-    return maker.go(++sequence_, options);
+    return builder.go(++sequence_, options);
   }
 
   WorkPtr alltoall(Tensors& outputs, Tensors& inputs,
                    const c10d::AllToAllOptions& options) override {
-    Maker maker(*this, OpType::ALLTOALL, "hier:all_to_all", inputs, outputs);
-    maker.require(inputs.size() == size() && outputs.size() == size(),
-                  "takes a list of one input and one of one output tensor per rank");
-    add_alltoall(maker, outputs, inputs);
-    return maker.go(++sequence_, options);
+    CallBuilder builder(*this, OpType::ALLTOALL, "hier:all_to_all", inputs, outputs);
+    builder.require(inputs.size() == size() && outputs.size() == size(),
+                    "takes a list of one input and one of one output tensor per rank");
+    add_alltoall(builder, outputs, inputs);
+    return builder.go(++sequence_, options);
   }
 
   WorkPtr alltoall_base(at::Tensor& output, at::Tensor& input, std::vector<int64_t>& output_splits,
                         std::vector<int64_t>& input_splits,
                         const c10d::AllToAllOptions& options) override {
-    Maker maker(*this, OpType::ALLTOALL_BASE, "hier:all_to_all", {input}, {output});
-    add_alltoall(maker, output, input, output_splits, input_splits);
-    return maker.go(++sequence_, options);
+    CallBuilder builder(*this, OpType::ALLTOALL_BASE, "hier:all_to_all", {input}, {output});
+    add_alltoall(builder, output, input, output_splits, input_splits);
+    return builder.go(++sequence_, options);
   }
 
   WorkPtr send(Tensors& tensors, int destination, int tag) override {
-    Maker maker(*this, OpType::SEND, "hier:send", tensors, {});
-    return message(maker, true, tensors, destination, tag);
+    CallBuilder builder(*this, OpType::SEND, "hier:send", tensors, {});
+    return message(builder, true, tensors, destination, tag);
   }
 
   WorkPtr recv(Tensors& tensors, int source, int tag) override {
-    Maker maker(*this, OpType::RECV, "hier:recv", tensors, tensors);
-    return message(maker, false, tensors, source, tag);
+    CallBuilder builder(*this, OpType::RECV, "hier:recv", tensors, tensors);
+    return message(builder, false, tensors, source, tag);
   }
 
   WorkPtr recvAnysource(Tensors& tensors, int tag) override {
-    Maker maker(*this, OpType::RECVANYSOURCE, "hier:recvAnySource", tensors, tensors);
-    return message(maker, false, tensors, kAnySource, tag);
+    CallBuilder builder(*this, OpType::RECVANYSOURCE, "hier:recvAnySource", tensors, tensors);
+    return message(builder, false, tensors, kAnySource, tag);
   }
 
   WorkPtr barrier(const c10d::BarrierOptions& options) override {
     const at::Tensor token = at::zeros({1}, at::kByte);
-    Maker maker(*this, OpType::BARRIER, "hier:barrier", {token}, {});
+    CallBuilder builder(*this, OpType::BARRIER, "hier:barrier", {token}, {});
     const c10d::ReduceOp op = c10d::ReduceOp::MAX;
-    maker.add(Collective::barrier, token, &op);
-    if (const auto results = sides().results(); !results.empty()) {
-      maker.afterwards({}, [results] {
+    builder.add(Collective::barrier, token, &op);
+    if (const auto results = streams().results(); !results.empty()) {
+      builder.afterwards({}, [results] {
         for (const auto& event : results) event->synchronize();
       });
     }
-    return maker.go(++sequence_, options);
+    return builder.go(++sequence_, options);
   }
 
   void monitoredBarrier(const c10d::BarrierOptions& options, bool wait_all_ranks) override {
@@ -318,10 +321,10 @@ class Backend final : public DeviceBackend {
     }
   }
 
-  WorkPtr message(Maker& maker, bool send, const Tensors& tensors, int peer, int tag) {
-    maker.require(tensors.size() == 1, "takes one tensor");
-    maker.add_message(send, tensors[0], peer, tag);
-    return maker.start();
+  WorkPtr message(CallBuilder& builder, bool send, const Tensors& tensors, int peer, int tag) {
+    builder.require(tensors.size() == 1, "takes one tensor");
+    builder.add_message(send, tensors[0], peer, tag);
+    return builder.start();
   }
 
   MonitoredBarrier monitored_barrier_;

@@ -49,7 +49,7 @@ inline Elements elements_of(at::ScalarType type) {
   }
 }
 
-// PREMUL_SUM is a sum: the factor is applied before it, see Maker.
+// PREMUL_SUM is a sum: the factor is applied before it, see CallBuilder.
 inline ReduceOp op_of(const c10d::ReduceOp& op) {
   switch (op.op_) {
     case c10d::ReduceOp::SUM:

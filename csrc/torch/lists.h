@@ -8,15 +8,15 @@
 #include <utility>
 #include <vector>
 
-#include "torch/maker.h"
-#include "torch/parts.h"
+#include "torch/call_builder.h"
+#include "torch/split_calls.h"
 
 namespace hier::torch_backend {
 
-inline void require_same_sizes(const Maker& maker, const Tensors& tensors) {
-  c10d::assertNonEmpty(maker.refusal(), tensors);
+inline void require_same_sizes(const CallBuilder& builder, const Tensors& tensors) {
+  c10d::assertNonEmpty(builder.refusal(), tensors);
   for (size_t i = 1; i < tensors.size(); ++i) {
-    c10d::assertSizesMatch(maker.refusal(), tensors[0].sizes(), tensors, i);
+    c10d::assertSizesMatch(builder.refusal(), tensors[0].sizes(), tensors, i);
   }
 }
 
@@ -49,18 +49,18 @@ inline void combine(const at::Tensor& into, const at::Tensor& other, const c10d:
 
 // Reduces all tensors of all ranks into one, which every one of them becomes. (A mean is divided by
 // the number of ranks.)
-inline void add_allreduce(Maker& maker, const Tensors& tensors, const c10d::ReduceOp& op) {
-  require_same_sizes(maker, tensors);
+inline void add_allreduce(CallBuilder& builder, const Tensors& tensors, const c10d::ReduceOp& op) {
+  require_same_sizes(builder, tensors);
   if (tensors.size() == 1) {
-    maker.add_in_place(Collective::allreduce, tensors[0], &op);
+    builder.add_in_place(Collective::allreduce, tensors[0], &op);
     return;
   }
-  const at::Tensor all = maker.copy_of(tensors[0]);
-  maker.before([=] {
+  const at::Tensor all = builder.copy_of(tensors[0]);
+  builder.before([=] {
     for (size_t i = 1; i < tensors.size(); ++i) combine(all, tensors[i], op);
   });
-  maker.add(Collective::allreduce, all, &op);
-  for (const auto& tensor : tensors) maker.copy_back(all, tensor);
+  builder.add(Collective::allreduce, all, &op);
+  for (const auto& tensor : tensors) builder.copy_back(all, tensor);
 }
 
 // Which of these share memory with another one.
@@ -79,34 +79,36 @@ inline std::vector<bool> sharing(const Tensors& tensors) {
 }
 
 // Every tensor is read before any is written, though they may share memory: as if they were one.
-inline void add_allreduce_coalesced(Maker& maker, const Tensors& tensors,
+inline void add_allreduce_coalesced(CallBuilder& builder, const Tensors& tensors,
                                     const c10d::ReduceOp& op) {
-  c10d::assertNonEmpty(maker.refusal(), tensors);
+  c10d::assertNonEmpty(builder.refusal(), tensors);
   const std::vector<bool> shares = sharing(tensors);
   for (size_t i = 0; i < tensors.size(); ++i) {
-    maker.add_in_place(Collective::allreduce, tensors[i], &op, 0, shares[i]);
+    builder.add_in_place(Collective::allreduce, tensors[i], &op, 0, shares[i]);
   }
 }
 
 // One tensor of the root's becomes all tensors of all ranks.
-inline void add_broadcast(Maker& maker, const Tensors& tensors, int64_t root, int64_t root_tensor) {
-  c10d::assertRootRank(maker.refusal(), root, maker.size());
-  c10d::assertRootTensor(maker.refusal(), root_tensor, static_cast<int64_t>(tensors.size()));
-  require_same_sizes(maker, tensors);
+inline void add_broadcast(CallBuilder& builder, const Tensors& tensors, int64_t root,
+                          int64_t root_tensor) {
+  c10d::assertRootRank(builder.refusal(), root, builder.size());
+  c10d::assertRootTensor(builder.refusal(), root_tensor, static_cast<int64_t>(tensors.size()));
+  require_same_sizes(builder, tensors);
   const auto sent = static_cast<size_t>(root_tensor);
-  const at::Tensor buffer = maker.add_in_place(Collective::broadcast, tensors[sent], nullptr, root);
+  const at::Tensor buffer =
+      builder.add_in_place(Collective::broadcast, tensors[sent], nullptr, root);
   for (size_t i = 0; i < tensors.size(); ++i) {
-    if (i != sent && !tensors[i].is_same(buffer)) maker.copy_back(buffer, tensors[i]);
+    if (i != sent && !tensors[i].is_same(buffer)) builder.copy_back(buffer, tensors[i]);
   }
 }
 
 // Each list of outputs becomes all inputs of all ranks, rank by rank.
-inline void add_allgather(Maker& maker, const std::vector<Tensors>& outputs,
+inline void add_allgather(CallBuilder& builder, const std::vector<Tensors>& outputs,
                           const Tensors& inputs) {
-  const auto refuse = maker.refusal();
+  const auto refuse = builder.refusal();
   c10d::assertNonEmptyInputTensorList(refuse, inputs.size());
   c10d::assertInputOutputTensorListsSameSize(refuse, outputs.size(), inputs.size());
-  const size_t each = inputs.size(), wanted = each * static_cast<size_t>(maker.size());
+  const size_t each = inputs.size(), wanted = each * static_cast<size_t>(builder.size());
   for (size_t i = 0; i < outputs.size(); ++i) {
     if (outputs[i].size() != wanted) {
       refuse("invalid output tensor list at index " + std::to_string(i) + " (expected length " +
@@ -116,22 +118,22 @@ inline void add_allgather(Maker& maker, const std::vector<Tensors>& outputs,
       c10d::assertSizesMatch(refuse, outputs[0][k].sizes(), outputs[i], k);
     }
   }
-  Parts joined = parts_like(outputs[0], maker.elements().per_element);
-  const size_t first = each * static_cast<size_t>(maker.rank());
+  Parts joined = parts_like(outputs[0], builder.elements().per_element);
+  const size_t first = each * static_cast<size_t>(builder.rank());
   const Tensors mine(joined.views.begin() + static_cast<ptrdiff_t>(first),
                      joined.views.begin() + static_cast<ptrdiff_t>(first + each));
   for (size_t i = 0; i < each; ++i) {
-    maker.require(mine[i].numel() == inputs[i].numel(),
-                  "invalid tensor size: this rank's output has not the size of its input");
+    builder.require(mine[i].numel() == inputs[i].numel(),
+                    "invalid tensor size: this rank's output has not the size of its input");
   }
-  maker.before([mine, inputs] {
+  builder.before([mine, inputs] {
     for (size_t i = 0; i < mine.size(); ++i) mine[i].copy_(inputs[i].reshape(mine[i].sizes()));
   });
   std::vector<size_t> bounds;  // of the ranks
   for (size_t i = 0; i < joined.bounds.size(); i += each) bounds.push_back(joined.bounds[i]);
-  maker.add(Collective::allgather, joined.flat, nullptr, 0, std::move(bounds));
+  builder.add(Collective::allgather, joined.flat, nullptr, 0, std::move(bounds));
   for (const Tensors& list : outputs) {
-    for (size_t k = 0; k < wanted; ++k) maker.copy_back(joined.views[k], list[k]);
+    for (size_t k = 0; k < wanted; ++k) builder.copy_back(joined.views[k], list[k]);
   }
 }
 

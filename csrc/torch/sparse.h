@@ -7,7 +7,7 @@
 
 #include <torch/csrc/distributed/c10d/Utils.hpp>
 
-#include "torch/maker.h"
+#include "torch/call_builder.h"
 
 namespace hier::torch_backend {
 
@@ -66,14 +66,15 @@ inline std::vector<int64_t> places_of(const std::vector<SparseShape>& shapes, in
   return begin;
 }
 
-inline void add_rows(Maker& maker, const at::Tensor& rows, const std::vector<int64_t>& begin) {
+inline void add_rows(CallBuilder& builder, const at::Tensor& rows,
+                     const std::vector<int64_t>& begin) {
   const int64_t row = rows.numel() / std::max<int64_t>(1, rows.size(0));
   std::vector<size_t> bounds;
   for (const int64_t first : begin) {
     bounds.push_back(static_cast<size_t>(first * row) *
                      elements_of(rows.scalar_type()).per_element);
   }
-  maker.add(Collective::allgather, rows, nullptr, 0, std::move(bounds));
+  builder.add(Collective::allgather, rows, nullptr, 0, std::move(bounds));
 }
 
 // Overwrites each tensor with the sum or mean over all ranks of all of them.
@@ -81,7 +82,7 @@ inline WorkPtr sparse_allreduce(const DeviceBackend& backend, uint64_t sequence,
                                 const Tensors& tensors, const c10d::AllreduceOptions& options) {
   const at::Tensor& tensor = tensors.at(0);
   const int rank = backend.getRank(), world_size = backend.getSize();
-  const Quiet quiet;
+  const NoAutograd no_autograd;
   if (!tensor.is_cpu()) {
     throw UsageError(
         "all_reduce: the sparse tensor is on " + tensor.device().str() +
@@ -115,15 +116,15 @@ inline WorkPtr sparse_allreduce(const DeviceBackend& backend, uint64_t sequence,
   const auto begin = places_of(shapes_of_all(group, rank, world_size, own, timeout), rank);
   const at::Tensor indices = rows_of_all(own._indices().t(), begin, rank);
   const at::Tensor values = rows_of_all(own._values(), begin, rank);
-  Maker maker(backend, OpType::ALLREDUCE, "hier:all_reduce", {values}, {});
-  add_rows(maker, indices, begin);
-  add_rows(maker, values, begin);
-  maker.afterwards(tensors, [=] {
+  CallBuilder builder(backend, OpType::ALLREDUCE, "hier:all_reduce", {values}, {});
+  add_rows(builder, indices, begin);
+  add_rows(builder, values, begin);
+  builder.afterwards(tensors, [=] {
     at::Tensor sum = at::sparse_coo_tensor(indices.t(), values, tensors[0].sizes()).coalesce();
     if (mean) sum.div_(world_size);
     for (const auto& each : tensors) each.copy_(sum);
   });
-  return maker.go(sequence, options);
+  return builder.go(sequence, options);
 }
 
 }  // namespace hier::torch_backend

@@ -44,7 +44,7 @@ class ControlLinks {
   enum class Presence : uint8_t { present, left, died, lost };
 
   // channels[r] leads to rank r; null for this rank. The kernel keeps sockets alive: see
-  // set_keepalive() in allreduce/_address.py.
+  // set_keepalive() in allreduce/rendezvous/address.py.
   explicit ControlLinks(std::vector<std::unique_ptr<Channel>> channels);
 
   // Best effort and without blocking: a peer that does not read misses it. From any thread; all

@@ -161,7 +161,11 @@ def test_a_damaged_group_cannot_be_used_any_more():
 def test_the_option_reaches_every_group(value, monkeypatch):
     def body(comm):
         part = comm.split(0)
-        return comm._wiring.checksum, part._wiring.checksum, float(comm.allreduce(np.ones(9))[0])
+        return (
+            comm._connections.checksum,
+            part._connections.checksum,
+            float(comm.allreduce(np.ones(9))[0]),
+        )
 
     assert run_threads(2, body, nodes=2, checksum=value) == [(value, value, 2.0)] * 2
     monkeypatch.setenv("ALLREDUCE_CHECKSUM", str(int(value)))

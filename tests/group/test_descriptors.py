@@ -23,11 +23,11 @@ def wait_in_all_lanes(member) -> list:
     connect = communicator.connect
 
     def connect_narrowly(*arguments, **options):
-        wiring = connect(*arguments, **options)
-        for fd in (fd for fds in wiring.data.values() for fd in fds):
+        connections = connect(*arguments, **options)
+        for fd in (fd for fds in connections.data.values() for fd in fds):
             with socket.socket(fileno=os.dup(fd)) as sock:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
-        return wiring
+        return connections
 
     communicator.connect = connect_narrowly
     comm = member.connect(lanes=4)

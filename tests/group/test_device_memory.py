@@ -145,8 +145,8 @@ import numpy as np
 from allreduce import _C
 
 runtime = _C.cpu_device_runtime()
-counters = np.zeros(_C.DevicePeers.counter_bytes(), np.uint8)
-peers = _C.DevicePeers(
+counters = np.zeros(_C.MappedPeerStage.counter_bytes(), np.uint8)
+peers = _C.MappedPeerStage(
     runtime=runtime, device=3, local_size=1, local_rank=0, counters=counters.ctypes.data
 )
 del peers

@@ -59,14 +59,14 @@ def test_dtypes_and_operations(layout, dtype, op):
 def test_what_another_rank_has_let_go_is_no_result(monkeypatch):
     # A rank that has failed lets the streams of all go on, perhaps before its word has come.
     stages = {}
-    make = _C.DevicePeers
+    make = _C.MappedPeerStage
 
     def kept(**arguments):
         stages[arguments["local_rank"]] = made = make(**arguments)
         return made
 
     kept.counter_bytes = make.counter_bytes
-    monkeypatch.setattr(_C, "DevicePeers", kept)
+    monkeypatch.setattr(_C, "MappedPeerStage", kept)
     looked = threading.Event()
 
     def body(comm):
@@ -272,11 +272,11 @@ def test_how_far_up_the_host_sums_is_measured_where_anything_is():
 def test_the_host_sums_as_far_up_as_it_is_faster(monkeypatch):
     sizes = {0: 0, 1: 0}  # raced so far, by rank
 
-    def race(comm, calls, effort):
+    def time_alternating(comm, calls, effort):
         for call in calls.values():
             call()
         sizes[comm.rank] += 1
         return {"host": 2.0, "devices": 3.0 if sizes[comm.rank] <= 2 else 1.0}, 0.0
 
-    monkeypatch.setattr("allreduce.communicator.host_path.race", race)
+    monkeypatch.setattr("allreduce.communicator.host_path.time_alternating", time_alternating)
     assert run_threads(2, limit_after_a_call, measure=True) == [1 << 18] * 2

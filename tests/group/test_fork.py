@@ -141,7 +141,7 @@ def wrong_answers(comm, work) -> str:
         "Group.add_schedule": lambda: group.add_schedule("x", _C.Collective.allreduce, schedule),
         "Group.set_timeout": lambda: group.set_timeout(1.0),
         "Group.add_symmetric": lambda: group.add_symmetric(0, 64),
-        "Group.set_device_stage": lambda: group.set_device_stage(None),
+        "Group.set_device_local_stage": lambda: group.set_device_local_stage(None),
         "Group.raise_on_failure": lambda: group.raise_on_failure(None, 0),
         "Group.set_host_path_bytes": lambda: group.set_host_path_bytes(1),
         "Group.known_symmetric": lambda: group.known_symmetric,

@@ -31,7 +31,7 @@ def count(comm, what):
     """A counter's sum over the data connections of this rank."""
     kind, offset = what
     total = 0
-    for fd in itertools.chain.from_iterable(comm._wiring.data.values()):
+    for fd in itertools.chain.from_iterable(comm._connections.data.values()):
         with socket.socket(fileno=os.dup(fd)) as sock:
             info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
         total += struct.unpack_from(kind, info, offset)[0]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from allreduce.rendezvous.connect import Wiring, connect
+from allreduce.rendezvous.connect import Connections, connect
 from allreduce.rendezvous.store import MemoryStore, Store
 
 TIMEOUT = 30.0  # for what should succeed: many times what a busy machine needs
@@ -35,7 +35,7 @@ def in_threads(world_size: int, body: Callable[[int], Any]) -> list[Any]:
     return results
 
 
-def connect_rank(store: Store, rank: int, world_size: int, **options: Any) -> Wiring:
+def connect_rank(store: Store, rank: int, world_size: int, **options: Any) -> Connections:
     """`connect` with the defaults of these tests."""
     options.setdefault("environ", CLEAN)
     options.setdefault("timeout", TIMEOUT)
@@ -44,7 +44,7 @@ def connect_rank(store: Store, rank: int, world_size: int, **options: Any) -> Wi
 
 
 def try_connect(world_size: int, store: Store | None = None, **options: Any) -> list[Any]:
-    """Connect all ranks; return wirings or exceptions."""
+    """Connect all ranks; return their connections or exceptions."""
     shared = store or MemoryStore()
     return in_threads(world_size, lambda rank: connect_rank(shared, rank, world_size, **options))
 
@@ -52,21 +52,21 @@ def try_connect(world_size: int, store: Store | None = None, **options: Any) -> 
 @contextmanager
 def connected(
     world_size: int, store: Store | None = None, **options: Any
-) -> Iterator[list[Wiring]]:
+) -> Iterator[list[Connections]]:
     """Connect all ranks, and close what they got."""
     results = try_connect(world_size, store, **options)
-    wirings = [result for result in results if isinstance(result, Wiring)]
+    found = [result for result in results if isinstance(result, Connections)]
     try:
-        assert len(wirings) == world_size, results
-        yield wirings
+        assert len(found) == world_size, results
+        yield found
     finally:
-        for wiring in wirings:
-            wiring.close()
+        for connections in found:
+            connections.close()
 
 
 def close_wirings(results: list[Any]) -> None:
     for result in results:
-        if isinstance(result, Wiring):
+        if isinstance(result, Connections):
             result.close()
 
 

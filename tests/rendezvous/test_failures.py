@@ -23,7 +23,7 @@ from rendezvous.ranks import (
 )
 
 from allreduce.rendezvous import startup
-from allreduce.rendezvous.connect import Wiring
+from allreduce.rendezvous.connect import Connections
 from allreduce.rendezvous.store import FileStore, MemoryStore
 
 SHORT = 0.5
@@ -90,7 +90,7 @@ ARGUMENTS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 def test_ranks_that_disagree_all_hear_it_at_once(usual, odd, says: str) -> None:
     store = MemoryStore()
 
-    def body(rank: int) -> Wiring:
+    def body(rank: int) -> Connections:
         return connect_rank(store, rank, 3, **(odd if rank == 2 else usual))
 
     start = time.monotonic()
@@ -104,13 +104,13 @@ def test_ranks_that_disagree_all_hear_it_at_once(usual, odd, says: str) -> None:
 
 def test_two_builds_do_not_meet(monkeypatch: pytest.MonkeyPatch) -> None:
     store = MemoryStore()
-    make = startup._card
+    make = startup._rank_info
 
-    def card(request, unix):
+    def other_sources(request, unix):
         made = make(request, unix)
         return replace(made, sources="0123abcd") if request.rank == 2 else made
 
-    monkeypatch.setattr(startup, "_card", card)
+    monkeypatch.setattr(startup, "_rank_info", other_sources)
     results = in_threads(3, lambda rank: connect_rank(store, rank, 3))
     all_raise(results, ValueError, "rank 2 runs another build than rank 0")
     assert "0123abcd" in str(results[0])
@@ -240,13 +240,13 @@ def test_ranks_that_expect_another_arena_are_told() -> None:
 
 
 def test_a_rank_that_gives_up_fails_the_others_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    class GivesUp(startup.Wirer):
+    class GivesUp(startup.MeshBuilder):
         def run(self) -> None:
             if self._rank == 2:
                 raise RuntimeError("planned")
             super().run()
 
-    monkeypatch.setattr(startup, "Wirer", GivesUp)
+    monkeypatch.setattr(startup, "MeshBuilder", GivesUp)
     start = time.monotonic()
     with nothing_left_open():
         results = try_connect(4, nodes=2)
@@ -275,12 +275,12 @@ def test_a_rank_that_missed_an_attempt_hears_nothing_of_it(world_size: int, late
     )
     all_raise(results, TimeoutError, f"rank {late} never came")
 
-    def again(rank: int) -> Wiring:
+    def again(rank: int) -> Connections:
         time.sleep(0.2 * (rank != late))  # it is the first this time
         return connect_rank(store, rank, world_size)
 
     results = in_threads(world_size, again)
-    assert all(isinstance(result, Wiring) for result in results), results
+    assert all(isinstance(result, Connections) for result in results), results
     close_wirings(results)
 
 
@@ -293,12 +293,12 @@ def test_an_attempt_that_was_killed_half_way_leaves_nothing_to_stumble_over(
         "m.connect(s.FileStore(sys.argv[1]), int(sys.argv[2]), 3, arena_bytes=lambda n: 65536 * n,"
         " timeout=60, environ={})"
     )
-    # Rank 0 has read the card of one rank, and waits for the other; both are killed then.
+    # Rank 0 has read what one rank wrote, and waits for the other; both are killed then.
     others = [rank for rank in (0, 1, 2) if rank != killed]
     command = [sys.executable, "-c", program, str(tmp_path)]
     popens = [subprocess.Popen([*command, str(rank)]) for rank in others]
-    cards = 2 if killed else 0
-    while len(list(tmp_path.glob("key-*card*"))) < cards:
+    written = 2 if killed else 0
+    while len(list(tmp_path.glob("key-*info*"))) < written:
         time.sleep(0.01)
     for popen in popens:
         popen.kill()

@@ -15,9 +15,9 @@ from allreduce.rendezvous.connect import connect
 launch = detect_launch()
 try:
     store = open_store(launch, 30)
-    wiring = connect(store, launch.rank, launch.world_size, arena_bytes=lambda n: 4096, timeout=30)
-    peers = {p: socket.socket(fileno=fds[0]).getpeername()[0] for p, fds in wiring.data.items()}
-    print(wiring.node_of_rank, peers, wiring.congestion)
+    ours = connect(store, launch.rank, launch.world_size, arena_bytes=lambda n: 4096, timeout=30)
+    peers = {p: socket.socket(fileno=fds[0]).getpeername()[0] for p, fds in ours.data.items()}
+    print(ours.node_of_rank, peers, ours.congestion)
 except Exception as error:
     print(type(error).__name__, error)
 """

@@ -21,7 +21,7 @@ from rendezvous.ranks import (
     open_descriptors,
 )
 
-from allreduce.rendezvous.connect import Wiring, exchange_fd
+from allreduce.rendezvous.connect import Connections, exchange_fd
 from allreduce.rendezvous.shared_memory import create_shared_memory
 from allreduce.rendezvous.store import FileStore, MemoryStore
 
@@ -41,8 +41,8 @@ LAYOUTS = {
 @pytest.fixture(params=LAYOUTS.values(), ids=LAYOUTS.keys())
 def mesh(request: pytest.FixtureRequest):
     world_size, nodes = request.param
-    with connected(world_size, nodes=nodes, lanes=3) as wirings:
-        yield wirings
+    with connected(world_size, nodes=nodes, lanes=3) as found:
+        yield found
 
 
 def receive(fd: int, count: int) -> bytes:
@@ -55,26 +55,26 @@ def receive(fd: int, count: int) -> bytes:
     return data
 
 
-def pairs(mesh: list[Wiring]):
+def pairs(mesh: list[Connections]):
     for one in mesh:
         for other in mesh:
             if one.rank != other.rank:
                 yield one, other, one.node_of_rank[one.rank] == one.node_of_rank[other.rank]
 
 
-def test_all_ranks_agree_on_group_and_nodes(mesh: list[Wiring]) -> None:
+def test_all_ranks_agree_on_group_and_nodes(mesh: list[Connections]) -> None:
     first = mesh[0]
     assert [w.rank for w in mesh] == list(range(len(mesh)))
-    for wiring in mesh:
-        assert wiring.world_size == len(mesh)
-        assert wiring.node_of_rank == first.node_of_rank
-        assert wiring.group_id == first.group_id
-        assert wiring.ranks_on_host == len(mesh)
-        node = wiring.node_of_rank[wiring.rank]
-        assert wiring.local_ranks == [r for r, n in enumerate(first.node_of_rank) if n == node]
+    for connections in mesh:
+        assert connections.world_size == len(mesh)
+        assert connections.node_of_rank == first.node_of_rank
+        assert connections.group_id == first.group_id
+        assert connections.ranks_on_host == len(mesh)
+        node = connections.node_of_rank[connections.rank]
+        assert connections.local_ranks == [r for r, n in enumerate(first.node_of_rank) if n == node]
 
 
-def test_each_pair_has_a_control_stream_of_the_right_kind(mesh: list[Wiring]) -> None:
+def test_each_pair_has_a_control_stream_of_the_right_kind(mesh: list[Connections]) -> None:
     for one, other, near in pairs(mesh):
         message = b"from %d to %d" % (one.rank, other.rank)
         os.write(one.control[other.rank], message)
@@ -83,7 +83,7 @@ def test_each_pair_has_a_control_stream_of_the_right_kind(mesh: list[Wiring]) ->
             assert (sock.family == socket.AF_UNIX) == near
 
 
-def test_each_pair_of_nodes_has_its_lanes_end_to_end(mesh: list[Wiring]) -> None:
+def test_each_pair_of_nodes_has_its_lanes_end_to_end(mesh: list[Connections]) -> None:
     for one, other, near in pairs(mesh):
         assert (other.rank in one.data) == (not near)
         for lane, fd in enumerate(one.data.get(other.rank, [])):
@@ -93,75 +93,75 @@ def test_each_pair_of_nodes_has_its_lanes_end_to_end(mesh: list[Wiring]) -> None
         assert near or len(one.data[other.rank]) == 3 + 1  # the last for messages
 
 
-def test_tcp_sockets_are_tuned(mesh: list[Wiring]) -> None:
-    for wiring in mesh:
-        for peer, lanes in wiring.data.items():
-            for fd in (*lanes, wiring.control[peer]):
+def test_tcp_sockets_are_tuned(mesh: list[Connections]) -> None:
+    for connections in mesh:
+        for peer, lanes in connections.data.items():
+            for fd in (*lanes, connections.control[peer]):
                 with socket.socket(fileno=os.dup(fd)) as sock:
                     assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
                     assert sock.getpeername()[0] == "127.0.0.1"
-            with socket.socket(fileno=os.dup(wiring.control[peer])) as sock:
+            with socket.socket(fileno=os.dup(connections.control[peer])) as sock:
                 assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
             with socket.socket(fileno=os.dup(lanes[0])) as sock:
                 name = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
-                assert name.rstrip(b"\0").decode() == wiring.congestion
-        assert bool(wiring.congestion) == bool(wiring.data)
+                assert name.rstrip(b"\0").decode() == connections.congestion
+        assert bool(connections.congestion) == bool(connections.data)
 
 
-def test_the_ranks_of_a_node_share_one_sealed_arena(mesh: list[Wiring]) -> None:
-    for wiring in mesh:
-        local_size = len(wiring.local_ranks)
+def test_the_ranks_of_a_node_share_one_sealed_arena(mesh: list[Connections]) -> None:
+    for connections in mesh:
+        local_size = len(connections.local_ranks)
         if local_size == 1:
-            assert (wiring.arena_fd, wiring.arena_bytes) == (-1, 0)
+            assert (connections.arena_fd, connections.arena_bytes) == (-1, 0)
             continue
-        size = os.fstat(wiring.arena_fd).st_size
-        assert size == wiring.arena_bytes == ARENA_BYTES * local_size
+        size = os.fstat(connections.arena_fd).st_size
+        assert size == connections.arena_bytes == ARENA_BYTES * local_size
         with pytest.raises(PermissionError):
-            os.ftruncate(wiring.arena_fd, 0)
-        with mmap.mmap(wiring.arena_fd, size) as memory:
-            memory[wiring.rank] = wiring.rank + 1
+            os.ftruncate(connections.arena_fd, 0)
+        with mmap.mmap(connections.arena_fd, size) as memory:
+            memory[connections.rank] = connections.rank + 1
     for one, other, near in pairs(mesh):
         if near:
             with mmap.mmap(one.arena_fd, one.arena_bytes) as memory:
                 assert memory[other.rank] == other.rank + 1
 
 
-def test_a_doorbell_rings_at_its_local_rank_alone(mesh: list[Wiring]) -> None:
-    for wiring in mesh:
-        local_size = len(wiring.local_ranks)
-        assert len(wiring.doorbells) == (local_size if local_size > 1 else 0)
-        for bell in wiring.doorbells:
-            os.eventfd_write(bell, wiring.rank + 1)
-    for wiring in mesh:
-        if wiring.doorbells:
-            mine = wiring.doorbells[wiring.local_ranks.index(wiring.rank)]
-            assert os.eventfd_read(mine) == sum(rank + 1 for rank in wiring.local_ranks)
+def test_a_doorbell_rings_at_its_local_rank_alone(mesh: list[Connections]) -> None:
+    for connections in mesh:
+        local_size = len(connections.local_ranks)
+        assert len(connections.doorbells) == (local_size if local_size > 1 else 0)
+        for bell in connections.doorbells:
+            os.eventfd_write(bell, connections.rank + 1)
+    for connections in mesh:
+        if connections.doorbells:
+            mine = connections.doorbells[connections.local_ranks.index(connections.rank)]
+            assert os.eventfd_read(mine) == sum(rank + 1 for rank in connections.local_ranks)
             with pytest.raises(BlockingIOError):
                 os.eventfd_read(mine)
 
 
-def test_every_descriptor_is_nonblocking_and_close_on_exec(mesh: list[Wiring]) -> None:
-    for wiring in mesh:
-        fds = [*wiring.control.values(), *wiring.doorbells]
-        fds += [fd for lanes in wiring.data.values() for fd in lanes]
-        fds += [link.fileno() for link in wiring.fd_links]
+def test_every_descriptor_is_nonblocking_and_close_on_exec(mesh: list[Connections]) -> None:
+    for connections in mesh:
+        fds = [*connections.control.values(), *connections.doorbells]
+        fds += [fd for lanes in connections.data.values() for fd in lanes]
+        fds += [link.fileno() for link in connections.fd_links]
         assert all(not os.get_blocking(fd) for fd in fds)
-        if wiring.arena_fd >= 0:
-            fds.append(wiring.arena_fd)
+        if connections.arena_fd >= 0:
+            fds.append(connections.arena_fd)
         assert all(fcntl.fcntl(fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC for fd in fds)
 
 
-def test_a_descriptor_of_the_leader_reaches_its_whole_node(mesh: list[Wiring]) -> None:
+def test_a_descriptor_of_the_leader_reaches_its_whole_node(mesh: list[Connections]) -> None:
     def share(rank: int) -> tuple[int, bytes]:
-        wiring = mesh[rank]
-        leader = rank == wiring.local_ranks[0]
+        connections = mesh[rank]
+        leader = rank == connections.local_ranks[0]
         fd = create_shared_memory(4096) if leader else -1
         if leader:
-            os.pwrite(fd, b"of node %d" % wiring.node_of_rank[rank], 0)
-        received = exchange_fd(wiring, fd, TIMEOUT)
+            os.pwrite(fd, b"of node %d" % connections.node_of_rank[rank], 0)
+        received = exchange_fd(connections, fd, TIMEOUT)
         text = os.pread(received, 9, 0)
         os.close(received)
-        return wiring.node_of_rank[rank], text
+        return connections.node_of_rank[rank], text
 
     for result in in_threads(len(mesh), share):
         assert result[1] == b"of node %d" % result[0]
@@ -184,15 +184,20 @@ def test_sharing_ends_at_the_deadline_and_at_a_dead_leader() -> None:
 
 
 def test_one_rank_is_connected_with_nobody() -> None:
-    with connected(1) as (wiring,):
-        assert (wiring.control, wiring.data, wiring.arena_fd, wiring.doorbells) == ({}, {}, -1, [])
-        assert wiring.node_of_rank == wiring.local_ranks == [0]
+    with connected(1) as (connections,):
+        assert (
+            connections.control,
+            connections.data,
+            connections.arena_fd,
+            connections.doorbells,
+        ) == ({}, {}, -1, [])
+        assert connections.node_of_rank == connections.local_ranks == [0]
 
 
 def test_forty_ranks_connect_on_five_nodes() -> None:
     with connected(40, nodes=5, lanes=1) as mesh:
-        assert sum(len(wiring.control) for wiring in mesh) == 40 * 39
-        assert sum(len(wiring.data) for wiring in mesh) == 40 * 32
+        assert sum(len(connections.control) for connections in mesh) == 40 * 39
+        assert sum(len(connections.data) for connections in mesh) == 40 * 32
 
 
 def test_close_leaves_no_descriptor_and_in_the_store_that_nobody_calls(tmp_path: Path) -> None:
@@ -233,13 +238,13 @@ from allreduce.rendezvous.connect import connect
 launch = detect_launch()
 store = open_store(launch, 30)
 start = time.monotonic()
-wiring = connect(store, launch.rank, launch.world_size, arena_bytes=lambda n: 4096, timeout=30)
+connections = connect(store, launch.rank, launch.world_size, arena_bytes=lambda n: 4096, timeout=30)
 seconds = time.monotonic() - start
-for fd in wiring.control.values():
+for fd in connections.control.values():
     os.write(fd, b"%d;" % launch.rank)
 heard = set()
 deadline = time.monotonic() + 30
-for peer, fd in wiring.control.items():
+for peer, fd in connections.control.items():
     while True:
         assert time.monotonic() < deadline
         try:
@@ -247,7 +252,8 @@ for peer, fd in wiring.control.items():
             break
         except BlockingIOError:
             time.sleep(0.002)
-print(f"{wiring.rank} heard {sorted(heard)} nodes {wiring.node_of_rank} in {seconds:.3f} s")
+nodes = connections.node_of_rank
+print(f"{connections.rank} heard {sorted(heard)} nodes {nodes} in {seconds:.3f} s")
 """
 
 
@@ -288,10 +294,10 @@ def test_processes_connect_by_the_store_of_rank_0(nodes: str) -> None:
 def test_ranks_may_come_in_any_order_and_late() -> None:
     store = MemoryStore()
 
-    def late(rank: int) -> Wiring:
+    def late(rank: int) -> Connections:
         time.sleep(0.05 * ((rank * 3) % 4))
         return connect_rank(store, rank, 4, nodes=2)
 
     for result in in_threads(4, late):
-        assert isinstance(result, Wiring), result
+        assert isinstance(result, Connections), result
         result.close()

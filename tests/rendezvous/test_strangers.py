@@ -13,8 +13,8 @@ import pytest
 from rendezvous.ranks import close_wirings, connect_rank, in_threads, nothing_left_open
 
 from allreduce.rendezvous import acceptor, startup
-from allreduce.rendezvous.acceptor import Door, Loop
-from allreduce.rendezvous.connect import Wiring
+from allreduce.rendezvous.acceptor import Acceptor, EventLoop
+from allreduce.rendezvous.connect import Connections
 from allreduce.rendezvous.handshake import Kind, Link, Session, answer, call
 from allreduce.rendezvous.store import MemoryStore
 
@@ -28,9 +28,9 @@ class Spy:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.addresses: list[tuple[int, object]] = []
         self.came = threading.Event()
-        real = startup.Wirer
+        real = startup.MeshBuilder
 
-        def wirer(**options):
+        def builder(**options):
             for listener in options["listeners"]:
                 self.addresses.append((listener.family, listener.getsockname()))
             if len(self.addresses) >= 2 * WORLD:
@@ -39,7 +39,7 @@ class Spy:
             time.sleep(0.05)  # strangers come first
             return real(**options)
 
-        monkeypatch.setattr(startup, "Wirer", wirer)
+        monkeypatch.setattr(startup, "MeshBuilder", builder)
 
     def visit(self, times: int) -> list[socket.socket]:
         assert self.came.wait(10)
@@ -91,7 +91,7 @@ def test_strangers_do_not_disturb_a_start_up(
     store, spy = MemoryStore(), Spy(monkeypatch)
     visitors: list[socket.socket] = []
 
-    def body(rank: int) -> Wiring | None:
+    def body(rank: int) -> Connections | None:
         if rank < WORLD:
             return connect_rank(store, rank, WORLD, nodes=2)
         for sock in spy.visit(times):
@@ -103,7 +103,7 @@ def test_strangers_do_not_disturb_a_start_up(
     with nothing_left_open():
         results = in_threads(WORLD + 1, body)
         try:
-            assert all(isinstance(result, Wiring) for result in results[:WORLD]), results
+            assert all(isinstance(result, Connections) for result in results[:WORLD]), results
             assert len(visitors) == times * 2 * WORLD
         finally:
             close_wirings(results)
@@ -111,21 +111,21 @@ def test_strangers_do_not_disturb_a_start_up(
                 sock.close()
 
 
-# The door alone.
+# The acceptor alone.
 
 
 class House:
-    """A door on loopback, with what it let in."""
+    """An acceptor on loopback, with what it let in."""
 
     def __init__(self) -> None:
-        self.loop = Loop()
+        self.loop = EventLoop()
         self.session = Session.derive(b"the secret", 1, 0)
         self.expected = {Link(Kind.DATA, lane, 1, 0) for lane in range(200)}
         self.inside: list[socket.socket] = []
         listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
         listener.setblocking(False)
         self.address = listener.getsockname()
-        self.door = Door(self.loop, listener, self.ask, self.welcome)
+        self.acceptor = Acceptor(self.loop, listener, self.ask, self.welcome)
 
     def ask(self):
         return answer(self.session, self.expected)
@@ -137,11 +137,11 @@ class House:
     def run(self, seconds: float, until: Callable[[], bool] = lambda: False) -> None:
         deadline = time.monotonic() + seconds
         while (now := time.monotonic()) < deadline and not until():
-            self.door.expire(now)
-            self.loop.turn(min(0.02, self.door.next_expiry() - now, deadline - now))
+            self.acceptor.expire(now)
+            self.loop.turn(min(0.02, self.acceptor.next_expiry() - now, deadline - now))
 
     def close(self) -> None:
-        self.door.close()
+        self.acceptor.close()
         self.loop.close()
         for sock in self.inside:
             sock.close()
@@ -170,7 +170,7 @@ def test_who_proves_nothing_is_dropped_when_its_time_is_over(
         assert not hung_up(stranger)
         house.run(5, lambda: hung_up(stranger))
         assert hung_up(stranger)
-    assert list(house.door.dropped) == ["no handshake within the time allowed"]
+    assert list(house.acceptor.dropped) == ["no handshake within the time allowed"]
 
 
 def test_a_crowd_of_silent_strangers_makes_room(house: House) -> None:
@@ -180,7 +180,7 @@ def test_a_crowd_of_silent_strangers_makes_room(house: House) -> None:
     house.run(10, lambda: bool(house.inside))
     caller.join(10)
     assert len(house.inside) == 1
-    assert len(house.door._pending) <= acceptor.BUDGET_PENDING
+    assert len(house.acceptor._pending) <= acceptor.BUDGET_PENDING
     for sock in crowd:
         sock.close()
 
@@ -188,7 +188,7 @@ def test_a_crowd_of_silent_strangers_makes_room(house: House) -> None:
 def test_at_most_the_budget_is_pending(house: House) -> None:
     crowd = [socket.create_connection(house.address) for _ in range(100)]
     house.run(0.01)
-    assert len(house.door._pending) == acceptor.BUDGET_PENDING
+    assert len(house.acceptor._pending) == acceptor.BUDGET_PENDING
     for sock in crowd:
         sock.close()
 
@@ -202,7 +202,7 @@ def test_a_flood_of_honest_callers_gets_in(house: House) -> None:
 
 
 def test_an_event_of_a_closed_descriptor_is_not_held_against_its_successor() -> None:
-    loop = Loop()
+    loop = EventLoop()
     heard: list[str] = []
     first, first_end = socket.socketpair()
     second, second_end = socket.socketpair()
@@ -248,7 +248,7 @@ def in_threads_call(house: House, lane: int) -> threading.Thread:
             sock = socket.create_connection(house.address)
             sock.setblocking(False)
             try:
-                acceptor.talk_until(
+                acceptor.handshake_until(
                     sock, call(house.session, Link(Kind.DATA, lane, 1, 0)), deadline
                 )
             except OSError:

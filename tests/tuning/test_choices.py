@@ -7,13 +7,13 @@ from allreduce.tuning import (
     MEASURED,
     PREDICTED,
     Choice,
-    Tuned,
+    LayoutTuning,
     Tuning,
     decide,
     fastest,
     interpolate,
 )
-from allreduce.tuning.cost import NETWORK, Layout, Link, predict, representatives
+from allreduce.tuning.cost import NETWORK, Layout, Link, distinct_algorithms, predict
 
 KIB = 1 << 10
 SMALL_FIRST = {
@@ -64,7 +64,7 @@ def test_equal_times_do_not_change_the_choice() -> None:
 
 
 def test_measured_choices_count_and_other_layouts_follow_the_model() -> None:
-    tuned = Tuned(
+    tuned = LayoutTuning(
         nodes=(1, 1, 1, 1),
         local="rs_ag",
         choices={"allreduce": (Choice(None, "binomial"),)},
@@ -81,7 +81,7 @@ def test_measured_choices_count_and_other_layouts_follow_the_model() -> None:
 
 
 def test_a_time_is_measured_inside_of_the_sizes_that_were_and_else_extrapolated() -> None:
-    tuned = Tuned(nodes=(1, 1, 1, 1), local="rs_ag", times={"allreduce": SMALL_FIRST})
+    tuned = LayoutTuning(nodes=(1, 1, 1, 1), local="rs_ag", times={"allreduce": SMALL_FIRST})
     tuning = Tuning(links={NETWORK: LINK}, layouts=(tuned,))
     for nbytes, label in (
         (KIB - 1, EXTRAPOLATED), (KIB, MEASURED), (5 * KIB, MEASURED), (64 * KIB, MEASURED),
@@ -98,7 +98,7 @@ def test_the_model_chooses_what_it_predicts_to_be_fastest() -> None:
     tuning = Tuning(links={NETWORK: LINK})
     for row in tuning.choices(FOUR)["allreduce"]:
         nbytes = row.up_to or 1 << 32
-        least = min(predict(name, 4, nbytes, LINK) for name in representatives(4))
+        least = min(predict(name, 4, nbytes, LINK) for name in distinct_algorithms(4))
         assert predict(row.algorithm, 4, nbytes, LINK) <= 1.03 * least
 
 

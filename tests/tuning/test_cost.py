@@ -5,7 +5,7 @@ from math import log2
 import pytest
 
 from allreduce.tuning.cost import LOCAL_STAGE, NETWORK, SHARED_MEMORY, Layout, Link, predict
-from allreduce.tuning.cost import representatives as representatives_of
+from allreduce.tuning.cost import distinct_algorithms as distinct_of
 
 LINK = Link(alpha=1e-5, beta=1e-9, gamma=1e-10)
 N = 1 << 20
@@ -42,13 +42,13 @@ def test_the_rounds_of_a_long_message_overlap_by_segments() -> None:
 
 def test_ranks_that_share_cores_take_the_work_of_all() -> None:
     # All ranks of halving/doubling work in each round; of a binomial tree's 8, 4 send at most.
-    for crowd in (1.0, 2.0, 4.0):
-        crowded = predict("halving_doubling", 8, N, LINK, crowd=crowd)
-        assert crowded == pytest.approx(crowd * predict("halving_doubling", 8, N, LINK))
+    for ranks_per_core in (1.0, 2.0, 4.0):
+        crowded = predict("halving_doubling", 8, N, LINK, ranks_per_core=ranks_per_core)
+        assert crowded == pytest.approx(ranks_per_core * predict("halving_doubling", 8, N, LINK))
     # Of a tree of 8, at most 4 send in a round.
     alone = predict("binomial", 8, 1 << 10, LINK)
-    assert predict("binomial", 8, 1 << 10, LINK, crowd=2.0) == pytest.approx(alone)
-    assert alone < predict("binomial", 8, 1 << 10, LINK, crowd=4.0) < 4 * alone
+    assert predict("binomial", 8, 1 << 10, LINK, ranks_per_core=2.0) == pytest.approx(alone)
+    assert alone < predict("binomial", 8, 1 << 10, LINK, ranks_per_core=4.0) < 4 * alone
 
 
 def test_a_hierarchy_adds_its_local_stage_and_splits_the_buffer_over_rails() -> None:
@@ -77,9 +77,9 @@ def test_each_layout_has_its_own_classes_of_links() -> None:
 
 
 def test_algorithms_of_the_same_moves_are_one() -> None:
-    two = representatives_of(2)
+    two = distinct_of(2)
     assert two["ring"] == two["circulant"] == two["direct"] == "halving_doubling"
     assert set(two.values()) == {"recursive_doubling", "halving_doubling", "binomial"}
-    five = representatives_of(5)
+    five = distinct_of(5)
     assert five["ring"] == "ring" != five["halving_doubling"]
     assert five["torus"] == "ring"  # five ranks are a torus of one ring

@@ -7,14 +7,14 @@ import pytest
 from worlds import run_threads
 
 from allreduce import Communicator, UsageError
-from allreduce.tuning import Choice, Tuned, Tuning
+from allreduce.tuning import Choice, LayoutTuning, Tuning
 from allreduce.tuning.cost import LOCAL_STAGE, NETWORK, Link
 from allreduce.tuning.file import read, text
 
 TUNING = Tuning(
     links={LOCAL_STAGE: Link(1e-6, 2e-10, 3e-11), NETWORK: Link(2e-5, 1e-9, 3e-11)},
     layouts=(
-        Tuned(
+        LayoutTuning(
             nodes=(2, 1),
             local="rs_ag",
             choices={"allreduce": (Choice(4096, "recursive_doubling"), Choice(None, "binomial"))},
@@ -23,7 +23,7 @@ TUNING = Tuning(
             rails=1,
             segment_bytes=65536,
         ),
-        Tuned(nodes=(3,), local="none", choices={"broadcast": (Choice(None, "binomial"),)}),
+        LayoutTuning(nodes=(3,), local="none", choices={"broadcast": (Choice(None, "binomial"),)}),
     ),
 )
 

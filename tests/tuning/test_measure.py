@@ -10,7 +10,7 @@ from allreduce import Communicator
 from allreduce.schedules import parse_collective
 from allreduce.tuning import at_init, decide, slopes
 from allreduce.tuning.cost import LOCAL_STAGE, NETWORK, SHARED_MEMORY, Layout, Link
-from allreduce.tuning.timing import Effort, race
+from allreduce.tuning.timing import TimeBudget, time_alternating
 
 ALLREDUCE = parse_collective("allreduce")
 
@@ -76,7 +76,7 @@ def test_no_figure_is_negative() -> None:
 
 
 def test_a_race_is_won_by_the_faster_one_on_all_ranks() -> None:
-    effort = Effort(seconds=0.02, least_turns=2, most_turns=4)
+    effort = TimeBudget(seconds=0.02, least_turns=2, most_turns=4)
 
     def body(comm: Communicator) -> tuple[dict[str, float], float, int]:
         calls = [0]
@@ -86,7 +86,7 @@ def test_a_race_is_won_by_the_faster_one_on_all_ranks() -> None:
             time.sleep(0.1)  # more than twice what a barrier takes on a busy machine
             comm.allreduce(np.zeros(1))
 
-        seconds, spent = race(comm, {"slow": slow, "fast": comm.barrier}, effort)
+        seconds, spent = time_alternating(comm, {"slow": slow, "fast": comm.barrier}, effort)
         return seconds, spent, calls[0]
 
     rows = run_threads(3, body)
@@ -100,9 +100,11 @@ def test_a_race_is_won_by_the_faster_one_on_all_ranks() -> None:
 def test_measuring_stops_where_the_budget_ends(monkeypatch) -> None:
     def sizes(budget: float) -> list[int]:
         def body(comm: Communicator) -> list[int]:
-            effort = Effort(seconds=0.01, least_turns=2, most_turns=2)
-            field = at_init.allreduce_field(comm.layout)
-            times = at_init.ladder(comm, field, [1 << k for k in (6, 8, 10, 12)], effort, budget)
+            effort = TimeBudget(seconds=0.01, least_turns=2, most_turns=2)
+            field = at_init.allreduce_contestants(comm.layout)
+            times = at_init.size_sweep(
+                comm, field, [1 << k for k in (6, 8, 10, 12)], effort, budget
+            )
             return [max(nbytes for nbytes, _ in points) for points in times.values()]
 
         return run_threads(2, body, nodes=2)[0]

@@ -78,8 +78,8 @@ def agree(
             return each + max(0.0, (comm.predict(nbytes) or 0.0) - least)
 
         # Ranks of one machine reduce by its cores alone, and all of those compute already.
-        alone = comm._wiring.ranks_on_host == comm.world_size
-        busy = alone and comm.layout.crowd * torch.get_num_threads() >= 1
+        alone = comm._connections.ranks_on_host == comm.world_size
+        busy = alone and comm.layout.ranks_per_core * torch.get_num_threads() >= 1
         best[0] = choose(parameters, order, ready, seconds, busy=busy, wire_dtype=wire_dtype)
     comm.broadcast(best, root=0)
     return int(best[0])

@@ -20,7 +20,7 @@ from allreduce.torch import communicator, owners
 from allreduce.torch.agreement import check_agreement, refuse
 from allreduce.torch.ddp import buckets
 from allreduce.torch.sharded.step_by_collectives import ShardedStep
-from allreduce.torch.sharded.step_by_kernel import FusedStep, map_memory
+from allreduce.torch.sharded.step_by_kernel import FusedStep, try_map_peer_memory
 from allreduce.torch.streams import DEVICES
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class ShardedSGD(SGD):
                 self._begins.append(end)
                 end = buckets.aligned(end + parameter.numel(), like.dtype)
             ends.append(end)
-        memory, self.why_not_fused = map_memory(comm, like, end, wanted=fused is not False)
+        memory, self.why_not_fused = try_map_peer_memory(comm, like, end, wanted=fused is not False)
         if fused and memory is None:
             raise UsageError(f"fused=True: {self.why_not_fused}; leave it out, or give False")
         self._steps: ShardedStep | FusedStep

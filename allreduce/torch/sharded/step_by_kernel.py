@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from allreduce.communicator.communicator import Communicator
     from allreduce.communicator.work import Work
 
-__all__ = ["FusedStep", "NodeMemory", "map_memory"]
+__all__ = ["FusedStep", "NodeMemory", "try_map_peer_memory"]
 
 _MOST_RANKS = 8
 _ALIGN = 256  # bytes
@@ -83,7 +83,7 @@ class NodeMemory:
         return self._nbytes - 2 * _WORD
 
 
-def map_memory(
+def try_map_peer_memory(
     comm: Communicator, like: Tensor, count: int, *, wanted: bool = True
 ) -> tuple[NodeMemory | None, str]:
     """Memory for `count` elements on each rank; or None, and why. All ranks call it."""

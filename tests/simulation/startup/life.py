@@ -84,7 +84,7 @@ class Life:
 
     def _close_memory(self) -> None:
         for rank in self.ranks:
-            if isinstance(rank.result, connect.Wiring):
+            if isinstance(rank.result, connect.Connections):
                 shared_memory.close_fds([rank.result.arena_fd, *rank.result.doorbells])
 
     def _schedule(self) -> None:
@@ -95,7 +95,7 @@ class Life:
         for fault in self.scenario.faults:
             self.world.at(fault.at, lambda fault=fault: self._apply(fault))
 
-    def _connect(self, rank: int) -> connect.Wiring:
+    def _connect(self, rank: int) -> connect.Connections:
         scenario = self.scenario
         environ = {"ALLREDUCE_HOST": f"10.0.0.{scenario.node_of_rank[rank] + 1}"}
         if scenario.secret:

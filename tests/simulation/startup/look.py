@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 from allreduce.errors import PeerError, SystemCallError, Timeout, UsageError
-from allreduce.rendezvous.connect import Wiring
+from allreduce.rendezvous.connect import Connections
 
 from .scenario import HARMLESS
 from .world import BEGIN
@@ -21,14 +21,14 @@ UNDER_WAY = 0.05  # seconds within which a message has arrived
 
 def at(life: Life) -> str:
     """Return what is wrong; "" if nothing is."""
-    for check in (ends, errors, wirings, agreement):
+    for check in (ends, errors, found, agreement):
         if wrong := check(life):
             return wrong
     return ""
 
 
 def ends(life: Life) -> str:
-    """Each rank comes back in time, with a wiring or an error of ours."""
+    """Each rank comes back in time, with connections or an error of ours."""
     slow = sum(fault.lasts for fault in life.scenario.faults if fault.kind in ("late", "pause"))
     for rank in living(life):
         result, ended = life.ranks[rank].result, life.ranks[rank].ended
@@ -36,13 +36,13 @@ def ends(life: Life) -> str:
             return f"rank {rank} hangs"
         if ended > due(life, rank) + SLACK + slow:
             return f"rank {rank} came back after {ended - BEGIN:.1f} s: {result!r}"
-        if not isinstance(result, Wiring | Timeout | PeerError | SystemCallError | UsageError):
+        if not isinstance(result, Connections | Timeout | PeerError | SystemCallError | UsageError):
             return f"rank {rank} ended with {result!r}"
     return ""
 
 
 def due(life: Life, rank: int) -> float:
-    """When a rank has its wiring or hears of what is wrong, apart from who is slow.
+    """When a rank has its connections or hears of what is wrong, apart from who is slow.
 
     Rank 0 does not wait for those who come late to hear of an error.
     """
@@ -57,7 +57,7 @@ def due(life: Life, rank: int) -> float:
 def errors(life: Life) -> str:
     """Who fails names a cause, or a rank that has failed; and closes what he had."""
     scenario = life.scenario
-    failed = {r for r in living(life) if not isinstance(life.ranks[r].result, Wiring)}
+    failed = {r for r in living(life) if not isinstance(life.ranks[r].result, Connections)}
     if failed and all(fault.kind in HARMLESS for fault in scenario.faults):
         return told(life, failed, "failed without a cause")
     culprits = failed.union(*(fault.culprits for fault in scenario.faults))
@@ -77,17 +77,19 @@ def errors(life: Life) -> str:
     return ""
 
 
-def wirings(life: Life) -> str:
+def found(life: Life) -> str:
     """The ends of each connection belong together, and nothing else is open."""
-    whole = {r: rank.result for r, rank in enumerate(life.ranks) if isinstance(rank.result, Wiring)}
-    for rank, wiring in whole.items():
+    whole = {
+        r: rank.result for r, rank in enumerate(life.ranks) if isinstance(rank.result, Connections)
+    }
+    for rank, connections in whole.items():
         open_now = {sock.number: sock for sock in life.ranks[rank].owned}
-        ours = {fd for peer in whole for fd in sockets(wiring, peer)}
-        ours |= {link.number for link in wiring.fd_links}
+        ours = {fd for peer in whole for fd in sockets(connections, peer)}
+        ours |= {link.number for link in connections.fd_links}
         if len(whole) == life.scenario.world_size and set(open_now) != ours:
-            return f"rank {rank} has other sockets open than those of its wiring"
+            return f"rank {rank} has other sockets open than those of its connections"
         for peer, other in whole.items():
-            mine, theirs = sockets(wiring, peer), sockets(other, rank)
+            mine, theirs = sockets(connections, peer), sockets(other, rank)
             if len(mine) != len(theirs) or (peer != rank and not mine):
                 return f"ranks {rank} and {peer} have not as many connections to each other"
             for fd, end_fd in zip(mine, theirs, strict=True):
@@ -97,16 +99,16 @@ def wirings(life: Life) -> str:
     return ""
 
 
-def sockets(wiring: Wiring, peer: int) -> list[int]:
+def sockets(connections: Connections, peer: int) -> list[int]:
     """What a rank has to talk to another."""
-    control = [wiring.control[peer]] if peer in wiring.control else []
-    return control + wiring.data.get(peer, [])
+    control = [connections.control[peer]] if peer in connections.control else []
+    return control + connections.data.get(peer, [])
 
 
 def agreement(life: Life) -> str:
-    """All have their wiring, of one group, or none has."""
+    """All have their connections, of one group, or none has."""
     whole = {r: life.ranks[r].result for r in living(life)}
-    failed = {r for r, result in whole.items() if not isinstance(result, Wiring)}
+    failed = {r for r, result in whole.items() if not isinstance(result, Connections)}
     for rank in failed:
         del whole[rank]
     if not whole:
@@ -115,17 +117,20 @@ def agreement(life: Life) -> str:
         first = min(life.ranks[r].ended or 0.0 for r in whole)
         if all(BEGIN + fault.at < first - UNDER_WAY for fault in life.scenario.faults):
             return told(life, failed, "failed although others did not")
-    if len({wiring.group_id for wiring in whole.values()}) != 1:
+    if len({connections.group_id for connections in whole.values()}) != 1:
         return "ranks are of different groups"
-    for rank, wiring in whole.items():
-        if [n == wiring.node_of_rank[rank] for n in wiring.node_of_rank] != [
+    for rank, connections in whole.items():
+        if [n == connections.node_of_rank[rank] for n in connections.node_of_rank] != [
             n == life.scenario.node_of_rank[rank] for n in life.scenario.node_of_rank
         ]:
-            return f"rank {rank} sees the nodes {wiring.node_of_rank}"
+            return f"rank {rank} sees the nodes {connections.node_of_rank}"
     memory = {
-        (wiring.node_of_rank[rank], os.fstat(wiring.arena_fd).st_ino if wiring.arena_fd >= 0 else 0)
-        for rank, wiring in whole.items()
-        if len(wiring.local_ranks) > 1
+        (
+            connections.node_of_rank[rank],
+            os.fstat(connections.arena_fd).st_ino if connections.arena_fd >= 0 else 0,
+        )
+        for rank, connections in whole.items()
+        if len(connections.local_ranks) > 1
     }
     if len(memory) != len({node for node, _ in memory}) or 0 in {inode for _, inode in memory}:
         return "ranks of a node do not share one memory"

@@ -60,13 +60,14 @@ MUTANTS = [
     Mutant(
         "what a failed rank had open stays open",
         "allreduce.rendezvous.startup",
-        "        self._stack.callback(wirer.close)\n",
+        "        self._stack.callback(builder.close)\n",
         "",
     ),
     Mutant(
         "listeners are not closed once all are connected",
         "allreduce.rendezvous.mesh_builder",
-        "        for door in self._doors:\n            door.close()\n        self._loop.close()",
+        "        for acceptor in self._acceptors:\n            acceptor.close()\n"
+        "        self._loop.close()",
         "        self._loop.close()",
     ),
     Mutant(
@@ -88,16 +89,16 @@ MUTANTS = [
         "if not self._received and self._wanted:",
     ),
     Mutant(
-        "silent strangers keep the door busy",
+        "silent strangers keep the acceptor busy",
         "allreduce.rendezvous.acceptor",
-        "if talk.replies == 0 and now >= talk.born + GRACE_SECONDS:",
+        "if connection.replies == 0 and now >= connection.born + GRACE_SECONDS:",
         "if False:",
     ),
     Mutant(
-        "a door that was busy stays closed",
+        "a acceptor that was busy stays closed",
         "allreduce.rendezvous.acceptor",
-        "        self._loop.forget(talk.sock.fileno())\n        self._resume()",
-        "        self._loop.forget(talk.sock.fileno())",
+        "        self._loop.forget(connection.sock.fileno())\n        self._resume()",
+        "        self._loop.forget(connection.sock.fileno())",
     ),
     Mutant(
         "rank 0 fails where the store dies late",

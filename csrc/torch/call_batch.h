@@ -16,7 +16,7 @@
 
 namespace hier {
 
-class Batch {
+class CallBatch {
  public:
   template <class T>
   void add(T call) {

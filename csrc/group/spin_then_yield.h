@@ -16,9 +16,9 @@
 
 namespace hier {
 
-class Patience {
+class SpinThenYield {
  public:
-  explicit Patience(int local_size) {
+  explicit SpinThenYield(int local_size) {
     const int ranks_of_core = (local_size + cores() - 1) / cores();
     spins_ = ranks_of_core > 1 ? 1 : 100;
     yields_for_ = kYield * std::max(1, ranks_of_core);

@@ -27,8 +27,8 @@
 
 #include "base/floating_point.h"
 #include "base/fork.h"
-#include "torch/batch.h"
-#include "torch/device.h"
+#include "torch/call_batch.h"
+#include "torch/device_streams.h"
 #include "torch/errors.h"
 #include "torch/pool.h"
 
@@ -62,7 +62,7 @@ class WithoutGil {
 };
 
 // Staging copies are no business of autograd, nor of a tensor's version counter.
-struct Quiet {
+struct NoAutograd {
   at::NoGradGuard no_grad;
   at::AutoDispatchBelowADInplaceOrView below_autograd;
 };
@@ -88,7 +88,7 @@ struct Operation {
   const char* const title;  // the profiler's name for it: "hier:all_reduce"
   const Tensors inputs;
   Tensors outputs;
-  Batch batch;
+  CallBatch batch;
   std::vector<ByteRange> ranges;                          // of inputs and outputs
   std::vector<std::shared_ptr<MemoryUse>> earlier;        // whom this one comes after
   std::vector<std::function<void()>> before;              // behind them: copies of inputs
@@ -97,16 +97,17 @@ struct Operation {
   std::vector<std::pair<at::Tensor, at::Tensor>> copies;  // from, to: after the end
   std::function<void()> afterwards;                       // behind them
   Tensors sums_to_divide;                                 // before them, by the number of ranks
-  std::shared_ptr<const Side> side;                       // null: the tensors are in host memory
+  std::shared_ptr<const DeviceStreams> streams;           // null: the tensors are in host memory
 
   // To be told to the core with its calls.
   void make_use() {
     use = std::make_shared<MemoryUse>();
     use->earlier = std::move(earlier);
-    use->delivered.store(side || !has_copies(), std::memory_order_relaxed);  // nobody else has it
+    use->delivered.store(streams || !has_copies(),
+                         std::memory_order_relaxed);  // nobody else has it
     if (!before.empty()) {
       use->begin = [jobs = std::move(before)] {
-        const Quiet quiet;
+        const NoAutograd no_autograd;
         for (const auto& job : jobs) job();
       };
     }
@@ -164,7 +165,7 @@ class TorchWork final : public c10d::Work {
   // Enqueues everything, the copies behind the calls too; nobody waits here.
   void start_on_device(const std::shared_ptr<Group>& group, double timeout) {
     const WithoutGil nogil;
-    const Side& side = *operation_->side;
+    const DeviceStreams& streams = *operation_->streams;
     pool().prepare();
     auto self = c10::intrusive_ptr<TorchWork>::unsafe_reclaim_from_nonowning(this);
     operation_->make_use();
@@ -174,22 +175,22 @@ class TorchWork final : public c10d::Work {
       });
     } catch (...) {  // a part may be under way
       keep_memory();
-      side.order(side.in, side.current());
-      side.order(side.out, side.current());
+      streams.order(streams.in, streams.current());
+      streams.order(streams.out, streams.current());
       throw;
     }
     group->publish(operation_->use, operation_->ranges);
     if (size_ == 1) {  // no stage has done so
-      side.order(side.current(), side.out);
-      side.order(side.in, side.out);
+      streams.order(streams.current(), streams.out);
+      streams.order(streams.in, streams.out);
     }
-    const c10::StreamGuard on_out(side.out);
+    const c10::StreamGuard on_out(streams.out);
     copy_back();
     keep_memory();
-    ready_.emplace(side.device.type());
-    ready_->record(side.out);
+    ready_.emplace(streams.device.type());
+    ready_->record(streams.out);
     future_ = c10::make_intrusive<Future>(c10::ListType::create(c10::TensorType::get()),
-                                          std::vector<c10::Device>{side.device});
+                                          std::vector<c10::Device>{streams.device});
     future_->markCompleted(c10::IValue(operation_->outputs));  // in stream order, as results are
   }
 
@@ -198,7 +199,7 @@ class TorchWork final : public c10d::Work {
     const WithoutGil nogil;
     if (ready_) {
       // After an error too: copies of the tensors may be under way.
-      ready_->block(operation_->side->current());
+      ready_->block(operation_->streams->current());
       if (const auto error = operation_->batch.error()) std::rethrow_exception(error);
       return true;
     }
@@ -257,14 +258,14 @@ class TorchWork final : public c10d::Work {
 
  private:
   void keep_memory() const {
-    const Side& side = *operation_->side;
-    side.keep(operation_->inputs);
-    side.keep(operation_->outputs);
-    side.keep(operation_->buffers);
+    const DeviceStreams& streams = *operation_->streams;
+    streams.keep(operation_->inputs);
+    streams.keep(operation_->outputs);
+    streams.keep(operation_->buffers);
   }
 
   void copy_back() {
-    const Quiet quiet;
+    const NoAutograd no_autograd;
     const DefaultFloatingPoint floating_point;  // of sparse sums, that each rank adds up for itself
     for (const auto& sum : operation_->sums_to_divide) sum.div_(size_, "trunc");
     for (const auto& [from, to] : operation_->copies) to.copy_(from);

@@ -10,10 +10,10 @@
 #include <utility>
 #include <vector>
 
-#include "torch/device.h"
+#include "torch/device_streams.h"
 #include "torch/elements.h"
 #include "torch/staging.h"
-#include "torch/work.h"
+#include "torch/torch_work.h"
 
 namespace hier::torch_backend {
 
@@ -42,10 +42,10 @@ inline ByteRange range_of(const at::Tensor& tensor, bool written) {
 
 // One collective or message being made ready: checks arguments, stages tensors, hands it to the
 // group.
-class Maker {
+class CallBuilder {
  public:
-  Maker(const DeviceBackend& backend, OpType type, const char* title, Tensors inputs,
-        Tensors outputs)
+  CallBuilder(const DeviceBackend& backend, OpType type, const char* title, Tensors inputs,
+              Tensors outputs)
       : group_(backend.group()),
         rank_(backend.getRank()),
         size_(backend.getSize()),
@@ -54,7 +54,7 @@ class Maker {
     check(operation_->inputs, "input");
     check(operation_->outputs, "output");
     const bool empty = operation_->inputs.empty() && operation_->outputs.empty();
-    if (!empty && !device().is_cpu()) operation_->side = backend.side_of(device());
+    if (!empty && !device().is_cpu()) operation_->streams = backend.streams_of(device());
     if (type == OpType::SEND || type == OpType::RECV || type == OpType::RECVANYSOURCE) return;
     if (type == OpType::BARRIER) {
       comes_after({kEverything});
@@ -105,11 +105,11 @@ class Maker {
   // calls on the same memory: at once where there is none. A device does it in stream order.
   template <class Job>
   void before(Job job) {
-    const Quiet quiet;
-    if (const auto& side = operation_->side) {
-      side->order(side->current(), side->in);
-      if (!operation_->earlier.empty()) side->order(side->out, side->in);
-      const c10::StreamGuard on_in(side->in);
+    const NoAutograd no_autograd;
+    if (const auto& streams = operation_->streams) {
+      streams->order(streams->current(), streams->in);
+      if (!operation_->earlier.empty()) streams->order(streams->out, streams->in);
+      const c10::StreamGuard on_in(streams->in);
       job();
     } else if (operation_->earlier.empty()) {
       job();
@@ -151,7 +151,7 @@ class Maker {
   void add_message(bool send, const at::Tensor& tensor, int peer, int tag) {
     // A message goes through the host: its sender, and who waits for it, wait for the copy as well.
     const at::Tensor buffer = plain(tensor.cpu());
-    operation_->side = nullptr;
+    operation_->streams = nullptr;
     Message message;
     message.send = send;
     message.peer = peer;
@@ -177,7 +177,7 @@ class Maker {
   template <class Options>
   WorkPtr go(uint64_t sequence, const Options& options) {
     const double timeout = seconds_of(options.timeout);
-    const bool on_device = operation_->side != nullptr;
+    const bool on_device = operation_->streams != nullptr;
     auto work = c10::make_intrusive<TorchWork>(rank_, size_, std::move(operation_), sequence);
     if (on_device) {
       work->start_on_device(group_, timeout);
@@ -253,7 +253,7 @@ class Maker {
     call.bounds = std::move(bounds);
     call.dtype = elements_of(buffer.scalar_type()).dtype;
     call.shape = shape_hash({buffer.sizes().data(), buffer.sizes().size()});
-    if (operation_->side) call.device = operation_->side->place();
+    if (operation_->streams) call.device = operation_->streams->place();
     operation_->buffers.push_back(buffer);
     return call;
   }

@@ -1,5 +1,5 @@
 // Passing device memory through pinned memory.
-#include "device/stage.h"
+#include "device/host_staging.h"
 
 #include <algorithm>
 #include <cstring>
@@ -63,17 +63,17 @@ void PinnedPool::give_back(const Block& block) {
   blocks_.push_back(block);
 }
 
-DeviceStage::DeviceStage(std::shared_ptr<PinnedPool> pool, DevicePlace place, size_t bytes)
+HostStaging::HostStaging(std::shared_ptr<PinnedPool> pool, DevicePlace place, size_t bytes)
     : pool_(std::move(pool)),
       place_(place),
       block_(pool_->take(place.runtime, place.device, bytes)) {}
 
-DeviceStage::~DeviceStage() {
+HostStaging::~HostStaging() {
   abandon();
   pool_->give_back(block_);
 }
 
-void DeviceStage::begin(bool behind_results) {
+void HostStaging::begin(bool behind_results) {
   DeviceRuntime& runtime = *place_.runtime;
   if (behind_results) {  // by an event of its own: `finished` follows the caller's stream next
     const DeviceRuntime::Event results = runtime.create_event(place_.device);
@@ -86,52 +86,52 @@ void DeviceStage::begin(bool behind_results) {
   runtime.wait(place_.out, block_.finished);
 }
 
-void DeviceStage::fetch(const std::vector<Passage>& parts, uint32_t num_pieces) {
+void HostStaging::fetch(const std::vector<StagedCopy>& parts, uint32_t num_pieces) {
   DeviceRuntime& runtime = *place_.runtime;
-  for (const Passage& p : parts) runtime.copy(p.host, p.device, p.bytes, place_.in);
+  for (const StagedCopy& p : parts) runtime.copy(p.host, p.device, p.bytes, place_.in);
   runtime.write_flag(&block_.flags().arrived, num_fetched_ += num_pieces, place_.in);
 }
 
-void DeviceStage::fetched_all() {
+void HostStaging::fetched_all() {
   DeviceRuntime& runtime = *place_.runtime;
   if (runtime.waits_are_apart()) return;
   runtime.record(block_.finished, place_.in);
   runtime.wait(place_.out, block_.finished);
 }
 
-void DeviceStage::put_back(const std::vector<Passage>& parts, uint32_t num_pieces) {
+void HostStaging::put_back(const std::vector<StagedCopy>& parts, uint32_t num_pieces) {
   DeviceRuntime& runtime = *place_.runtime;
   out_.push_back({num_put_back() + num_pieces, parts});
   auto& flags = block_.flags();
   runtime.wait_flag(&flags.done, num_put_back(), place_.out);
   // True already but after abandon(): a piece must not go back while it still comes in.
   runtime.wait_flag(&flags.arrived, num_put_back(), place_.out);
-  for (const Passage& p : parts) runtime.copy(p.device, p.host, p.bytes, place_.out);
+  for (const StagedCopy& p : parts) runtime.copy(p.device, p.host, p.bytes, place_.out);
 }
 
-void DeviceStage::pass() {
+void HostStaging::pass() {
   out_.push_back({num_put_back() + 1, {}});
   place_.runtime->wait_flag(&block_.flags().arrived, num_put_back(), place_.out);
 }
 
-void DeviceStage::end() {
+void HostStaging::end() {
   place_.runtime->write_flag(&block_.flags().ended, 1, place_.out);
   place_.runtime->record(block_.finished, place_.out);
 }
 
-void DeviceStage::join() const {
+void HostStaging::join() const {
   const CurrentDevice current(*place_.runtime, place_.device);
   place_.runtime->wait(place_.caller, block_.finished);
 }
 
-void DeviceStage::abandon() noexcept {
+void HostStaging::abandon() noexcept {
   auto& flags = block_.flags();
   const uint32_t done = flags.done.load(std::memory_order_relaxed);
   if (done >= num_put_back()) return;
   for (const auto& [end, parts] : out_) {
     if (end <= done) continue;
     if (!has_arrived(end - 1)) break;
-    for (const Passage& p : parts) std::memset(p.host, 0xff, p.bytes);  // NaN of every float
+    for (const StagedCopy& p : parts) std::memset(p.host, 0xff, p.bytes);  // NaN of every float
   }
   flags.done.store(std::numeric_limits<int32_t>::max(), std::memory_order_release);
 }

@@ -18,7 +18,7 @@
 #include <vector>
 
 #include "base/error.h"
-#include "device/stage.h"
+#include "device/host_staging.h"
 #include "group/group.h"
 
 namespace hier::torch_backend {
@@ -26,8 +26,9 @@ namespace hier::torch_backend {
 // The device runtime of this process. Throws what Python raises where there is none.
 inline DeviceRuntime& device_runtime() {
   const py::gil_scoped_acquire gil;
-  const auto capsule =
-      py::module_::import("allreduce.communicator.device_streams").attr("capsule")().cast<py::capsule>();
+  const auto capsule = py::module_::import("allreduce.communicator.device_streams")
+                           .attr("capsule")()
+                           .cast<py::capsule>();
   if (std::string_view(capsule.name()) != "hier::DeviceRuntime") {
     throw UsageError("the capsule holds no hier::DeviceRuntime");
   }
@@ -50,7 +51,7 @@ inline DeviceRuntime::Stream handle_of(const c10::Stream& stream) {
 }
 
 // A device as a backend uses it.
-struct Side {
+struct DeviceStreams {
   static constexpr int kHigh = -1;  // priority: a reduction must not queue behind backprop's blocks
 
   c10::Device device;
@@ -58,7 +59,7 @@ struct Side {
   c10::impl::VirtualGuardImpl torch;
   c10::Stream in, out;  // of torch's pool: torch itself enqueues copies on `out`
 
-  Side(c10::Device device, DeviceRuntime& runtime)
+  DeviceStreams(c10::Device device, DeviceRuntime& runtime)
       : device(device),
         runtime(runtime),
         torch(device.type()),
@@ -88,31 +89,31 @@ struct Side {
   }
 };
 
-class Sides {
+class AllDeviceStreams {
  public:
   // Of what is on their way out of the host now, on every device that has been used.
   std::vector<std::shared_ptr<c10::Event>> results() {
     std::vector<std::shared_ptr<c10::Event>> events;
     const std::lock_guard lock(mutex_);
-    for (const auto& [index, side] : sides_) {
-      if (!side) continue;
-      events.push_back(std::make_shared<c10::Event>(side->device.type()));
-      events.back()->record(side->out);
+    for (const auto& [index, streams] : streams_) {
+      if (!streams) continue;
+      events.push_back(std::make_shared<c10::Event>(streams->device.type()));
+      events.back()->record(streams->out);
     }
     return events;
   }
 
   // Made when first asked for. Throws UsageError for a device that the runtime does not drive.
-  std::shared_ptr<const Side> of(c10::Device device) {
+  std::shared_ptr<const DeviceStreams> of(c10::Device device) {
     const std::lock_guard lock(mutex_);
-    auto& side = sides_[device.index()];
-    if (side) return side;
+    auto& streams = streams_[device.index()];
+    if (streams) return streams;
     if (device.type() != c10::kCUDA && device.type() != c10::kPrivateUse1) refuse(device);
     DeviceRuntime& runtime = device_runtime();
     const bool cuda = std::string_view(runtime.name()) == "cuda";
     if (device.type() != (cuda ? c10::kCUDA : c10::kPrivateUse1)) refuse(device);
-    side = std::make_shared<const Side>(device, runtime);
-    return side;
+    streams = std::make_shared<const DeviceStreams>(device, runtime);
+    return streams;
   }
 
  private:
@@ -121,24 +122,26 @@ class Sides {
                      ", and hier works on CPU and CUDA tensors; pass tensor.cpu()");
   }
 
-  std::mutex mutex_;  // guards sides_
-  std::map<c10::DeviceIndex, std::shared_ptr<const Side>> sides_;
+  std::mutex mutex_;  // guards streams_
+  std::map<c10::DeviceIndex, std::shared_ptr<const DeviceStreams>> streams_;
 };
 
-// What a collective's maker needs of its backend.
+// What a collective's builder needs of its backend.
 class DeviceBackend : public c10d::Backend {
  public:
   DeviceBackend(std::shared_ptr<Group> group, int rank, int size)
       : c10d::Backend(rank, size), group_(std::move(group)) {}
   const std::shared_ptr<Group>& group() const { return group_; }
-  std::shared_ptr<const Side> side_of(c10::Device device) const { return sides_->of(device); }
+  std::shared_ptr<const DeviceStreams> streams_of(c10::Device device) const {
+    return streams_->of(device);
+  }
 
  protected:
   const std::shared_ptr<Group> group_;
-  Sides& sides() { return *sides_; }
+  AllDeviceStreams& streams() { return *streams_; }
 
  private:
-  const std::unique_ptr<Sides> sides_ = std::make_unique<Sides>();
+  const std::unique_ptr<AllDeviceStreams> streams_ = std::make_unique<AllDeviceStreams>();
 };
 
 }  // namespace hier::torch_backend

@@ -31,7 +31,7 @@ struct DevicePlace {
 };
 
 // A part of a device buffer and its place in the stage's host memory.
-struct Passage {
+struct StagedCopy {
   std::byte* device;
   std::byte* host;
   size_t bytes;
@@ -70,12 +70,12 @@ class PinnedPool {
   std::vector<Block> blocks_;
 };
 
-class DeviceStage {
+class HostStaging {
  public:
-  DeviceStage(std::shared_ptr<PinnedPool> pool, DevicePlace place, size_t bytes);
-  DeviceStage(const DeviceStage&) = delete;
-  DeviceStage& operator=(const DeviceStage&) = delete;
-  ~DeviceStage();
+  HostStaging(std::shared_ptr<PinnedPool> pool, DevicePlace place, size_t bytes);
+  HostStaging(const HostStaging&) = delete;
+  HostStaging& operator=(const HostStaging&) = delete;
+  ~HostStaging();
 
   std::byte* host() const { return block_.data(); }
   // Enqueuing, by the caller's thread: begin, then fetch and put back all pieces in order, one or
@@ -83,10 +83,10 @@ class DeviceStage {
   // these.
   const DevicePlace& place() const { return place_; }
   void begin(bool behind_results);  // true: what comes in has been put back by earlier calls
-  void fetch(const std::vector<Passage>& parts, uint32_t num_pieces = 1);  // on `in`
+  void fetch(const std::vector<StagedCopy>& parts, uint32_t num_pieces = 1);  // on `in`
   void fetched_all();  // no fetch comes after it
   // On `out`, once the engine is done with these pieces.
-  void put_back(const std::vector<Passage>& parts, uint32_t num_pieces = 1);
+  void put_back(const std::vector<StagedCopy>& parts, uint32_t num_pieces = 1);
   void pass();  // likewise, of a piece that has no such part
   void end();
 
@@ -118,7 +118,7 @@ class DeviceStage {
   std::shared_ptr<const DeviceLocalStage> local_;  // null: the streams copy, and nothing else
   struct PutBack {
     uint32_t end;  // the pieces that have been put back with these parts
-    std::vector<Passage> parts;
+    std::vector<StagedCopy> parts;
   };
 
   bool has_arrived(uint64_t piece) const {
