@@ -118,9 +118,9 @@ def _follow(parent: int) -> None:
 
 def _run(grid: Grid, run: Run, directory: Path) -> dict[str, Any]:
     """Train one run in this process, as the only process of a job of the trainer."""
-    from trainer.config import parse
+    from trainer.config.command_line import parse
     from trainer.run import main as train
-    from trainer.schedule import Schedule
+    from trainer.training.learning_rate import Schedule
 
     directory.mkdir(exist_ok=True)  # a run that was stopped goes on from its checkpoint
     with socket.socket() as probe:

@@ -16,7 +16,7 @@ import torch
 
 from allreduce.schedules import by_name, even_bounds, from_moves
 from allreduce.schedules.simulate import Link, Network, simulate
-from trainer.model import build_model
+from trainer.model.resnet import build_model
 
 SERVERS, GIGABITS = 32, 50
 ALPHAS_US = (10, 20, 80)

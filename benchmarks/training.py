@@ -27,7 +27,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel as StockDDP
 
 from allreduce.torch import DistributedDataParallel
-from trainer.model import build_model
+from trainer.model.resnet import build_model
 
 BUCKETS_MB = (1, 5, 25, 100)  # that stock DDP on Gloo chooses from
 _DEADLINE = 400  # seconds

@@ -1,6 +1,6 @@
 """Metrics and a summary as a run reports them."""
 
-from trainer.report import PHASES
+from trainer.output.end_table import PHASES
 
 TRAIN = {
     "iteration": 4, "epoch": 0.5, "eta": 0.05, "loss": 1.25, "train_error": 0.5,

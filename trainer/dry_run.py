@@ -19,12 +19,12 @@ from allreduce.schedules.simulate import PRESETS
 from allreduce.torch.ddp.bucket_size import AUTO, DEFAULT
 from allreduce.torch.ddp.buckets import plan, travels_as
 from allreduce.tuning.cost import LOCAL_STAGE, NETWORK, Layout, Link
+from trainer.config.options import ALGORITHMS, Config
 from trainer.data import DATASETS, DataError, DatasetInfo, describe
-from trainer.model import build_model
-from trainer.options import ALGORITHMS, Config
-from trainer.precision import HALF
-from trainer.report import counted
-from trainer.schedule import Schedule
+from trainer.model.precision import HALF
+from trainer.model.resnet import build_model
+from trainer.output.end_table import counted
+from trainer.training.learning_rate import Schedule
 
 __all__ = ["dry_run"]
 

@@ -9,13 +9,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainer.checks import data_is_there, gpus_are_there, machine_holds, weights_are_there
-from trainer.config import default_directory, parse
-from trainer.launch import launch, run_worker
-from trainer.launchers import as_torchrun
-from trainer.options import Config, ConfigError
-from trainer.resume import begin
-from trainer.run_lock import own_run_directory
+from trainer.checkpoint.find import begin
+from trainer.config.checks import data_is_there, gpus_are_there, machine_holds, weights_are_there
+from trainer.config.command_line import default_directory, parse
+from trainer.config.options import Config, ConfigError
+from trainer.launch.launcher_environment import as_torchrun
+from trainer.launch.local_processes import launch, run_worker
+from trainer.output.run_lock import own_run_directory
 
 __all__ = ["main"]
 
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "RANK" not in os.environ:
             machine_holds(config)
             if config.weights:
-                from trainer.weights import check_weights  # here: it takes torch
+                from trainer.model.pretrained import check_weights  # here: it takes torch
 
                 check_weights(config, info.num_classes)
             return launch(config)
@@ -58,7 +58,9 @@ def _dry_run(config: Config) -> int:
 
 
 def _work(config: Config) -> int:
-    from trainer.work import work  # here, so that --help and refusals do not wait for torch
+    from trainer.training.worker import (
+        work,  # here, so that --help and refusals do not wait for torch
+    )
 
     return work(config)
 

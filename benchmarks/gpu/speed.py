@@ -24,7 +24,7 @@ from benchmarks.gpu.peers_here import FUSED_STEP, Peers
 from benchmarks.gpu.place import CPU
 from benchmarks.gpu.rows import Rows
 from benchmarks.gpu.timing import host_seconds_each, seconds_each
-from trainer.model import build_model
+from trainer.model.resnet import build_model
 
 _SHARE = 85  # percent of the copy rate
 _BEYOND_FOREACH, _BESIDE_FUSED = 2.5, 1.0

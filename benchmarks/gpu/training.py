@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from trainer.model import build_model
+from trainer.model.resnet import build_model
 
 if TYPE_CHECKING:
     from benchmarks.gpu.ranks import Member

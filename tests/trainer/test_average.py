@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from trainer.average import open_average
+from trainer.model.weight_average import open_average
 
 
 def test_the_average_follows_its_formula_and_starts_as_a_copy() -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from trainer.checkpoint import Checkpoints, Facts
-from trainer.checks import ConfigError
-from trainer.options import Config
-from trainer.resume import begin
+from trainer.checkpoint.file import Checkpoints, Facts
+from trainer.checkpoint.find import begin
+from trainer.config.checks import ConfigError
+from trainer.config.options import Config
 
 NOW = Config(model="resnet18", batch=8, workers=2)
 

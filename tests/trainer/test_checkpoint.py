@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.checkpoint import CheckpointError, Checkpoints, Facts, read, read_facts, write
-from trainer.options import Config
-from trainer.saver import BAD_LOSS, Saver
-from trainer.state import RandomStates, States
+from trainer.checkpoint.file import CheckpointError, Checkpoints, Facts, read, read_facts, write
+from trainer.checkpoint.states import RandomStates, States
+from trainer.checkpoint.writer import BAD_LOSS, Saver
+from trainer.config.options import Config
 
 
 def facts(epoch: int = 0, offset: int = 0, **more) -> Facts:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from trainer.config import parse
-from trainer.config_file import preset_names, to_toml
-from trainer.options import Config, ConfigError
+from trainer.config.command_line import parse
+from trainer.config.files import preset_names, to_toml
+from trainer.config.options import Config, ConfigError
 
 LAUNCHER = {"RANK": "1", "WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 

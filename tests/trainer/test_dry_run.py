@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from trainer.config import parse
+from trainer.config.command_line import parse
 from trainer.dry_run import dry_run
 from trainer.run import main
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer.checks import ConfigError, gpus_are_there
-from trainer.model import build_model
-from trainer.options import Config
-from trainer.weights import check_weights
+from trainer.config.checks import ConfigError, gpus_are_there
+from trainer.config.options import Config
+from trainer.model.pretrained import check_weights
+from trainer.model.resnet import build_model
 
 CASES = [  # GPUs here, processes here (None: another launcher's), options, words
     (0, 2, {"device": "cuda"}, "--device cuda: torch finds no GPU here; leave it out, or give cpu"),
@@ -35,7 +35,7 @@ CASES = [  # GPUs here, processes here (None: another launcher's), options, word
 
 @pytest.mark.parametrize(("gpus", "local", "options", "says"), CASES)
 def test_what_gpus_cannot_give_is_refused(monkeypatch, gpus, local, options, says) -> None:
-    monkeypatch.setattr("trainer.checks.usable_gpus", lambda: gpus)
+    monkeypatch.setattr("trainer.config.checks.usable_gpus", lambda: gpus)
     with pytest.raises(ConfigError) as caught:
         gpus_are_there(Config(**options), local)
     assert str(caught.value).startswith(says)
@@ -54,7 +54,7 @@ def test_what_gpus_cannot_give_is_refused(monkeypatch, gpus, local, options, say
     ],
 )
 def test_what_they_can_is_not(monkeypatch, gpus, local, options) -> None:
-    monkeypatch.setattr("trainer.checks.usable_gpus", lambda: gpus)
+    monkeypatch.setattr("trainer.config.checks.usable_gpus", lambda: gpus)
     gpus_are_there(Config(**options), local)
 
 

@@ -16,7 +16,7 @@ from worlds import run_threads
 from trainer.data import DATASETS
 from trainer.data.normalize import Normalize
 from trainer.data.sampler import evaluation_batches
-from trainer.evaluation import count_errors, mean_statistics, rank0_statistics, wearing
+from trainer.training.evaluation import count_errors, mean_statistics, rank0_statistics, wearing
 
 INFO = dataclasses.replace(DATASETS["digits"], side=2, mean=(0.0,), std=(1.0,))
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from run_metrics import SUMMARY, TEST, TRAIN
 
-from trainer.files import GrowingFile, write_whole
-from trainer.log import RunLog
-from trainer.metrics_files import MetricsFiles, lines_of
-from trainer.options import Config
-from trainer.report import table
+from trainer.config.options import Config
+from trainer.output.end_table import table
+from trainer.output.files import GrowingFile, write_whole
+from trainer.output.metrics_files import MetricsFiles, lines_of
+from trainer.output.run_directory import RunLog
 
 BYTES = 1 << 18
 

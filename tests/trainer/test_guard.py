@@ -9,9 +9,9 @@ import pytest
 import torch
 from worlds import run_threads
 
-from trainer.ending import StopRequest
-from trainer.guard import BadLoss, Guard
-from trainer.options import Config
+from trainer.config.options import Config
+from trainer.launch.stop_signals import StopRequest
+from trainer.training.loss_guard import BadLoss, Guard
 
 WORLD = 3
 

@@ -17,8 +17,8 @@ pytestmark = pytest.mark.timeout(120)
 JOB = """
 import os, signal, sys, time
 from pathlib import Path
-from trainer.config import parse
-from trainer.launch import launch, run_worker
+from trainer.config.command_line import parse
+from trainer.launch.local_processes import launch, run_worker
 folder = Path({folder!r})
 if "RANK" not in os.environ:
     more = os.environ.get("JOB_OPTIONS", "").split()
@@ -164,7 +164,8 @@ def test_virtual_workers_are_not_taken_for_processes(start) -> None:
 
 def test_under_another_launcher_the_sentence_has_the_rank(tmp_path: Path) -> None:
     program = (
-        "from trainer.launch import run_worker; from trainer.data import DataError\n"
+        "from trainer.data import DataError\n"
+        "from trainer.launch.local_processes import run_worker\n"
         "def work(): raise DataError('a.jpeg: cut off')\n"
         "raise SystemExit(run_worker(work))"
     )

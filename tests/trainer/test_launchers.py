@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from trainer.checks import ConfigError
-from trainer.launchers import as_torchrun
+from trainer.config.checks import ConfigError
+from trainer.launch.launcher_environment import as_torchrun
 
 SLURM = {
     "SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "8",

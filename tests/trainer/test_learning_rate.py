@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from trainer.options import Config
-from trainer.schedule import Schedule
+from trainer.config.options import Config
+from trainer.training.learning_rate import Schedule
 
 
 def of_the_paper(**options) -> Schedule:

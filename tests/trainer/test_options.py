@@ -9,10 +9,10 @@ import sys
 import pytest
 
 from allreduce import schedules
-from trainer.checks import machine_holds, weights_are_there
-from trainer.config import parse
-from trainer.gpus import usable_gpus
-from trainer.options import ALGORITHMS, ALIASES, GROUPS, Config, ConfigError
+from trainer.config.checks import machine_holds, weights_are_there
+from trainer.config.command_line import parse
+from trainer.config.gpus import usable_gpus
+from trainer.config.options import ALGORITHMS, ALIASES, GROUPS, Config, ConfigError
 
 LAUNCHER = {"RANK": "1", "WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
@@ -100,7 +100,7 @@ def test_a_launcher_decides_workers_and_leaves_nodes_real() -> None:
 def test_gpus_that_are_found_have_a_worker_each(
     monkeypatch: pytest.MonkeyPatch, gpus: int, argv: list[str], workers: int, nodes: int
 ) -> None:
-    monkeypatch.setattr("trainer.config.usable_gpus", lambda: gpus)
+    monkeypatch.setattr("trainer.config.command_line.usable_gpus", lambda: gpus)
     config = parse(argv, {})
     assert (config.workers, config.nodes) == (workers, nodes)
 

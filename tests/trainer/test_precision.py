@@ -11,9 +11,9 @@ from torch import nn
 from worlds import run_threads
 
 from allreduce.optim import SGD
-from trainer.model import build_model
-from trainer.options import Config, ConfigError
-from trainer.precision import Precision, choose_device, make_deterministic
+from trainer.config.options import Config, ConfigError
+from trainer.model.precision import Precision, choose_device, make_deterministic
+from trainer.model.resnet import build_model
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="states what holds without a GPU")
 

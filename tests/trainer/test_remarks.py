@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from allreduce.optim import SGD, split_weight_decay
 from allreduce.torch import DistributedDataParallel
+from trainer.config.options import Config
 from trainer.data.sampler import EpochSampler
-from trainer.loop import share_of_loss
-from trainer.model import build_model
-from trainer.options import Config
-from trainer.schedule import Schedule
-from trainer.virtual import VirtualWorkers
+from trainer.model.resnet import build_model
+from trainer.training.learning_rate import Schedule
+from trainer.training.loop import share_of_loss
+from trainer.training.virtual_workers import VirtualWorkers
 
 K, N, STEPS, DECAY = 4, 8, 20, 1e-2  # workers, images each, iterations
 KN = K * N

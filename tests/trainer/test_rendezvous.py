@@ -14,9 +14,9 @@ pytestmark = pytest.mark.timeout(600)
 
 MEET = """
 import os, sys
-from trainer.config import parse
-from trainer.launch import run_worker
-from trainer.rendezvous import meet
+from trainer.config.command_line import parse
+from trainer.launch.local_processes import run_worker
+from trainer.launch.rendezvous import meet
 config = parse(sys.argv[1:], {})
 def work():
     store = meet(config)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from worlds import run_threads
 
-from trainer.replicas import ReplicaError, Replicas, fingerprint
+from trainer.training.replicas import ReplicaError, Replicas, fingerprint
 
 MOMENTUM = "momentum_buffer"
 
@@ -121,10 +121,10 @@ def test_memory_order_and_scalars_do_not_matter() -> None:
 JOB = """
 import os, sys
 from trainer import run
-from trainer.launch import launch
+from trainer.launch.local_processes import launch
 if "RANK" in os.environ:
     import torch
-    from trainer.job import Job
+    from trainer.training.run_state import Job
     move_to = Job.move_to
     def move_and_flip(job, epoch, offset):
         move_to(job, epoch, offset)

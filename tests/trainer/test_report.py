@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from trainer.config_file import to_toml
-from trainer.options import Config
-from trainer.report import PHASES, main
-from trainer.report_runs import NoRun, by_seed, final_error, has_median, read_run, scaling
+from trainer.config.files import to_toml
+from trainer.config.options import Config
+from trainer.output.end_table import PHASES
+from trainer.report.command import main
+from trainer.report.runs import NoRun, by_seed, final_error, has_median, read_run, scaling
 
 
 def make_run(folder: Path, errors: list[float], rate: float = 100.0, **options) -> Path:

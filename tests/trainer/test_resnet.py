@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.model import MODELS, BasicBlock, Bottleneck, build_model
-from trainer.options import Config
+from trainer.config.options import Config
+from trainer.model.resnet import MODELS, BasicBlock, Bottleneck, build_model
 
 # SHA-256 of "name dtype shape" line by line of torchvision 0.28.0's state dicts, from
 #     "".join(f"{k} {str(v.dtype).removeprefix('torch.')} {list(v.shape)}\n"

@@ -11,10 +11,10 @@ import pytest
 import torch
 from worlds import run_threads
 
-from trainer.checkpoint import CheckpointError, Checkpoints, Facts
-from trainer.options import Config
-from trainer.restart import restart
-from trainer.state import States
+from trainer.checkpoint.file import CheckpointError, Checkpoints, Facts
+from trainer.checkpoint.restore import restart
+from trainer.checkpoint.states import States
+from trainer.config.options import Config
 
 CONFIG = Config(model="resnet8", workers=3, nodes=1)
 

@@ -25,9 +25,9 @@ SMALL += ["--workers=2", "--deterministic", "--save-every=3"]
 JOB = """
 import os, signal, sys, time
 from trainer import run
-from trainer.launch import launch
+from trainer.launch.local_processes import launch
 if "RANK" in os.environ:
-    from trainer.job import Job
+    from trainer.training.run_state import Job
     move_to = Job.move_to
     def move_and_perhaps_die(job, epoch, offset):
         move_to(job, epoch, offset)

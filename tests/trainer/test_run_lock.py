@@ -13,15 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from trainer.checks import ConfigError
-from trainer.run_lock import own_run_directory
+from trainer.config.checks import ConfigError
+from trainer.output.run_lock import own_run_directory
 
 pytestmark = pytest.mark.timeout(600)
 
 OWNER = """
 import sys, time
 from pathlib import Path
-from trainer.run_lock import own_run_directory
+from trainer.output.run_lock import own_run_directory
 with own_run_directory(Path(sys.argv[1])):
     print("owns it", flush=True)
     time.sleep(100)

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from run_metrics import SUMMARY, TEST, TRAIN
 
-from trainer.log import RunLog
-from trainer.options import Config
-from trainer.report import main, node_layout, table
+from trainer.config.options import Config
+from trainer.output.end_table import node_layout, table
+from trainer.output.run_directory import RunLog
+from trainer.report.command import main
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from trainer.metrics_files import MetricsFiles, lines_of
-from trainer.sinks import open_sinks
+from trainer.output.loggers import open_sinks
+from trainer.output.metrics_files import MetricsFiles, lines_of
 
 
 def line(iteration: int) -> dict:

@@ -15,30 +15,30 @@ from torch import Tensor, nn
 
 from allreduce.optim import SGD
 from allreduce.torch import DistributedDataParallel, communicator
-from trainer.config import parse
-from trainer.evaluation import mean_statistics
-from trainer.ghost import GhostBatchNorm2d, ghost
-from trainer.model import build_model
-from trainer.options import ConfigError
-from trainer.virtual import VirtualWorkers
+from trainer.config.command_line import parse
+from trainer.config.options import ConfigError
+from trainer.model.ghost_batch_norm import GhostBatchNorm2d, ghost
+from trainer.model.resnet import build_model
+from trainer.training.evaluation import mean_statistics
+from trainer.training.virtual_workers import VirtualWorkers
 
 # A job of the trainer whose processes leave their weights and statistics behind.
 JOB = """
 import os, sys
-from trainer.config import parse
-from trainer.launch import launch, run_worker
+from trainer.config.command_line import parse
+from trainer.launch.local_processes import launch, run_worker
 config = parse(sys.argv[1:], os.environ)
 if "RANK" not in os.environ:
     sys.exit(launch(config, (sys.executable, __file__)))
 import torch
-from trainer import work
-summarize = work.summarize
+from trainer.training import worker
+summarize = worker.summarize
 def save_and_summarize(job):
     torch.save(job.model.module.state_dict(), f"{config.out}/weights{job.comm.rank}.pt")
     torch.save(job.virtual.state_dict(), f"{config.out}/statistics{job.comm.rank}.pt")
     return summarize(job)
-work.summarize = save_and_summarize
-sys.exit(run_worker(lambda: work.work(config)))
+worker.summarize = save_and_summarize
+sys.exit(run_worker(lambda: worker.work(config)))
 """
 N = 4  # images of a worker
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.model import build_model
-from trainer.options import ConfigError
-from trainer.weights import load_weights
+from trainer.config.options import ConfigError
+from trainer.model.pretrained import load_weights
+from trainer.model.resnet import build_model
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,7 +18,9 @@ from trainer.data import DataError, Dataset
 from trainer.data.decoding import DecodingDataset, Failure, Indices, Pixels, Split, Work
 from trainer.data.pool import PIECE, DecodePool, FeedError, Pieces
 from trainer.data.sampler import EpochSampler, evaluation_batches
-from trainer.options import Config
+
+if TYPE_CHECKING:
+    from trainer.config.options import Config
 
 __all__ = ["Feed", "FeedError", "open_feed"]
 

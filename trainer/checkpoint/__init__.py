@@ -1,0 +1,1 @@
+"""Checkpoints: the file, its content, when it is written, how a run goes on from it."""

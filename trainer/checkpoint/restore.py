@@ -1,0 +1,109 @@
+"""Going on from a checkpoint: rank 0 reads it, all take it over, whatever their number."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from trainer.checkpoint import find
+from trainer.checkpoint.file import CheckpointError, Facts
+from trainer.config.checks import ConfigError
+from trainer.output.end_table import counted
+
+if TYPE_CHECKING:
+    from allreduce import Communicator
+    from trainer.checkpoint.states import States
+    from trainer.training.run_state import Job
+
+__all__ = ["Restart", "restart"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Restart:
+    """What a run goes on from, and what there is to say about it."""
+
+    facts: Facts
+    words: str
+
+
+def restart(job: Job, states: States) -> Restart | None:
+    """Brings `job` and `states` to where the newest whole checkpoint was; every process calls it.
+
+    None if the run begins anew. ConfigError, on every process, if it cannot go on.
+    """
+    comm, payload, answer = job.comm, b"", {}
+    if comm.rank == 0:
+        try:
+            found = find.load(find.begin(job.config))
+            if found is not None:
+                payload, facts, path, refused = found
+                job.saver.went_on_from(path)
+                answer = {"facts": dataclasses.asdict(facts), "path": str(path)}
+                answer["refused"] = refused
+        except (ConfigError, CheckpointError) as error:
+            answer = {"error": str(error)}
+    answer = json.loads(_share(comm, json.dumps(answer).encode(), "what to go on from"))
+    if "error" in answer:
+        raise ConfigError(answer["error"])
+    if not answer:
+        return None
+    facts = Facts(**answer["facts"])
+    states.restore(_share(comm, payload, answer["path"]), facts.workers)
+    _take_over(job, facts)
+    lines = [f"refused: {line}" for line in answer["refused"]]
+    return Restart(facts=facts, words="\n".join([*lines, _words(job, facts, answer["path"])]))
+
+
+def _take_over(job: Job, facts: Facts) -> None:
+    job.move_to(facts.epoch, facts.offset)
+    job.best_error = math.inf if facts.best_error is None else facts.best_error
+    job.last_test = facts.test
+    spent = dict(facts.spent)
+    job.images = job.images_before = int(spent.pop("images"))
+    job.began -= spent.pop("elapsed")
+    job.watch.seconds.update(spent)
+
+
+def _words(job: Job, facts: Facts, path: str) -> str:
+    config = job.config
+    line = f"resumed from {path}: epoch {facts.progress:.4g}, iteration {job.iteration}"
+    if facts.workers == config.workers:
+        return line
+    left = job.sampler.size - job.offset
+    group = job.optimizer.param_groups[0]
+    momentum = "form (9) holds no eta and stays"
+    if group["form"] == "absorbed":
+        momentum = "form (10) is corrected by eta / eta_before in the next update"
+    return (
+        f"{line}; {counted(config.workers, 'worker')} instead of {facts.workers}: "
+        f"kn = {config.minibatch}, eta {job.schedule(job.iteration):.4g}; momentum of {momentum}; "
+        f"the {left} images left of the epoch are dealt out anew; worker w has the statistics of "
+        f"worker w mod {facts.workers}"
+    )
+
+
+def _share(comm: Communicator, data: bytes, what: str) -> bytes:
+    """What rank 0 gives, on every rank, and the same on every rank.
+
+    CheckpointError on every rank, which names those that got something else.
+    """
+    head = np.frombuffer(len(data).to_bytes(8, "little") + sha256(data).digest(), np.uint8).copy()
+    comm.broadcast(head)
+    buffer = np.empty(int.from_bytes(head[:8].tobytes(), "little"), np.uint8)
+    if comm.rank == 0:
+        buffer[:] = np.frombuffer(data, np.uint8)
+    if buffer.size:
+        comm.broadcast(buffer)
+    same = sha256(buffer.data).digest() == head[8:].tobytes()
+    wrong = np.flatnonzero(comm.allgather(np.array([same], np.uint8)) == 0).tolist()
+    if wrong:
+        raise CheckpointError(
+            f"{what}: rank {', '.join(map(str, wrong))} received other bytes than rank 0 sent "
+            "(their SHA-256 differs): memory, network card or cable of that machine is faulty"
+        )
+    return buffer.tobytes()

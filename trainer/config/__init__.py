@@ -1,0 +1,1 @@
+"""The options of a run: declaration, checks, command line, TOML files, presets."""

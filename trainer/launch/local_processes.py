@@ -1,0 +1,267 @@
+"""Workers on this machine: started, watched, and ended together."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from traceback import format_exc
+from types import FrameType
+from typing import IO, NoReturn
+
+from trainer.checkpoint.find import begin
+from trainer.config.options import Config
+from trainer.config.threads import thread_count
+from trainer.errors import sentence
+from trainer.launch.stop_signals import SAVED, SIGNALS
+from trainer.output.run_lock import own_run_directory
+
+__all__ = ["WORKER", "launch", "run_worker"]
+
+WORKER = (sys.executable, "-m", "trainer.run")
+
+_POLL = 0.05  # seconds between looks at the workers
+_GRACE = 1.0  # seconds: for the root cause to show after a first failure; to leave after SIGTERM
+_TEXT_LIMIT = 16 << 10  # bytes of a failed worker's words that are shown
+_SAVING = 60.0  # seconds for the workers to save and end, once a signal has asked for it
+_GOOD = (0, SAVED)  # exit codes of a worker that did what it should
+_FAILED, _LOST_PEER = 1, 3  # exit codes of a worker: its own fault; another worker's
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Worker:
+    rank: int
+    process: subprocess.Popen[bytes]
+    words: IO[bytes]  # an unlinked file: the error, and but for rank 0 all of stderr
+
+
+def launch(config: Config, command: Sequence[str] = WORKER) -> int:
+    """Runs the job as `config.processes` processes on this machine; the exit code for the shell.
+
+    Each worker is `command` with the configuration's arguments.
+
+    The first worker that fails ends the job, and its error is printed, once. SIGTERM and SIGUSR1
+    go on to the workers, which save a checkpoint and end (exit code `ending.SAVED`); a second one,
+    Ctrl-C and SIGHUP end all workers at once; should this process be killed, the kernel kills them.
+    ConfigError if the run directory cannot be made or gone on from, or belongs to another run.
+    """
+    if config.machine == 0:  # where rank 0 is, which will own the directory
+        begin(config)
+        with own_run_directory(Path(config.out)):
+            pass
+    workers: list[_Worker] = []
+    with _hang_up_raises(), _forwarding(workers) as asked:
+        try:
+            local = config.processes // config.machines
+            environ = _job_environ(config, local)
+            arguments = [*command, *config.to_argv()]
+            ranks = range(config.machine * local, (config.machine + 1) * local)
+            if config.machine:
+                print(
+                    f"machine {config.machine} of {config.machines}, with workers {ranks[0]} to "
+                    f"{ranks[-1]} of {config.processes}: the output is on machine 0, at "
+                    f"{config.master.rpartition(':')[0]}",
+                    flush=True,
+                )
+            workers.extend(_start(arguments, rank, environ) for rank in ranks)
+            failed = _wait(workers, asked)
+            if failed is None:
+                return max(worker.process.returncode for worker in workers)
+            _stop(workers)
+            if asked and failed.process.returncode in (-asked[0], None):
+                return 128 + asked[0]  # before there was anything to save, or too late
+            _explain(failed, config)
+            return 1
+        except KeyboardInterrupt:
+            _stop(workers)
+            print("\ntrainer: stopped by Ctrl-C", file=sys.stderr)
+            return 128 + signal.SIGINT
+        finally:
+            _stop(workers)
+            if sys.stdout.isatty():
+                print("\033[?25h", end="", flush=True)  # a killed progress line hid the cursor
+
+
+def run_worker(work: Callable[[], int], *, traceback: bool = False) -> int:
+    """Calls `work` as one worker of a job; returns the exit code it gives, or ends the process.
+
+    An error that says all in its sentence (see `errors.sentence`) is shown without its traceback,
+    unless that is asked for. For a worker that `launch` started, an exception goes to the launcher,
+    and the process leaves at once, without the seconds that unloading everything takes: other
+    workers wait for it.
+    """
+    launcher = os.environ.get("TRAINER_LAUNCHER")
+    if launcher is None:  # torchrun and its like deal with other exceptions themselves
+        try:
+            return work()
+        except Exception as error:
+            said = None if traceback else sentence(error)
+            if said is None:
+                raise
+            print(f"trainer: rank {os.environ.get('RANK', 0)}: {said}", file=sys.stderr)
+            return _exit_code(error)
+    parent, error_file = (int(number) for number in launcher.split(":"))
+    _die_with(parent)
+    try:
+        return work()
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            said = None if traceback else sentence(error)
+            text = format_exc() if said is None else f"trainer: {said}"
+            os.write(error_file, text[-_TEXT_LIMIT:].encode())
+            sys.stdout.flush()
+        os._exit(_exit_code(error))
+
+
+def _exit_code(error: BaseException) -> int:
+    return _LOST_PEER if isinstance(error, (ConnectionError, TimeoutError)) else _FAILED
+
+
+def _job_environ(config: Config, local: int) -> dict[str, str]:
+    host, _, port = config.master.rpartition(":")
+    if not host:
+        with socket.socket() as probe:  # a port that is free now; rank 0 binds it a second later
+            probe.bind(("127.0.0.1", 0))
+            host, port = "127.0.0.1", str(probe.getsockname()[1])
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": str(thread_count(config.threads, local)),
+        "WORLD_SIZE": str(config.processes),
+        "LOCAL_WORLD_SIZE": str(local),
+        "MASTER_ADDR": host,
+        "MASTER_PORT": port,
+    }
+
+
+def _start(command: Sequence[str], rank: int, environ: dict[str, str]) -> _Worker:
+    words = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker
+    process = subprocess.Popen(
+        command,
+        env={
+            **environ,
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank % int(environ["LOCAL_WORLD_SIZE"])),
+            "TRAINER_LAUNCHER": f"{os.getpid()}:{words.fileno()}",
+        },
+        stdin=subprocess.DEVNULL,
+        stdout=None if rank == 0 else subprocess.DEVNULL,
+        stderr=None if rank == 0 else words,
+        pass_fds=[words.fileno()],
+        start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the workers
+    )
+    return _Worker(rank, process, words)
+
+
+def _wait(workers: list[_Worker], asked: list[int]) -> _Worker | None:
+    """Waits until all workers ended well (None), or for the one whose failure began it all.
+
+    Where they were `asked` by a signal to save and end, they have a minute for it.
+
+    A worker that only lost its peer fails too, perhaps first seen: for a moment after the first
+    failure a better culprit may come, best one killed by a signal, then one with an own error.
+    """
+    culprit: _Worker | None = None
+    deadline = float("inf")
+    while time.monotonic() < deadline:
+        codes = {worker.rank: worker.process.poll() for worker in workers}
+        if all(code in _GOOD for code in codes.values()):
+            return None
+        if asked and deadline == float("inf"):
+            deadline, culprit = time.monotonic() + _SAVING, workers[0]
+        failed = [worker for worker in workers if codes[worker.rank] not in (None, *_GOOD)]
+        if failed:
+            first = [culprit] if culprit else []
+            culprit = min([*first, *failed], key=lambda worker: _blame(codes[worker.rank]))
+            deadline = min(deadline, time.monotonic() + _GRACE)
+            if _blame(codes[culprit.rank]) < _LOST_PEER:
+                return culprit
+        time.sleep(_POLL)
+    return culprit
+
+
+def _blame(code: int | None) -> int:
+    return 0 if code is None or code < 0 else code
+
+
+def _stop(workers: list[_Worker]) -> None:
+    for action in (signal.SIGTERM, signal.SIGKILL):
+        alive = [worker for worker in workers if worker.process.poll() is None]
+        for worker in alive:
+            worker.process.send_signal(action)
+        deadline = time.monotonic() + _GRACE
+        for worker in alive:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                worker.process.wait(max(0.0, deadline - time.monotonic()))
+
+
+def _explain(failed: _Worker, config: Config) -> None:
+    failed.words.seek(0, os.SEEK_END)
+    failed.words.seek(max(0, failed.words.tell() - _TEXT_LIMIT))
+    text = failed.words.read().decode(errors="replace").strip()
+    code = failed.process.returncode
+    how = f"failed with exit code {code}"
+    if code < 0:
+        how = f"was killed by {signal.Signals(-code).name}"
+        if code == -signal.SIGKILL:
+            how += " (is there enough memory? --workers or --batch make it less)"
+    what = "worker" if config.workers_virtual == 1 else "process"
+    who = f"{what} {failed.rank} of {config.processes}"
+    if config.machines > 1:
+        who += f" (on machine {config.machine} of {config.machines})"
+    here = " on this machine" * (config.machines > 1)
+    print(f"{text}\ntrainer: {who} {how}; the others{here} were stopped", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _hang_up_raises() -> Iterator[None]:
+    """SIGHUP unwinds this process as Ctrl-C does, with the usual exit code."""
+
+    def leave(number: int, frame: FrameType | None) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGHUP, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@contextlib.contextmanager
+def _forwarding(workers: list[_Worker]) -> Iterator[list[int]]:
+    """Inside, signals that ask to save and end go on to the workers; gives those that came.
+
+    The second one unwinds this process.
+    """
+    asked: list[int] = []
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        if asked:
+            raise SystemExit(128 + number)
+        asked.append(number)
+        for worker in workers:
+            worker.process.send_signal(number)
+
+    before = [signal.signal(number, forward) for number in SIGNALS]
+    try:
+        yield asked
+    finally:
+        for number, handler in zip(SIGNALS, before, strict=True):
+            signal.signal(number, handler)
+
+
+def _die_with(parent: int) -> None:
+    """The kernel kills this process when the launcher dies, however it dies."""
+    with contextlib.suppress(AttributeError, OSError):  # Linux only
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before we asked
+        os._exit(_FAILED)

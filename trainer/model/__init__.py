@@ -1,0 +1,1 @@
+"""ResNets, their precision, and what replaces or averages their parts."""

@@ -1,0 +1,1 @@
+"""`python -m trainer.report`: what runs have left, printed, compared and drawn."""

@@ -1,0 +1,1 @@
+"""What a worker does: loop, learning rate, virtual workers, metrics, evaluation."""
