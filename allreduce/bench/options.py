@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from allreduce.bench.cases import KINDS
 from allreduce.bench.expected_values import storage
 from allreduce.commands.parser import Parser, at_least, parse_bytes, parse_seconds, words, words_of
 from allreduce.communicator.arrays import DTYPES
+from allreduce.communicator.types import LocalForm
 from allreduce.schedules import algorithms
 
 __all__ = ["Options", "parse"]
@@ -50,7 +52,7 @@ class Options:
     root: int
     algo: tuple[str, ...]
     symmetric: bool
-    local: str
+    local: LocalForm
     nodes: int | None
     ranks: int | None
     timeout: float
@@ -141,7 +143,7 @@ def _parser() -> Parser:
     add("--symmetric", action="store_true", help="also an allreduce in symmetric memory")
     add(
         "--local",
-        choices=("rs_ag", "reduce_bcast", "none"),
+        choices=get_args(LocalForm),
         default="rs_ag",
         help="how the ranks of a node work together (rs_ag); none: algorithms among all ranks",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import numpy as np
 
@@ -16,20 +16,10 @@ from allreduce.communicator.device_arrays import (
     on_device,
     plain_torch,
 )
+from allreduce.communicator.types import DType
 from allreduce.errors import UsageError
 
-DTYPES = {
-    "float64": "float64",
-    "float32": "float32",
-    "float16": "float16",
-    "bfloat16": "bfloat16",
-    "int64": "int64",
-    "int32": "int32",
-    "int16": "int16",
-    "int8": "int8",
-    "uint8": "uint8",
-    "bool": "bool",
-}
+DTYPES: tuple[str, ...] = get_args(DType)
 
 
 @dataclass(frozen=True, slots=True)

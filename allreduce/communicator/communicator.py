@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, overload
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from allreduce.communicator.options import check_options, layout_of, with_tuning
 from allreduce.communicator.part_collectives import PartCollectives
 from allreduce.communicator.point_to_point import PointToPoint
 from allreduce.communicator.symmetric_memory import symmetric_empty
+from allreduce.communicator.types import KNOWN_AS, DType, LocalForm, ReduceOp
 from allreduce.communicator.work import Work, make_group
 from allreduce.errors import UsageError
 from allreduce.rendezvous.connect import Connections, connect
@@ -34,6 +35,8 @@ from allreduce.tuning import Tuning, at_init, cost, limits
 from allreduce.tuning.option import TuningOption, resolve_tuning
 
 __all__ = ["Communicator"]
+
+T = TypeVar("T")
 
 log = logging.getLogger("allreduce")
 
@@ -101,7 +104,7 @@ class Communicator(PartCollectives, PointToPoint):
         timeout: float = 300.0,
         generation: int = 0,
         nodes: NodesOption = None,
-        local: str = "rs_ag",
+        local: LocalForm = "rs_ag",
         rails: int | None = None,
         lanes: int | None = None,
         segment_bytes: int | None = None,
@@ -153,16 +156,38 @@ class Communicator(PartCollectives, PointToPoint):
         options |= {"segment_bytes": segment_bytes, "dead_after": dead_after, "measure": measure}
         return cls(connections, store, with_tuning(connections, options, request))
 
+    @overload
+    def allreduce(
+        self,
+        x: T,
+        op: ReduceOp = ...,
+        algo: Algorithm = ...,
+        async_op: Literal[False] = ...,
+        *,
+        timeout: float | None = ...,
+        name: str = ...,
+    ) -> T: ...
+    @overload
     def allreduce(
         self,
         x: Array,
-        op: str = "sum",
+        op: ReduceOp = ...,
+        algo: Algorithm = ...,
+        *,
+        async_op: Literal[True],
+        timeout: float | None = ...,
+        name: str = ...,
+    ) -> Work: ...
+    def allreduce(
+        self,
+        x: Array,
+        op: ReduceOp = "sum",
         algo: Algorithm = "auto",
         async_op: bool = False,
         *,
         timeout: float | None = None,
         name: str = "",
-    ) -> Any:
+    ) -> Array | Work:
         """Reduce `x` over all ranks, in place and without a copy, on every rank.
 
         Args:
@@ -196,8 +221,8 @@ class Communicator(PartCollectives, PointToPoint):
         return x
 
     def broadcast(
-        self, x: Array, root: int = 0, algo: Algorithm = "auto", *, timeout: float | None = None
-    ) -> Array:
+        self, x: T, root: int = 0, algo: Algorithm = "auto", *, timeout: float | None = None
+    ) -> T:
         """Overwrite `x` on all ranks with that of `root`, in place; return it."""
         memory = memory_of(x, "x", self.rank)
         call = self._call(_C.Collective.broadcast, memory, root=root, algo=algo, timeout=timeout)
@@ -206,13 +231,13 @@ class Communicator(PartCollectives, PointToPoint):
 
     def reduce(
         self,
-        x: Array,
-        op: str = "sum",
+        x: T,
+        op: ReduceOp = "sum",
         root: int = 0,
         algo: Algorithm = "auto",
         *,
         timeout: float | None = None,
-    ) -> Array:
+    ) -> T:
         """Reduce `x` over all ranks into that of `root`; elsewhere it keeps its value."""
         memory = memory_of(x, "x", self.rank, writable=self.rank == root, in_place=True)
         if self.rank != root:  # the ranks on the way to the root hold partial results
@@ -254,7 +279,7 @@ class Communicator(PartCollectives, PointToPoint):
         )
 
     def symmetric_empty(
-        self, shape: int | Sequence[int], dtype: str = "float32"
+        self, shape: int | Sequence[int], dtype: DType = "float32"
     ) -> np.ndarray[Any, Any]:
         """Return a new array in symmetric memory: all ranks of a node map it at the same place.
 
@@ -341,6 +366,13 @@ class Communicator(PartCollectives, PointToPoint):
         """Close it before the arrays of its works are freed."""
         if hasattr(self, "_group"):
             self._group.close()
+
+    if not TYPE_CHECKING:  # a type checker knows what there is
+
+        def __getattr__(self, name: str) -> NoReturn:
+            """Name what another library's word is called here."""
+            hint = f"; it is called {KNOWN_AS[name]} here" if name in KNOWN_AS else ""
+            raise AttributeError(f"a Communicator has no {name!r}{hint}")
 
     def __repr__(self) -> str:
         """Return rank and layout."""

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
-from typing import Any
-
 from allreduce.communicator.communicator import Communicator
+from allreduce.communicator.types import LocalForm
 from allreduce.rendezvous.launcher_environment import detect_launch, open_store
+from allreduce.rendezvous.node_layout import NodesOption
 from allreduce.rendezvous.store import Store
-
-_OWN = ("rank", "world_size", "store", "master_addr", "master_port", "timeout")
+from allreduce.tuning.option import TuningOption
 
 
 def init(
@@ -21,28 +18,42 @@ def init(
     master_addr: str | None = None,
     master_port: int | None = None,
     timeout: float = 300.0,
-    **options: Any,
+    generation: int = 0,
+    nodes: NodesOption = None,
+    local: LocalForm = "rs_ag",
+    rails: int | None = None,
+    lanes: int | None = None,
+    segment_bytes: int | None = None,
+    checksum: bool | None = None,
+    dead_after: float | None = None,
+    measure: bool = True,
+    tuning: TuningOption = None,
 ) -> Communicator:
     """Make the communicator of this job: of torchrun, SLURM, Open MPI, MPICH, or of arguments.
 
-    Without a launcher and without arguments it has one rank. `options` are those of
-    `Communicator.from_store`.
+    Without a launcher and without arguments it has one rank. From `timeout` on the arguments are
+    those of `Communicator.from_store`.
 
     Raises:
         UsageError: a variable of the launcher or an argument is missing or makes no sense.
         Timeout: ranks did not come within `timeout` seconds; the message names them.
     """
-    known = inspect.signature(Communicator.from_store).parameters
-    for name in options:
-        if name not in known:
-            near = difflib.get_close_matches(name, [*known, *_OWN], n=1, cutoff=0.7)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise TypeError(f"allreduce.init() has no argument {name!r}{hint}")
     launch = detect_launch(
         rank=rank, world_size=world_size, master_addr=master_addr, master_port=master_port
     )
-    if store is None:
-        store = open_store(launch, timeout)
     return Communicator.from_store(
-        store, launch.rank, launch.world_size, timeout=timeout, **options
+        open_store(launch, timeout) if store is None else store,
+        launch.rank,
+        launch.world_size,
+        timeout=timeout,
+        generation=generation,
+        nodes=nodes,
+        local=local,
+        rails=rails,
+        lanes=lanes,
+        segment_bytes=segment_bytes,
+        checksum=checksum,
+        dead_after=dead_after,
+        measure=measure,
+        tuning=tuning,
     )

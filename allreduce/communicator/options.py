@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, get_args
 
+from allreduce.communicator.types import LocalForm
 from allreduce.errors import UsageError
 from allreduce.rendezvous.connect import Connections
 from allreduce.tuning import cost
@@ -12,7 +13,7 @@ from allreduce.tuning.option import TuningRequest
 
 __all__ = ["check_options", "layout_of", "with_tuning"]
 
-_LOCAL_FORMS = ("rs_ag", "reduce_bcast", "none")
+_LOCAL_FORMS: tuple[str, ...] = get_args(LocalForm)
 
 
 def with_tuning(

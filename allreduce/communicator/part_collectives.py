@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from allreduce import _C
 from allreduce.communicator.arrays import copy_of, memory_of
 from allreduce.communicator.calls import Algorithm, Array, CollectiveBase
+from allreduce.communicator.types import ReduceOp
 from allreduce.errors import UsageError
+
+T = TypeVar("T")
 
 
 class PartCollectives(CollectiveBase):
@@ -23,15 +26,15 @@ class PartCollectives(CollectiveBase):
 
     def reduce_scatter(
         self,
-        x: Array,
-        op: str = "sum",
+        x: T,
+        op: ReduceOp = "sum",
         algo: Algorithm = "auto",
         *,
         rows: Sequence[int] | None = None,
         in_place: bool = False,
         timeout: float | None = None,
         name: str = "",
-    ) -> Array:
+    ) -> T:
         """Reduce `x` over all ranks and return this rank's part of the result.
 
         Args:

@@ -6,8 +6,10 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from allreduce.commands.parser import Parser, at_least, parse_bytes, parse_seconds, words_of
+from allreduce.communicator.types import LocalForm
 
 __all__ = ["COLLECTIVES", "TuneOptions", "parse"]
 
@@ -34,7 +36,7 @@ class TuneOptions:
     stepfactor: int
     collectives: tuple[str, ...]
     seconds: float
-    local: str
+    local: LocalForm
     nodes: int | None
     ranks: int | None
     timeout: float
@@ -96,7 +98,7 @@ def _parser() -> Parser:
     )
     add(
         "--local",
-        choices=("rs_ag", "reduce_bcast", "none"),
+        choices=get_args(LocalForm),
         default="rs_ag",
         help="how the ranks of a node work together (rs_ag)",
     )
