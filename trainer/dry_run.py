@@ -68,7 +68,7 @@ def _data(config: Config) -> tuple[DatasetInfo, str]:
 
 
 def _rates(config: Config, schedule: Schedule, per_epoch: int) -> list[str]:
-    """eta through warmup, around each milestone, along a cosine, and at the end."""
+    """The learning rate through warmup, around each milestone, along a cosine, and at the end."""
     last = config.epochs * per_epoch - 1
     warmup = -(-schedule.warmup // max(per_epoch, 1))
     points = {0, 1, last, *(min(e * per_epoch, schedule.warmup) for e in range(1, warmup + 1))}
@@ -76,7 +76,7 @@ def _rates(config: Config, schedule: Schedule, per_epoch: int) -> list[str]:
     if schedule.cosine_until:
         points |= {last * tenth // 10 for tenth in range(1, 10)}
     return [
-        "         epoch  iteration  eta",
+        "         epoch  iteration  lr",
         *(
             f"  {point / per_epoch:>12.4g}  {point:>9,}  {schedule(point):.6g}"
             for point in sorted(points)

@@ -81,15 +81,15 @@ def test_milestones_are_epochs_of_the_run() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({}, "eta 0.0125 to 0.05 over 12 iterations, / 10 at iteration 40"),
-        ({"warmup": "none"}, "eta 0.05, / 10 at iteration 40"),
+        ({}, "lr 0.0125 to 0.05 over 12 iterations, / 10 at iteration 40"),
+        ({"warmup": "none"}, "lr 0.05, / 10 at iteration 40"),
         (
             {"warmup": "constant", "milestones": (2.0, 4.0)},
-            "eta 0.0125 for 12 iterations, then 0.05, / 10 at iteration 24, 48",
+            "lr 0.0125 for 12 iterations, then 0.05, / 10 at iteration 24, 48",
         ),
         (
             {"schedule": "cosine"},
-            "eta 0.0125 to 0.05 over 12 iterations, falling as a cosine to 0 at iteration 60",
+            "lr 0.0125 to 0.05 over 12 iterations, falling as a cosine to 0 at iteration 60",
         ),
     ],
 )

@@ -57,7 +57,7 @@ def test_off_a_terminal_progress_is_plain_lines(run: Path, capsys) -> None:
         log.train(TRAIN)
         log.tick(4)
     out = capsys.readouterr().out
-    assert out == "iteration    4/8  eta 0.0500  loss 1.250  train error 50.0%  250 images/s\n"
+    assert out == "iteration    4/8  lr 0.0500  loss 1.250  train error 50.0%  250 images/s\n"
 
 
 def test_table_shows_result_time_traffic_and_plan() -> None:

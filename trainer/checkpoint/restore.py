@@ -76,12 +76,12 @@ def _words(job: Job, facts: Facts, path: str) -> str:
         return line
     left = job.sampler.size - job.offset
     group = job.optimizer.param_groups[0]
-    momentum = "form (9) holds no eta and stays"
+    momentum = "form (9) holds no lr and stays"
     if group["form"] == "absorbed":
-        momentum = "form (10) is corrected by eta / eta_before in the next update"
+        momentum = "form (10) is corrected by lr / lr_before in the next update"
     return (
         f"{line}; {counted(config.workers, 'worker')} instead of {facts.workers}: "
-        f"kn = {config.minibatch}, eta {job.schedule(job.iteration):.4g}; momentum of {momentum}; "
+        f"kn = {config.minibatch}, lr {job.schedule(job.iteration):.4g}; momentum of {momentum}; "
         f"the {left} images left of the epoch are dealt out anew; worker w has the statistics of "
         f"worker w mod {facts.workers}"
     )

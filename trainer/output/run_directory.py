@@ -102,7 +102,7 @@ class RunLog(Log):
             self._live.describe(words)
         else:
             position = f"iteration {line['iteration']:>4}/{self._last_iteration}"
-            self.say(f"{position}  eta {line['eta']:.4f}  {words}")
+            self.say(f"{position}  lr {line['eta']:.4f}  {words}")
 
     def test(self, line: dict[str, Any]) -> None:
         """Writes one line of test metrics, and prints it."""

@@ -73,7 +73,7 @@ def _rates(axes: Any, runs: Sequence[Run]) -> None:
         axes.plot(epochs, rates, color=_color(index), linewidth=2, label=run.name)
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.set(xlabel="epoch", ylabel="eta", xlim=(0, None))
+    axes.set(xlabel="epoch", ylabel="learning rate", xlim=(0, None))
 
 
 def _phases(axes: Any, runs: Sequence[Run]) -> None:

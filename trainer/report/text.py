@@ -15,8 +15,8 @@ _MOST_LINES = 30
 
 
 def epochs(run: Run) -> str:
-    """The curves: training and test error, eta and images per second, at each test."""
-    lines = ["  epoch   eta      train error  test error"]
+    """The curves: training and test error, learning rate and images per second, at each test."""
+    lines = ["  epoch   lr       train error  test error"]
     tests = run.test[:: -(-len(run.test) // _MOST_LINES)] if run.test else []
     if tests and tests[-1] is not run.test[-1]:
         tests.append(run.test[-1])

@@ -66,11 +66,11 @@ class Schedule:
         return eta * step_decay(iteration, self.milestones)
 
     def __str__(self) -> str:
-        rate = f"eta {self.target:g}"
+        rate = f"lr {self.target:g}"
         if self.warmup and self.start < self.target and self.constant:
-            rate = f"eta {self.start:g} for {self.warmup} iterations, then {self.target:g}"
+            rate = f"lr {self.start:g} for {self.warmup} iterations, then {self.target:g}"
         elif self.warmup and self.start < self.target:
-            rate = f"eta {self.start:g} to {self.target:g} over {self.warmup} iterations"
+            rate = f"lr {self.start:g} to {self.target:g} over {self.warmup} iterations"
         if self.cosine_until:
             return f"{rate}, falling as a cosine to 0 at iteration {self.cosine_until}"
         return f"{rate}, / 10 at iteration {', '.join(map(str, self.milestones))}"
