@@ -13,10 +13,10 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/python
 CPP := $(shell find csrc tests/simulation -name '*.h' -o -name '*.cuh' -o -name '*.cc' -o -name '*.cu')
 # Absent folders are left out, so that a tool does not stop at a part that is not there yet.
-PYTHON_CODE := $(wildcard setup.py allreduce trainer benchmarks tests examples)
+PYTHON_CODE := $(wildcard setup.py allreduce trainer benchmarks tests examples .ci/site.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help train test build dev conformance bench smoke fmt lint types docs docs-check asan tsan simulate cuda clean
+.PHONY: help train test build dev conformance bench smoke fmt lint types docs docs-check site asan tsan simulate cuda clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -58,6 +58,9 @@ docs: build ## generate docs/algorithms.md
 
 docs-check: build ## fail if docs/algorithms.md is stale
 	$(RUN) -m allreduce.show --docs docs/algorithms.md --check
+
+site: build ## the documentation as a site in build/site; every warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 asan: build ## the core and its tests under AddressSanitizer and UBSan
 	.ci/sanitize asan $(ARGS)

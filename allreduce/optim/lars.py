@@ -30,9 +30,11 @@ class LARS(SGD):
     step. The sums have one order, so the same step again gives the same bits. Elsewhere it is
     torch's foreach functions.
 
-    Arguments:
+    Args:
         trust: the trust coefficient, above 0; may differ between parameter groups.
-        others as for `SGD`, with its defaults: momentum 0.9, Nesterov, no weight decay.
+
+    The other arguments are those of `SGD`. By default momentum is 0.9, Nesterov, without weight
+    decay.
 
     ValueError for a value outside these, RuntimeError for a sparse gradient.
     """

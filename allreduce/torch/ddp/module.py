@@ -61,7 +61,8 @@ class DistributedDataParallel(nn.Module, Joinable):
 
     Args:
         module: on the CPU or one GPU, with the same parameters on every rank.
-        device_ids, output_device: as torch's: None, or the module's GPU, to which inputs are moved.
+        device_ids: as torch's: None, or the module's GPU, to which inputs are moved.
+        output_device: as torch's: None, or the module's GPU.
         process_group: of backend "hier"; None for the default group. Or `device_mesh`, of one
             dimension.
         bucket_bytes: most bytes of a bucket; 0 reduces each gradient by itself. "auto" measures the
