@@ -10,6 +10,8 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 
+from allreduce.schedules.export import LAYOUTS, page_of
+
 ROOT = Path(__file__).resolve().parents[1]
 # Files outside docs/ that pages link to, by their places in the site.
 OUTSIDE = [
@@ -32,6 +34,9 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add what lies outside docs/."""
     files.append(File.generated(config, "index.md", content=_home()))
+    for layout in LAYOUTS:
+        data = File.generated(config, f"explore/data/{layout}.js", content=page_of(layout))
+        files.append(data)
     for pattern in OUTSIDE:
         for path in sorted(ROOT.glob(pattern)):
             place = str(path.relative_to(ROOT))
@@ -55,6 +60,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             "](../README.md", "](../index.md"
         )
     markdown = markdown.replace("](README.md", "](index.md")
+    markdown = markdown.replace('"LAYOUTS"', f'"{" ".join(LAYOUTS)}"')
     return _HELP.sub(lambda match: "\n".join(map(_help, match[1].split())), markdown)
 
 
