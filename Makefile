@@ -50,7 +50,7 @@ lint: $(VENV)/.dev ## formatting and lint, nothing is changed
 	$(BIN)/ruff check $(PYTHON_CODE)
 	$(BIN)/clang-format --dry-run -Werror $(CPP)
 
-types: $(VENV)/.dev ## mypy --strict on allreduce and trainer
+types: $(VENV)/.dev ## mypy --strict on allreduce, trainer and a program of users
 	$(BIN)/mypy
 
 docs: build ## generate docs/algorithms.md

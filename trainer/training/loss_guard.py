@@ -28,7 +28,7 @@ class BadLoss(TrainerError, FloatingPointError):
 
 
 class Guard:
-    """Judges each iteration, on all processes alike, by one allreduce of three integers.
+    """Judges each iteration, on all processes alike, by one allreduce of two integers.
 
     A loss is bad if it is not finite or above --max-loss (0: 20 ln(classes)). With --on-bad-loss
     skip the update is left out then, and the normalisation statistics `buffers` of this process
