@@ -6,15 +6,7 @@ that grows between two looks of one turn.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-
-class Mutant(NamedTuple):
-    name: str
-    file: str
-    old: str
-    new: str
-
+from .planting import Mutant
 
 MUTANTS = [
     Mutant(

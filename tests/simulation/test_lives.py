@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from simulation.build import CSRC, build
-from simulation.mutants import MUTANTS, Mutant
+from simulation.mutants import MUTANTS
+from simulation.planting import planted
 from simulation.run import lives
 
 SEEDS = Path(__file__).with_name("seeds.txt")
@@ -60,27 +61,21 @@ def found(program: Path) -> str:
     return done.stdout or f"ended with {done.returncode}"  # a crash is found, too
 
 
-def planted(mutant: Mutant) -> str:
-    text = (CSRC / mutant.file).read_text()
-    assert text.count(mutant.old) == 1, f"{mutant.file}: {mutant.old!r} is not there once"
-    return text.replace(mutant.old, mutant.new)
-
-
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("mutant", MUTANTS[:1], ids=lambda mutant: mutant.name)
 def test_a_planted_fault_is_found(mutant, tmp_path):
-    assert found(build(tmp_path, {mutant.file: planted(mutant)}))
+    assert found(build(tmp_path, {mutant.file: planted(mutant, CSRC)}))
 
 
 @pytest.mark.full
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_every_planted_fault_is_found(mutant, tmp_path):
-    said = found(build(tmp_path, {mutant.file: planted(mutant)}))
+    said = found(build(tmp_path, {mutant.file: planted(mutant, CSRC)}))
     print("; ".join(re.findall(r"^(?:seed \d+$|WRONG.*)", said, re.MULTILINE)[:2]) or said)
     assert said
 
 
 def test_planted_faults_are_in_the_sources():
     for mutant in MUTANTS:
-        planted(mutant)
+        planted(mutant, CSRC)

@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from simulation.startup.mutants import MUTANTS, planted
+from simulation.planting import planted
+from simulation.startup.mutants import MUTANTS
 
 ROOT = Path(__file__).resolve().parents[2]
 LIVES = 1500  # within which a planted fault has to be found

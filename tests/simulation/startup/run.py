@@ -20,7 +20,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from .mutants import MUTANTS, planted
+from ..planting import planted
+from .mutants import MUTANTS
 
 if TYPE_CHECKING:
     from .scenario import Scenario  # it imports what may be planted
@@ -56,7 +57,8 @@ def main() -> int:
     options = parser.parse_args()
     if options.mutant is not None:
         mutant = MUTANTS[options.mutant]
-        sys.meta_path.insert(0, Planter(mutant.module, planted(mutant, ROOT)))
+        module = mutant.file.removesuffix(".py").replace("/", ".")
+        sys.meta_path.insert(0, Planter(module, planted(mutant, ROOT)))
     logging.disable(logging.CRITICAL)
     if options.seed is not None:
         return tell(options.seed)
