@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..planting import Mutant
+from ..planting import Mutant  # noqa: TID252 - the folder has two names
 
 MUTANTS = [
     Mutant(

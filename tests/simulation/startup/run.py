@@ -20,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from ..planting import planted
+from ..planting import planted  # noqa: TID252 - the folder has two names
 from .mutants import MUTANTS
 
 if TYPE_CHECKING:
