@@ -20,22 +20,6 @@ from trainer.output.run_lock import LOCK
 
 __all__ = ["Beginning", "begin", "load"]
 
-# Options that may differ from the checkpoint's: they change neither the network nor the schedule
-# in epochs, or, as the number of workers, in a way that the linear scaling rule deals with.
-_FREE = {
-    *("out", "resume", "save_every", "keep", "log", "log_every", "profile", "max_iterations"),
-    *("workers", "workers_virtual", "nodes", "machines", "machine", "master", "timeout"),
-    "check_replicas",
-    "traceback",
-    *("on_bad_loss", "max_loss", "data_dir", "data_workers", "bn_eval"),
-    *("dry_run", "alpha", "gigabits", "weights"),
-}
-# Free likewise, unless the run is deterministic.
-_CHANGE_BITS = {
-    *("threads", "algo", "bucket_bytes", "ghost_bn"),
-    *("device", "channels_last", "compile", "cuda_graphs"),
-}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Beginning:
@@ -127,9 +111,9 @@ def _check(config: Config, path: Path, facts: Facts) -> None:
 
 
 def _differences(config: Config, before: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    free = _FREE if config.deterministic else _FREE | _CHANGE_BITS
+    free = {"free"} if config.deterministic else {"free", "bits"}
     now = json.loads(json.dumps(dataclasses.asdict(config)))
     for field in dataclasses.fields(config):
         name = field.name
-        if name not in free and before.get(name, now[name]) != now[name]:
+        if field.metadata["resume"] not in free and before.get(name, now[name]) != now[name]:
             yield name, before[name], now[name]

@@ -45,13 +45,18 @@ def _option(
     check: checks.Remedy | None = None,
     *,
     kept: bool = True,
+    resume: Literal["fixed", "free", "bits"] = "fixed",
     **more: Any,
 ) -> Any:
     """A field of Config: its group of `--help`, its help text, its check, argparse's settings.
 
     kept: written to a run's config.toml, since it says what is trained and not where.
+    resume: whether a run that goes on from a checkpoint may have another value. free: the value
+    changes neither the network nor the schedule in epochs, or, as the number of workers, in a way
+    that the linear scaling rule deals with. bits: free unless the run is deterministic.
     """
-    metadata = {"group": group, "help": text, "check": check, "kept": kept, "argparse": more}
+    metadata = {"group": group, "help": text, "check": check, "kept": kept, "resume": resume}
+    metadata["argparse"] = more
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -93,7 +98,11 @@ class Config:
     epochs: int = _option(5, _WHAT, "passes over the training images", checks.at_least(1))
     batch: int = _option(32, _WHAT, "n, the images per worker and iteration", checks.batch)
     max_iterations: int = _option(
-        0, _WHAT, "stop after so many iterations (0: run all epochs)", checks.at_least(0)
+        0,
+        _WHAT,
+        "stop after so many iterations (0: run all epochs)",
+        checks.at_least(0),
+        resume="free",
     )
     seed: int = _option(
         0, _WHAT, "seed of initial weights, shuffling and augmentation", checks.at_least(0)
@@ -104,13 +113,17 @@ class Config:
     )  # fmt: skip
     weights: str = _option(
         "", _WHAT, "begin with a state dict of these names, as torchvision's (default: random "
-        "weights)", metavar="FILE",
+        "weights)", metavar="FILE", resume="free",
     )  # fmt: skip
 
     # data
     data: str = _option("digits", _DATA, "data set", choices=tuple(DATASETS))
     data_dir: str = _option(
-        "", _DATA, "its folder, or packed file (default: its usual place)", metavar="DIR"
+        "",
+        _DATA,
+        "its folder, or packed file (default: its usual place)",
+        metavar="DIR",
+        resume="free",
     )
     side: int = _option(
         0, _DATA, "pixels per side that the network sees (default: the data set's own)",
@@ -118,7 +131,7 @@ class Config:
     )  # fmt: skip
     data_workers: int = _option(
         -1, _DATA, "processes per worker that decode images (0: none; -1: a fair share of the "
-        "cores, at most 16)", checks.at_least(-1),
+        "cores, at most 16)", checks.at_least(-1), resume="free",
     )  # fmt: skip
     bad_images: str = _option(
         "fail", _DATA, "for images that cannot be read: end the run, or take others and count them",
@@ -126,7 +139,7 @@ class Config:
     )  # fmt: skip
     bn_eval: str = _option(
         "rank0", _DATA, "batch normalisation statistics of the test: of rank 0, or of all pooled",
-        choices=("rank0", "mean"),
+        choices=("rank0", "mean"), resume="free",
     )  # fmt: skip
 
     # optimizer and learning rate
@@ -175,7 +188,7 @@ class Config:
     # precision and speed
     device: str = _option(
         "auto", _SPEED, "where to compute; auto: on GPUs, if each process here can have its own",
-        choices=("auto", "cpu", "cuda"),
+        choices=("auto", "cpu", "cuda"), resume="bits",
     )  # fmt: skip
     precision: str = _option(
         "auto", _SPEED, "f32, or autocast with weights in f32; auto: bf16 on a GPU, else f32",
@@ -183,11 +196,14 @@ class Config:
     )  # fmt: skip
     channels_last: str = _option(
         "auto", _SPEED, "keep images and weights in NHWC order; auto: on a GPU (default: auto)",
-        choices=("auto", "on", "off"), nargs="?", const="on",
+        choices=("auto", "on", "off"), nargs="?", const="on", resume="bits",
     )  # fmt: skip
-    compile: bool = _option(False, _SPEED, "compile the network with torch.compile")
+    compile: bool = _option(False, _SPEED, "compile the network with torch.compile", resume="bits")
     cuda_graphs: bool = _option(
-        False, _SPEED, "replay forward and backward pass as CUDA graphs, on a GPU alone"
+        False,
+        _SPEED,
+        "replay forward and backward pass as CUDA graphs, on a GPU alone",
+        resume="bits",
     )
     deterministic: bool = _option(
         False, _SPEED, "the same bits in each run: kernels of fixed order, a kept number of "
@@ -198,107 +214,139 @@ class Config:
     workers: int = _option(
         4, _WHO, "k, the workers of the job; under torchrun its processes decide (default: one for "
         "each GPU, else 4)",
-        checks.at_least(1),
+        checks.at_least(1), resume="free",
     )  # fmt: skip
     workers_virtual: int = _option(
         1, _WHO, "workers that each process runs in turn, with their own batch normalisation "
-        "statistics; alone it means one process", checks.at_least(1),
+        "statistics; alone it means one process", checks.at_least(1), resume="free",
     )  # fmt: skip
     ghost_bn: bool = _option(
         False, _WHO, "run virtual workers as one batch: faster for small networks, and equal but "
-        "for the last bits",
+        "for the last bits", resume="bits",
     )  # fmt: skip
     nodes: int = _option(
         0, _WHO, "split this machine into so many nodes (default: 2, or 1 where each process has a "
-        "GPU; under a launcher the real ones)", checks.at_least(0),
+        "GPU; under a launcher the real ones)", checks.at_least(0), resume="free",
     )  # fmt: skip
     machines: int = _option(
         1, _WHO, "machines of the job; the same command runs on each, but for --machine",
-        checks.at_least(1),
+        checks.at_least(1), resume="free",
     )  # fmt: skip
-    machine: int = _option(0, _WHO, "which of them this is, from 0", checks.at_least(0))
+    machine: int = _option(
+        0, _WHO, "which of them this is, from 0", checks.at_least(0), resume="free"
+    )
     master: str = _option(
         "", _WHO, "a name of machine 0 and a free port there, if there are several",
-        checks.address, metavar="HOST:PORT",
+        checks.address, metavar="HOST:PORT", resume="free",
     )  # fmt: skip
     threads: int = _option(
-        0, _WHO, "compute threads per process (default: cores / processes)", checks.at_least(0)
+        0,
+        _WHO,
+        "compute threads per process (default: cores / processes)",
+        checks.at_least(0),
+        resume="bits",
     )
 
     # communication
     algo: str = _option(
         "auto", _TALK, "allreduce between nodes; bucket is another name of ring",
-        choices=(*ALGORITHMS, *ALIASES),
+        choices=(*ALGORITHMS, *ALIASES), resume="bits",
     )  # fmt: skip
     bucket_bytes: int | Literal["auto"] = _option(
         4 << 20, _TALK,
         "bytes of gradients reduced together, 0 for one allreduce per tensor, or auto",
-        checks.bucket_bytes, type=_bucket_bytes, metavar="N",
+        checks.bucket_bytes, type=_bucket_bytes, metavar="N", resume="bits",
     )  # fmt: skip
     wire_dtype: str = _option(
         "f32", _TALK, "what gradients are sent and added as; bf16 and fp16 are half the bytes",
         choices=("f32", "bf16", "fp16"),
     )  # fmt: skip
     timeout: float = _option(
-        120.0, _TALK, "seconds until a worker that does not answer is given up", checks.above_zero
+        120.0,
+        _TALK,
+        "seconds until a worker that does not answer is given up",
+        checks.above_zero,
+        resume="free",
     )
 
     check_replicas: int = _option(
         0, _TALK, "compare parameters and momentum of all processes every N iterations, by a hash; "
-        "one that differs ends the run (0: never)", checks.at_least(0),
+        "one that differs ends the run (0: never)", checks.at_least(0), resume="free",
     )  # fmt: skip
 
     # checkpoints
     resume: str = _option(
         "auto", _KEEP, "auto: go on from the newest whole checkpoint in --out, if there is one; "
         "strict: only with as many workers; none: begin anew; or a checkpoint or run to begin with",
-        checks.given, metavar="auto|strict|none|PATH",
+        checks.given, metavar="auto|strict|none|PATH", resume="free",
     )  # fmt: skip
     save_every: int | Literal["epoch", "never"] = _option(
         "epoch", _KEEP, "iterations between checkpoints, besides those at the begin and after each "
         "epoch (epoch: only these)", checks.save_every, type=_save_every, metavar="N|epoch|never",
+        resume="free",
     )  # fmt: skip
     keep: int = _option(
         0, _KEEP, "keep the checkpoint after every N-th epoch (always kept: the newest two, and "
-        "the best)", checks.at_least(0),
+        "the best)", checks.at_least(0), resume="free",
     )  # fmt: skip
     on_bad_loss: str = _option(
         "stop", _KEEP, "what to do if a loss is not finite or exploded: stop, or skip the update",
-        choices=("stop", "skip"),
+        choices=("stop", "skip"), resume="free",
     )  # fmt: skip
     max_loss: float = _option(
         0.0, _KEEP, "a worker's loss above this has exploded (default: 20 ln(classes))",
-        checks.zero_or_more,
+        checks.zero_or_more, resume="free",
     )  # fmt: skip
 
     # output
     out: str = _option(
-        "", _OUT, "run directory (default: runs/<date and time>)", kept=False, metavar="DIR"
+        "",
+        _OUT,
+        "run directory (default: runs/<date and time>)",
+        kept=False,
+        metavar="DIR",
+        resume="free",
     )
-    log_every: int = _option(4, _OUT, "iterations per line of metrics", checks.at_least(1))
+    log_every: int = _option(
+        4, _OUT, "iterations per line of metrics", checks.at_least(1), resume="free"
+    )
     log: tuple[str, ...] = _option(
         (), _OUT, "write the metrics there, too: tensorboard, wandb, or both", checks.loggers,
-        type=_names, metavar="NAME,...",
+        type=_names, metavar="NAME,...", resume="free",
     )  # fmt: skip
     profile: str = _option(
         "", _OUT, "iterations FIRST:LAST that torch.profiler records on rank 0, as 10:15",
-        checks.window, metavar="FIRST:LAST",
+        checks.window, metavar="FIRST:LAST", resume="free",
     )  # fmt: skip
 
     traceback: bool = _option(
-        False, _OUT, "show where in the program an error arose, beside its sentence", kept=False
+        False,
+        _OUT,
+        "show where in the program an error arose, beside its sentence",
+        kept=False,
+        resume="free",
     )
 
     # dry run
     dry_run: bool = _option(
         False, _DRY, "print the schedule, memory, traffic and expected time, and start nothing",
-        kept=False,
+        kept=False, resume="free",
     )  # fmt: skip
     alpha: float = _option(
-        25.0, _DRY, "assumed microseconds per message between nodes", checks.above_zero, kept=False
+        25.0,
+        _DRY,
+        "assumed microseconds per message between nodes",
+        checks.above_zero,
+        kept=False,
+        resume="free",
     )
     gigabits: float = _option(
-        50.0, _DRY, "assumed Gbit/s of a node's network", checks.above_zero, kept=False
+        50.0,
+        _DRY,
+        "assumed Gbit/s of a node's network",
+        checks.above_zero,
+        kept=False,
+        resume="free",
     )
 
     def __post_init__(self) -> None:
