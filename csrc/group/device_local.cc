@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "group/device_calls.h"
+#include "group/shards.h"
 
 namespace hier {
 
@@ -24,13 +25,10 @@ struct DeviceCalls::Cut {
 
   // All but the last piece have shards of piece / rails elements.
   std::vector<DeviceLocalStage::Shard> shards(size_t k) const {
-    constexpr size_t kAlign = 16;  // elements
-    const auto parts = static_cast<size_t>(rails);
-    const size_t each = ((size(k) + parts - 1) / parts + kAlign - 1) / kAlign * kAlign;
-    std::vector<DeviceLocalStage::Shard> result(static_cast<size_t>(local_size), {0, 0});
-    for (size_t i = 0; i < parts; ++i) {
-      const size_t lo = std::min(size(k), i * each);
-      result[i] = {lo, std::min(size(k), lo + each) - lo};
+    std::vector<DeviceLocalStage::Shard> result;
+    for (int owner = 0; owner < local_size; ++owner) {
+      const auto [begin, count] = local_shard_of(size(k), rails, owner);
+      result.push_back({begin, count});
     }
     return result;
   }

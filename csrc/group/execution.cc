@@ -34,14 +34,9 @@ Execution::Execution(Plan plan, const RunHeader* header, Engine* engine, LocalSt
   if (local_) first_number_ = local_->take(num_pieces_);
 }
 
-Execution::Shard Execution::shard(const Piece& piece, int owner) const {
-  // The cut is the same on all nodes, whatever their size: only `rails` ranks own a shard.
-  const size_t count = piece.end - piece.begin;
-  const auto bound = [&](int i) {
-    constexpr size_t kAlign = 16;  // elements
-    return i == plan_.rails ? count : count * i / plan_.rails / kAlign * kAlign;
-  };
-  return {piece.begin + bound(owner), bound(owner + 1) - bound(owner)};
+LocalShard Execution::shard(const Piece& piece, int owner) const {
+  const LocalShard own = local_shard_of(piece.end - piece.begin, plan_.rails, owner);
+  return {piece.begin + own.begin, own.count};
 }
 
 // What this rank ends with of a piece of a flat plan.
@@ -92,7 +87,8 @@ bool Execution::enter(uint64_t k) {
   if (plan_.input) take_input();
   if (!local_) return start_inter(k);
   if (!is_symmetric()) {
-    const Shard own = owner() && !plan_.one_shot ? shard(p, local_->local_rank()) : Shard{p.end, 0};
+    const LocalShard own =
+        owner() && !plan_.one_shot ? shard(p, local_->local_rank()) : LocalShard{p.end, 0};
     // This rank reads its own shard straight from the buffer: only the rest is staged.
     const size_t after = own.begin + own.count;
     std::byte* slot = local_->slot(local_->local_rank(), number(k));
@@ -132,7 +128,7 @@ bool Execution::reduce(uint64_t k) {
   }
   p.phase = Phase::gathering;
   if (!owner()) return true;
-  const Shard own = shard(p, local_->local_rank());
+  const LocalShard own = shard(p, local_->local_rank());
   const bool last_stage = !plan_.program;
   std::vector<void*> outs;
   if (is_symmetric() && last_stage) {
@@ -152,7 +148,7 @@ bool Execution::reduce(uint64_t k) {
   return true;
 }
 
-void Execution::reduce_shard(uint64_t k, Shard shard, std::vector<void*> outs) {
+void Execution::reduce_shard(uint64_t k, LocalShard shard, std::vector<void*> outs) {
   std::vector<const void*> sources;
   for (int rank = 0; rank < local_->local_size(); ++rank) {
     const bool own = rank == local_->local_rank();
@@ -189,7 +185,8 @@ void Execution::give_output() {
 
 bool Execution::start_inter(uint64_t k) {
   Piece& p = piece(k);
-  const Shard own = local_ ? shard(p, local_->local_rank()) : Shard{p.begin, p.end - p.begin};
+  const LocalShard own =
+      local_ ? shard(p, local_->local_rank()) : LocalShard{p.begin, p.end - p.begin};
   Job job;
   job.program = plan_.program(own.count);
   job.data = local_ ? shared(local_->local_rank(), k, own.begin) : at(own.begin);
@@ -216,7 +213,7 @@ bool Execution::finish_inter(uint64_t k) {
     p.phase = Phase::gathering;
     return true;
   }
-  const Shard own = shard(p, local_->local_rank());
+  const LocalShard own = shard(p, local_->local_rank());
   std::byte* mine = shared(local_->local_rank(), k, own.begin);
   if (plan_.divisor > 1) divide(plan_.dtype, mine, own.count, plan_.divisor);
   if (is_symmetric()) {
@@ -248,7 +245,7 @@ bool Execution::gather(uint64_t k) {
     if (is_symmetric()) continue;
     const bool own = rank == local_->local_rank();
     if (own && !plan_.program) continue;  // the reduction wrote it
-    const Shard s = shard(p, rank);
+    const LocalShard s = shard(p, rank);
     copy(at(s.begin), shared(rank, k, s.begin), s.count * element_bytes_);
     if (!own) shared_bytes_ += s.count * element_bytes_;
   }

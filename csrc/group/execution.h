@@ -15,6 +15,7 @@
 #include "engine/engine.h"
 #include "group/parts.h"
 #include "group/relay.h"
+#include "group/shards.h"
 #include "local/stage.h"
 #include "reduce/reduce.h"
 
@@ -76,14 +77,10 @@ class Execution {
     Engine::Ticket ticket = 0;
     int owners_copied = 0;
   };
-  struct Shard {
-    size_t begin, count;  // elements of the whole buffer
-  };
-
   Piece& piece(uint64_t k) { return window_[k % window_.size()]; }
   const Piece& piece(uint64_t k) const { return window_[k % window_.size()]; }
   uint64_t number(uint64_t k) const { return first_number_ + k; }
-  Shard shard(const Piece& piece, int owner) const;
+  LocalShard shard(const Piece& piece, int owner) const;  // in the whole buffer
   Range result_of(const Piece& piece) const;
   bool owner() const { return !local_ || local_->local_rank() < plan_.rails; }
   bool is_symmetric() const { return !plan_.symmetric.empty(); }
@@ -93,7 +90,7 @@ class Execution {
   bool advance(uint64_t k);
   bool enter(uint64_t k);
   bool reduce(uint64_t k);
-  void reduce_shard(uint64_t k, Shard shard, std::vector<void*> outs);
+  void reduce_shard(uint64_t k, LocalShard shard, std::vector<void*> outs);
   void take_input();
   void give_output();
   bool start_inter(uint64_t k);
