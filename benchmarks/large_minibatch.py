@@ -14,11 +14,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import json
 import multiprocessing
 import os
-import signal
 import socket
 import statistics
 import sys
@@ -29,11 +27,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from allreduce.commands.child_life import die_with_parent
 from benchmarks.minibatch_grid import CPU, GPU, LONG, SMOKE, Grid, Run
 from benchmarks.minibatch_report import write_report
 
 _GRIDS = {"cpu": CPU, "long": LONG, "gpu": GPU, "smoke": SMOKE}
-_PR_SET_PDEATHSIG = 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -98,7 +96,7 @@ def _train(grid: Grid, runs: Sequence[Run], out: Path, jobs: int) -> None:
     missing = [run for run in runs if run.name not in done]
     print(f"{len(missing)} of {len(runs)} runs to train", flush=True)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, _follow, (os.getpid(),)) as pool:
+    with ProcessPoolExecutor(jobs, context, die_with_parent, (os.getpid(),)) as pool:
         futures = [pool.submit(_run, grid, run, out / run.name) for run in missing]
         for count, future in enumerate(as_completed(futures), 1):
             rows.append(row := future.result())
@@ -106,14 +104,6 @@ def _train(grid: Grid, runs: Sequence[Run], out: Path, jobs: int) -> None:
             partial.write_text(json.dumps(rows, indent=1) + "\n")
             partial.replace(out / "rows.json")
             print(f"{count}/{len(missing)} {row['name']}: {row['error']:.2%}", flush=True)
-
-
-def _follow(parent: int) -> None:
-    """The kernel kills this process when its parent dies, however it dies."""
-    with contextlib.suppress(AttributeError, OSError):  # Linux only
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 def _run(grid: Grid, run: Run, directory: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ The protocol is that of peers/protocol.h.
 
 from __future__ import annotations
 
-import ctypes
+import os
 import signal
 import struct
 import time
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-_PR_SET_PDEATHSIG = 1
+from allreduce.commands.child_life import die_with_parent
 
 
 class Pipes:
@@ -22,7 +22,7 @@ class Pipes:
 
     def __init__(self, folder: Path, rank: int) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other end decides
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        die_with_parent(os.getppid())
         self._lines = (folder / f"{rank}.in").open()
         self._answers = (folder / f"{rank}.out").open("wb")
 

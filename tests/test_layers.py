@@ -67,6 +67,7 @@ PUBLIC = {
     *(f"allreduce.{name}" for name in ("cuda", "errors", "optim", "optim.schedules", "torch")),
     *(f"allreduce.{name}" for name in ("schedules", "schedules.simulate", "tuning.cost")),
     *(f"allreduce.torch.ddp.{name}" for name in ("bucket_size", "buckets")),
+    "allreduce.commands.child_life",
 }
 IN_NO_PACKAGE = {"__init__"}
 MOST_ENTRIES = 14  # at the top of each

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import os
 import signal
 import subprocess
@@ -22,7 +20,6 @@ _HOST = "127.0.0.1"
 _POLL = 0.02  # seconds between looks at the ranks
 _GRACE = 5.0  # seconds that ranks get to say what they have, once one has failed
 _STORE_TIMEOUT = 60.0
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +39,6 @@ class ChildRank:
     def store(self, timeout: float) -> Store:
         """Return the store of the job."""
         return TcpStore(_HOST, self.port, False, timeout)
-
-    def die_with_parent(self) -> None:
-        """Let the kernel kill this process when its parent dies, however it dies."""
-        with contextlib.suppress(AttributeError, OSError):  # Linux only
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != self.parent:  # it died before we asked
-            os._exit(1)
 
 
 def run(ranks: int, program: str, arguments: Sequence[str]) -> int:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypedDict, TypeVar
 
+from allreduce.commands.child_life import die_with_parent
 from allreduce.commands.local_ranks import ChildRank, run
 from allreduce.errors import AbortedError, Error, PeerError, UsageError
 from allreduce.rendezvous.launcher_environment import detect_launch
@@ -72,7 +73,7 @@ def _place(options: JobOptions, child: ChildRank | None) -> InitArguments:
     if child is None:
         return {}
     assert options.ranks is not None
-    child.die_with_parent()
+    die_with_parent(child.parent)
     return {
         "rank": child.rank,
         "world_size": options.ranks,

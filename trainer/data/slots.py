@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import os
 import signal
 
 import numpy as np
 
+from allreduce.commands.child_life import die_with_parent
 from trainer.data.decoding import Failure, Pixels, Work
 
 __all__ = ["Slots", "enter", "fill_slot"]
-
-_PR_SET_PDEATHSIG = 1
 
 
 class Slots:
@@ -49,9 +47,7 @@ _entered: list[Pixels] = []  # the slots, in a decoding process
 def enter(address: str, shape: tuple[int, ...], parent: int) -> None:
     """Begins a decoding process: it ends when `parent` does, however that comes about."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the training process's business
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
+    die_with_parent(parent)
     descriptor = os.open(address, os.O_RDWR | os.O_CLOEXEC)
     _entered.append(_map(descriptor, shape))
     os.close(descriptor)

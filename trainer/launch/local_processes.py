@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import socket
@@ -18,6 +17,7 @@ from traceback import format_exc
 from types import FrameType
 from typing import IO, NoReturn
 
+from allreduce.commands.child_life import die_with_parent
 from trainer.checkpoint.find import begin
 from trainer.config.options import Config
 from trainer.config.threads import thread_count
@@ -35,7 +35,6 @@ _TEXT_LIMIT = 16 << 10  # bytes of a failed worker's words that are shown
 _SAVING = 60.0  # seconds for the workers to save and end, once a signal has asked for it
 _GOOD = (0, SAVED)  # exit codes of a worker that did what it should
 _FAILED, _LOST_PEER = 1, 3  # exit codes of a worker: its own fault; another worker's
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +110,7 @@ def run_worker(work: Callable[[], int], *, traceback: bool = False) -> int:
             print(f"trainer: rank {os.environ.get('RANK', 0)}: {said}", file=sys.stderr)
             return _exit_code(error)
     parent, error_file = (int(number) for number in launcher.split(":"))
-    _die_with(parent)
+    die_with_parent(parent)
     try:
         return work()
     except BaseException as error:
@@ -257,11 +256,3 @@ def _forwarding(workers: list[_Worker]) -> Iterator[list[int]]:
     finally:
         for number, handler in zip(SIGNALS, before, strict=True):
             signal.signal(number, handler)
-
-
-def _die_with(parent: int) -> None:
-    """The kernel kills this process when the launcher dies, however it dies."""
-    with contextlib.suppress(AttributeError, OSError):  # Linux only
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before we asked
-        os._exit(_FAILED)
