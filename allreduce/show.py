@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from allreduce.schedules import Collective, Schedule, algorithms, by_name, parse_collective
+from allreduce.schedules.animation import animate
 from allreduce.schedules.docs_page import generate
 from allreduce.schedules.drawing import Picture
 from allreduce.schedules.simulate import PRESETS, simulate
@@ -48,6 +49,9 @@ def _parser() -> argparse.ArgumentParser:
         const="",
         metavar="FILE",
         help="write an SVG; by default ALGORITHM_RANKS.svg",
+    )
+    parser.add_argument(
+        "--animate", metavar="FILE", help="write an SVG that moves; of an allreduce over --nodes"
     )
     group = parser.add_argument_group("simulation")
     group.add_argument(
@@ -107,6 +111,10 @@ def _show(options: argparse.Namespace) -> None:
     print(picture.ascii())
     if options.svg is not None:
         _write(Path(options.svg or f"{stem}.svg"), picture.svg())
+    if options.animate is not None:
+        if kind.name != "allreduce" or not options.nodes:
+            raise ValueError("--animate draws an allreduce over nodes; give --nodes, as 4,4")
+        _write(Path(options.animate), animate(schedule, options.nodes, title))
     if options.simulate is not None:
         trace = _simulate(schedule, options)
         _write(Path(options.simulate or f"{stem}.json"), trace)

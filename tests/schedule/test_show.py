@@ -11,8 +11,10 @@ import pytest
 from schedule_cases import ALL, IDS, ROOTED
 
 from allreduce.schedules import by_name
+from allreduce.schedules.animation import animate
 from allreduce.show import main
 
+ROOT = Path(__file__).resolve().parents[2]
 PICTURE = """\
 halving_doubling(6)  (6 ranks, 4 chunks, 4 rounds)
   start                                                                              \
@@ -133,3 +135,17 @@ def test_help_imports_no_torch(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "--simulate" in done.stdout
+
+
+def test_the_animation_of_the_readme_is_the_schedule_that_runs() -> None:
+    sizes = [4, 4]
+    schedule = by_name("hierarchical:halving_doubling", node_sizes=sizes)
+    drawn = animate(schedule, sizes, "hierarchical:halving_doubling(8)")
+    assert (ROOT / "docs/hierarchical.svg").read_text() == drawn, (
+        "python -m allreduce.show hierarchical:halving_doubling --nodes 4,4 "
+        "--animate docs/hierarchical.svg"
+    )
+    shapes = ElementTree.fromstring(drawn).iter("{http://www.w3.org/2000/svg}rect")
+    classes = [shape.get("class") for shape in shapes]
+    assert classes.count("move") == sum(map(len, schedule.rounds))
+    assert classes.count("cell") == 8 * schedule.num_chunks
