@@ -322,7 +322,7 @@ def cuda_flags(*, wheel: bool = False) -> list[str]:
     if os.environ.get("HIER_WERROR") == "1":
         flags += ["-Xcompiler=-Werror"]
     if os.environ.get("CXX"):
-        flags += [f"-ccbin={cxx()[-1]}"]
+        flags += [f"-ccbin={[word for word in cxx() if not word.startswith('-')][-1]}"]
     return flags
 
 

@@ -7,6 +7,7 @@ from allreduce.communicator.types import LocalForm
 from allreduce.rendezvous.launcher_environment import detect_launch, open_store
 from allreduce.rendezvous.node_layout import NodesOption
 from allreduce.rendezvous.store import Store
+from allreduce.rendezvous.tcp_store import TcpStore
 from allreduce.tuning.option import TuningOption
 
 
@@ -41,19 +42,25 @@ def init(
     launch = detect_launch(
         rank=rank, world_size=world_size, master_addr=master_addr, master_port=master_port
     )
-    return Communicator.from_store(
-        open_store(launch, timeout) if store is None else store,
-        launch.rank,
-        launch.world_size,
-        timeout=timeout,
-        generation=generation,
-        nodes=nodes,
-        local=local,
-        rails=rails,
-        lanes=lanes,
-        segment_bytes=segment_bytes,
-        checksum=checksum,
-        dead_after=dead_after,
-        measure=measure,
-        tuning=tuning,
-    )
+    chosen = open_store(launch, timeout) if store is None else store
+    try:
+        return Communicator.from_store(
+            chosen,
+            launch.rank,
+            launch.world_size,
+            timeout=timeout,
+            generation=generation,
+            nodes=nodes,
+            local=local,
+            rails=rails,
+            lanes=lanes,
+            segment_bytes=segment_bytes,
+            checksum=checksum,
+            dead_after=dead_after,
+            measure=measure,
+            tuning=tuning,
+        )
+    except BaseException:
+        if store is None and isinstance(chosen, TcpStore):
+            chosen.close()  # its port is free for another try
+        raise

@@ -1,4 +1,4 @@
-"""The options of a communicator: what may be request for, and what a tuning and the ranks add."""
+"""The options of a communicator: what may be asked for, and what a tuning and the ranks add."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from allreduce import _C
-from allreduce.errors import UsageError
+from allreduce.errors import Timeout, UsageError
 from allreduce.rendezvous.connect import Connections
 
 
@@ -24,10 +24,10 @@ class Work:
         """Wait for the end and return the array; the collective's error is raised here.
 
         Raises:
-            TimeoutError: `timeout` seconds passed first; the collective goes on.
+            Timeout: `timeout` seconds passed first; the collective goes on.
         """
         if not self._group.wait(self._work, -1.0 if timeout is None else timeout):
-            raise TimeoutError(f"the collective has not ended after {timeout} s; it goes on")
+            raise Timeout(f"the collective has not ended after {timeout} s; it goes on")
         return self._result
 
     def done(self) -> bool:

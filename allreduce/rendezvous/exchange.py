@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from allreduce.errors import PeerError, Timeout, UsageError
-from allreduce.rendezvous.handshake import Session
+from allreduce.rendezvous.handshake import NO_SECRET, Session
 from allreduce.rendezvous.node_layout import NodeIdentity
 from allreduce.rendezvous.store import (
     Store,
@@ -133,7 +133,7 @@ class StoreExchange:
         self._rank = rank
         self._world_size = world_size
         self._generation = generation
-        self._seal_key = Session.derive(secret or b"no secret was given", 0, generation).key
+        self._seal_key = Session.derive(secret or NO_SECRET, 0, generation).key
         self._deadline = deadline
         self._written: list[str] = []
         self._call = f"mesh/{generation}/call"

@@ -141,6 +141,10 @@ def _read_hello(session: Session, hello: bytes) -> Link:
         raise Rejected(f"unknown kind of connection {kind}") from None
 
 
+# Where no secret was given. It is shorter than any secret may be.
+NO_SECRET = b"no secret"
+
+
 def job_secret(environ: Mapping[str, str] | None = None) -> bytes | None:
     """Return the secret of this job, or None where none was given.
 

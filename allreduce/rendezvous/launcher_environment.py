@@ -92,6 +92,11 @@ def detect_launch(
             raise UsageError(
                 "local_rank and local_size need rank and world_size; a launcher gives its own"
             )
+        if (master_addr or master_port) and launch.launcher == "single":
+            raise UsageError(
+                "master_addr or master_port is given, and nothing says which rank this process is; "
+                "give rank and world_size, too, or start under a launcher"
+            )
         if master_addr or master_port:
             launch = _at(
                 launch, master_addr or launch.master_addr, master_port or launch.master_port
@@ -103,7 +108,7 @@ def open_store(launch: Launch, timeout: float) -> Store:
     """Return the store of this job: torchrun's own, or one that rank 0 serves; its keys are this
     job's alone.
 
-    The caller closes it where it has `close`, once the group is connected.
+    A caller who does not make a group with it closes it, where it has `close`.
 
     Raises:
         UsageError: where rank 0 is to be found is not known.

@@ -23,7 +23,16 @@ from collections.abc import Callable
 from allreduce.errors import PeerError, SystemCallError, Timeout, UsageError
 from allreduce.rendezvous.acceptor import Acceptor, EventLoop, handshake_until
 from allreduce.rendezvous.address import Address, bind_address, resolve
-from allreduce.rendezvous.handshake import Kind, Link, Rejected, Session, answer, call, job_secret
+from allreduce.rendezvous.handshake import (
+    NO_SECRET,
+    Kind,
+    Link,
+    Rejected,
+    Session,
+    answer,
+    call,
+    job_secret,
+)
 from allreduce.rendezvous.store import backoff
 
 _REQUEST = struct.Struct("<BHI")  # operation, bytes of key, bytes of value
@@ -62,7 +71,7 @@ class TcpStore:
     ) -> None:
         secret = job_secret() if secret is None else secret
         group_id = int.from_bytes(hashlib.sha256(job.encode()).digest()[:4], "little")
-        session = Session.derive(secret or b"no secret was given", group_id, 0)
+        session = Session.derive(secret or NO_SECRET, group_id, 0)
         self.host = host
         self.port = port
         self._timeout = timeout

@@ -4,6 +4,7 @@ from datetime import timedelta
 
 import pytest
 
+from allreduce import Timeout, UsageError, init
 from allreduce.rendezvous.launcher_environment import Launch, detect_launch, first_host, open_store
 from allreduce.rendezvous.store import MemoryStore
 from allreduce.rendezvous.tcp_store import TcpStore
@@ -174,6 +175,23 @@ def test_the_first_host_of_a_node_list(nodelist: str, host: str) -> None:
 def test_a_broken_node_list_is_refused(nodelist: str) -> None:
     with pytest.raises(ValueError, match="MASTER_ADDR"):
         first_host(nodelist)
+
+
+def test_an_address_without_a_rank_is_refused() -> None:
+    with pytest.raises(UsageError, match="nothing says which rank this process is"):
+        detect_launch(master_addr="node0", master_port=29500, environ={})
+
+
+def test_a_failed_init_frees_its_port(unused_port: int) -> None:
+    for _ in range(2):
+        with pytest.raises(Timeout, match="rank 1 never came"):
+            init(
+                rank=0,
+                world_size=2,
+                master_addr="127.0.0.1",
+                master_port=unused_port,
+                timeout=0.5,
+            )
 
 
 def test_a_world_of_one_needs_no_network() -> None:

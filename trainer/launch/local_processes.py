@@ -50,7 +50,7 @@ def launch(config: Config, command: Sequence[str] = WORKER) -> int:
     Each worker is `command` with the configuration's arguments.
 
     The first worker that fails ends the job, and its error is printed, once. SIGTERM and SIGUSR1
-    go on to the workers, which save a checkpoint and end (exit code `ending.SAVED`); a second one,
+    go on to the workers, which save a checkpoint and end (exit code `SAVED`); a second one,
     Ctrl-C and SIGHUP end all workers at once; should this process be killed, the kernel kills them.
     ConfigError if the run directory cannot be made or gone on from, or belongs to another run.
     """
@@ -94,7 +94,7 @@ def launch(config: Config, command: Sequence[str] = WORKER) -> int:
 def run_worker(work: Callable[[], int], *, traceback: bool = False) -> int:
     """Calls `work` as one worker of a job; returns the exit code it gives, or ends the process.
 
-    An error that says all in its sentence (see `errors.sentence`) is shown without its traceback,
+    An error that says all in its sentence (see `sentence`) is shown without its traceback,
     unless that is asked for. For a worker that `launch` started, an exception goes to the launcher,
     and the process leaves at once, without the seconds that unloading everything takes: other
     workers wait for it.

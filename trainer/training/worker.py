@@ -41,7 +41,7 @@ __all__ = ["work"]
 def work(config: Config) -> int:
     """Joins the group, trains, and reports.
 
-    Returns the exit code: 0 for a complete run, `ending.SAVED` for one that a signal ended.
+    Returns the exit code: 0 for a complete run, `SAVED` for one that a signal ended.
     """
     request = StopRequest()
     request.listen()
