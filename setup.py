@@ -174,7 +174,7 @@ def install(file: Path, folder: Path) -> None:
 
 
 class BuildNative(build_ext):
-    """Compiles with our own commands: two files at a time, only what has changed."""
+    """Compiles with our own commands: on HIER_JOBS cores, else on all; only what has changed."""
 
     def run(self) -> None:
         """Builds all extensions into the tree (editable) or the build directory."""
