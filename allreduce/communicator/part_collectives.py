@@ -56,8 +56,11 @@ class PartCollectives(CollectiveBase):
             _C.Collective.reduce_scatter, memory, op=op, algo=algo, timeout=timeout, name=name
         )
         self._group.run(**call, bounds=_elements(whole, parts))
-        mine = whole[parts[self.rank] : parts[self.rank + 1]]
-        return mine if in_place else copy_of(mine, "x", self.rank)
+        mine: T = whole[parts[self.rank] : parts[self.rank + 1]]
+        if in_place:
+            return mine
+        own: T = copy_of(mine, "x", self.rank)
+        return own
 
     def allgather(
         self,

@@ -31,21 +31,21 @@ def test_these_are_all() -> None:
     assert set(PROGRAMS) == {"first.py", "training.py", "own.py"}
 
 
+# Lines of several ranks may run together: they write into one pipe.
 @pytest.mark.parametrize("nodes", ["1", "2"])
 def test_the_first_allreduce(run, nodes: str) -> None:
     said = run("first.py", ALLREDUCE_NODES=nodes)
-    assert sorted(said.splitlines()) == [f"rank {r} of 4: [10. 10. 10.]" for r in range(4)]
+    assert sorted(re.findall(r"rank (\d) of 4: \[10\. 10\. 10\.\]", said)) == list("0123")
 
 
 def test_the_first_training_run(run) -> None:
-    lines = run("training.py").splitlines()
-    assert len(lines) == 4
-    assert all("-> 0.0000" in line for line in lines)
-    assert len({line.rpartition(" ")[2] for line in lines}) == 1, "the same weights everywhere"
+    digests = re.findall(r"loss [\d.]+ -> 0\.0000, weights (\w{8})", run("training.py"))
+    assert len(digests) == 4
+    assert len(set(digests)) == 1, "the same weights everywhere"
 
 
 def test_an_algorithm_of_ones_own(run) -> None:
     said = run("own.py")
     assert "without its last move: " in said
-    assert len(re.findall(r"^(?:ring|own): [\d.]+ ms \(SIMULATED\)$", said, re.MULTILINE)) == 2
-    assert len(re.findall(r"^rank \d of 4: the sum is right$", said, re.MULTILINE)) == 4
+    assert set(re.findall(r"(ring|own): [\d.]+ ms \(SIMULATED\)", said)) == {"ring", "own"}
+    assert sorted(re.findall(r"rank (\d) of 4: the sum is right", said)) == list("0123")

@@ -55,8 +55,8 @@ def _option(
     changes neither the network nor the schedule in epochs, or, as the number of workers, in a way
     that the linear scaling rule deals with. bits: free unless the run is deterministic.
     """
-    metadata = {"group": group, "help": text, "check": check, "kept": kept, "resume": resume}
-    metadata["argparse"] = more
+    metadata: dict[str, Any] = {"group": group, "help": text, "check": check, "argparse": more}
+    metadata |= {"kept": kept, "resume": resume}
     return dataclasses.field(default=default, metadata=metadata)
 
 

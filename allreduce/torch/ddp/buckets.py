@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
+from allreduce.communicator.types import DType
 from allreduce.errors import UsageError
 
 if TYPE_CHECKING:
@@ -177,7 +178,8 @@ def memory(comm: Communicator, count: int, dtype: torch.dtype, device: torch.dev
     real = dtype.to_real()
     if real != dtype:
         return memory(comm, 2 * count, real, device).view(dtype)
-    array = comm.symmetric_empty(count, str(dtype).removeprefix("torch."))
+    name = cast(DType, str(dtype).removeprefix("torch."))
+    array = comm.symmetric_empty(count, name)
     return torch.from_numpy(array).view(dtype)  # NumPy has bfloat16 as uint16
 
 
