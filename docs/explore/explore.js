@@ -75,7 +75,9 @@
           y + (Math.floor(i / columns) - (rows - 1) / 2) * step]);
       frames.push([x - (columns * step) / 2, y - (rows * step) / 2, columns * step, rows * step, size]);
     });
-    return { width, height, frames, ranks };
+    const top = Math.min(...frames.map((frame) => frame[1])) - 24;
+    const bottom = Math.max(...frames.map((frame) => frame[1] + frame[3])) + 24;
+    return { view: `0 ${top} ${width} ${bottom - top}`, frames, ranks };
   }
 
   // What each rank's chunks hold before a round: a set of contributions, a bit for a rank.
@@ -93,7 +95,7 @@
   function drawPicture(page, schedule) {
     const where = places(page.nodes), p = where.ranks.length, all = (1n << BigInt(p)) - 1n;
     const svg = document.createElementNS(SVG, "svg");
-    svg.setAttribute("viewBox", `0 0 ${where.width} ${where.height}`);
+    svg.setAttribute("viewBox", where.view);
     svg.setAttribute("role", "img");
     svg.setAttribute("aria-label", "moves of round " + state.round);
     const defs = element(svg, "defs", {});
