@@ -96,12 +96,12 @@ def check_what_it_cannot_do_has_a_reason() -> None:
     assert optimizer.why_not_fused == ""
     found = raises(allreduce.UsageError, lambda: sharded(torch.float64, fused=True))
     assert "fused=True: parameters are float64" in found, found
-    before, host_fused.fused_step.kernels_on = (
-        host_fused.fused_step.kernels_on,
+    before, host_fused.step_by_kernel.kernels_on = (
+        host_fused.step_by_kernel.kernels_on,
         (lambda device: None if RANK == 1 else KERNELS),
     )
     _, optimizer = sharded(torch.float32)
-    host_fused.fused_step.kernels_on = before
+    host_fused.step_by_kernel.kernels_on = before
     reason = "there is no kernel for parameters on cpu" if RANK == 1 else "it cannot be on rank 1"
     assert optimizer.why_not_fused == reason, optimizer.why_not_fused
     asked = raises(allreduce.MismatchError, lambda: sharded(torch.float32, fused=RANK == 1 or None))
