@@ -32,7 +32,7 @@ class ChildRank:
 
     @classmethod
     def taken(cls) -> ChildRank | None:
-        """Return this process's child; None if `run` did not start it."""
+        """Return what this process is; None if `run` did not start it."""
         text = os.environ.get(_VARIABLE)
         return cls(*map(int, text.split(":"))) if text else None
 

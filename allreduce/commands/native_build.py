@@ -360,14 +360,13 @@ def require_core() -> ModuleType:
 
 def missing_core_message(error: ImportError) -> str:
     """One sentence: why allreduce._C cannot be imported, and what to do."""
-    package = _PACKAGE
     remedy = "reinstall it: pip install --force-reinstall --no-deps hier-allreduce"
-    where = f"the installed package {package}"
-    if (package.parent / "pyproject.toml").exists():
-        where = f"the source tree {package.parent}, which Python found before any installed copy,"
+    where = f"the installed package {_PACKAGE}"
+    if (_PACKAGE.parent / "pyproject.toml").exists():
+        where = f"the source tree {_PACKAGE.parent}, which Python found before any installed copy,"
         remedy = "run `make build` there, or start Python in another directory"
-    if (package / f"_C{EXT_SUFFIX}").exists():
+    if (_PACKAGE / f"_C{EXT_SUFFIX}").exists():
         return f"allreduce: the C++ core in {where} does not load ({error}); {remedy}"
-    others = sorted(file.name for file in package.glob("_C.*.so"))
+    others = sorted(file.name for file in _PACKAGE.glob("_C.*.so"))
     built = f" (only {', '.join(others)}, for another Python)" if others else ""
     return f"allreduce: {where} has no C++ core for this Python, _C{EXT_SUFFIX}{built}; {remedy}"

@@ -48,7 +48,7 @@ def itemsize(dtype: str, where: str = "") -> int:
 
 
 class _WritableDlpack:
-    """ArrayView of a DLPack capsule without version, in which it cannot be marked as read-only.
+    """Memory of a DLPack capsule without version, in which it cannot be marked as read-only.
 
     NumPy takes it as read-only to be on the safe side; but an exporter of read-only memory must
     refuse to make such a capsule.

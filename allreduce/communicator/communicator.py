@@ -322,9 +322,8 @@ class Communicator(PartCollectives, PointToPoint):
 
     def traffic(self) -> dict[str, int]:
         """Return the bytes that this rank has moved so far, inside its node and to others."""
-        return dict(
-            zip(("shared_memory_bytes", "network_bytes"), self._group.traffic(), strict=True)
-        )
+        shared, network = self._group.traffic()
+        return {"shared_memory_bytes": shared, "network_bytes": network}
 
     def abort(self, reason: str) -> None:
         """Poison the group on all ranks: whatever waits in it raises. From any thread."""

@@ -53,7 +53,7 @@ def page_of(layout: str) -> str:
     if max(sizes) > 1:
         found |= {
             f"hierarchical:{name}": by_name(f"hierarchical:{name}", node_sizes=sizes)
-            for name in algorithms("allreduce")
+            for name in names
         }
     content = {
         "nodes": sizes,
