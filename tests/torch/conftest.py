@@ -1,7 +1,7 @@
 """Runs the programs of tests/torch/programs, one process per rank, once for each layout.
 
 A torch process takes seconds to start, so a program has many checks: functions check_<behaviour>,
-each of which is a test of its own here.
+each of which is a test of its own here. Its ranks are forks of a process that has torch already.
 """
 
 import contextlib
@@ -12,11 +12,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 import pytest
+from fork_server import Forked, ForkServer
 
 from allreduce.commands import native_build
 
@@ -37,21 +39,34 @@ class Layout:
         return f"{self.ranks}on{self.nodes}"
 
 
-def start(program: str, layout: Layout, folder: Path, **environment: str) -> list[subprocess.Popen]:
-    """Starts all ranks of a program; their output goes to rank<r>.log in `folder`."""
+def rank_environment(layout: Layout, rank: int, folder: Path, more: dict[str, str]) -> dict:
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    return {
+        **os.environ,
+        **more,
+        "RANK": str(rank),
+        "WORLD_SIZE": str(layout.ranks),
+        "ALLREDUCE_NODES": str(layout.nodes),
+        "OMP_NUM_THREADS": "1",
+        "FOLDER": str(folder),
+        "PYTHONPATH": path,
+    }
+
+
+def start(program: str, layout: Layout, folder: Path, **more: str) -> list[subprocess.Popen]:
+    """Starts all ranks of a program, each anew; their output goes to rank<r>.log in `folder`."""
     processes = []
     for rank in range(layout.ranks):
-        env = dict(os.environ, **environment)
-        env |= {"RANK": str(rank), "WORLD_SIZE": str(layout.ranks), "OMP_NUM_THREADS": "1"}
-        env |= {"ALLREDUCE_NODES": str(layout.nodes), "FOLDER": str(folder)}
-        env["PYTHONPATH"] = os.pathsep.join([str(ROOT), env.get("PYTHONPATH", "")])
+        env = rank_environment(layout, rank, folder, more)
         with (folder / f"rank{rank}.log").open("w") as log:
             command = [sys.executable, "-X", "faulthandler", str(PROGRAMS / program)]
             processes.append(subprocess.Popen(command, env=env, stdout=log, stderr=log, cwd=folder))
     return processes
 
 
-def finish(processes: list[subprocess.Popen], folder: Path, deadline: float = DEADLINE) -> str:
+def finish(
+    processes: list[subprocess.Popen] | list[Forked], folder: Path, deadline: float = DEADLINE
+) -> str:
     """Waits for all ranks, kills those that are late, and returns what they wrote."""
     until = time.monotonic() + deadline
     for process in processes:
@@ -98,14 +113,43 @@ def cpu_device(backend: None) -> None:
     subprocess.run(build, cwd=ROOT, env=environment, timeout=300, check=True)
 
 
+@pytest.fixture(scope="session")
+def fork(backend: None) -> Iterator[Callable[..., list[Forked]]]:
+    """Starts all ranks of a program as `start` does, but as forks of a process that has torch.
+
+    There is such a process for each set of further variables, as some are read with torch.
+    """
+    servers: dict[frozenset[tuple[str, str]], ForkServer] = {}
+
+    def fork_ranks(program: str, layout: Layout, folder: Path, **more: str) -> list[Forked]:
+        key = frozenset(more.items())
+        if key not in servers:
+            environment = rank_environment(layout, 0, folder, more)
+            servers[key] = ForkServer(["torch._dynamo", "allreduce.torch"], environment)
+        return [
+            servers[key].start(
+                PROGRAMS / program,
+                rank_environment(layout, rank, folder, more),
+                folder / f"rank{rank}.log",
+            )
+            for rank in range(layout.ranks)
+        ]
+
+    yield fork_ranks
+    for server in servers.values():
+        server.close()
+
+
 @pytest.fixture(scope="module")
 def outcomes(
-    backend: None, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    fork: Callable[..., list[Forked]],
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[list[dict[str, str]], str]:
     """For each rank the checks that ran with their errors ("" if none), and all output."""
     folder = tmp_path_factory.mktemp("ranks")
-    environment = getattr(request.module, "ENVIRONMENT", {})
-    log = finish(start(request.module.PROGRAM, request.param, folder, **environment), folder)
+    more = getattr(request.module, "ENVIRONMENT", {})
+    log = finish(fork(request.module.PROGRAM, request.param, folder, **more), folder)
     found = [folder / f"rank{rank}.json" for rank in range(request.param.ranks)]
     return [json.loads(file.read_text()) if file.exists() else {} for file in found], log
 
@@ -121,6 +165,17 @@ def assert_passed(check: str, outcomes: tuple[list[dict[str, str]], str]) -> Non
 @pytest.fixture(name="assert_passed")
 def assert_passed_fixture():
     return assert_passed
+
+
+@pytest.fixture(name="run_forked")
+def run_forked_fixture(fork: Callable[..., list[Forked]], tmp_path: Path):
+    """Runs a program to its end as `outcomes` does, and returns what its ranks wrote."""
+
+    def run(program: str, ranks: int, nodes: int = 1, deadline: float = DEADLINE) -> str:
+        layout = Layout(ranks=ranks, nodes=nodes)
+        return finish(fork(program, layout, tmp_path), tmp_path, deadline)
+
+    return run
 
 
 @pytest.fixture(name="launch")

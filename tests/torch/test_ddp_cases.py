@@ -32,9 +32,8 @@ def block(found: dict[str, str]) -> str:
 
 
 @pytest.mark.timeout(DEADLINE + 60)
-def test_cases_compare_as_the_document_says(launch, tmp_path: Path) -> None:
-    start, finish = launch
-    log = finish(start("ddp_cases_compare.py", 2), DEADLINE)
+def test_cases_compare_as_the_document_says(run_forked, tmp_path: Path) -> None:
+    log = run_forked("ddp_cases_compare.py", ranks=2, deadline=DEADLINE)
     files = [tmp_path / f"rank{rank}.json" for rank in range(2)]
     assert all(file.exists() for file in files), log[-8000:]
     ranks = [json.loads(file.read_text()) for file in files]

@@ -3,6 +3,7 @@
 ALLREDUCE_DEVICE_RUNTIME must be "cpu" when torch is imported, which registers the backend.
 """
 
+import fcntl
 import types
 from importlib.machinery import ExtensionFileLoader
 from importlib.util import module_from_spec, spec_from_file_location
@@ -26,7 +27,11 @@ def build() -> None:
         str(SOURCE) if part.endswith(native_build.BACKEND) else part for part in command
     )
     salt = native_build.cxx_version() + found.version
-    native_build.Unit(command=command, output=OUTPUT, inputs=(SOURCE,), salt=salt).run(csrc)
+    unit = native_build.Unit(command=command, output=OUTPUT, inputs=(SOURCE,), salt=salt)
+    OUTPUT.parent.mkdir(parents=True, exist_ok=True)
+    with OUTPUT.with_suffix(".lock").open("w") as lock:  # tests may run in several processes
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        unit.run(csrc)
 
 
 def load() -> types.ModuleType:
