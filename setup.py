@@ -11,6 +11,7 @@ HIER_CUDA_ARCHS, TORCH_CUDA_ARCH_LIST, HIER_WERROR, HIER_SANITIZE, HIER_JOBS: se
 
 from __future__ import annotations
 
+import concurrent.futures
 import fcntl
 import importlib.util
 import json
@@ -80,6 +81,8 @@ def compile_objects(sources: list[Path], compiler: list[str], folder: Path) -> l
         extra = [f"-I{CSRC}", *build.cuda_gates(source)]
         if name.parts[0] == "python":
             extra += includes
+            if build.sanitizer_flags():
+                extra.append("-O0")  # a sanitizer's checks make the templates of pybind11 dear
         if name == Path("python/module.cc"):
             extra.append(f'-DHIER_SOURCE_HASH="{source_hash}"')
         command = (*compiler, *extra, "-c", str(source), "-o", str(output))
@@ -192,9 +195,15 @@ class BuildNative(build_ext):
         """Builds, then copies each result to its place in the package."""
         core = build_core(folder)
         install(core, package)
-        if cuda := build_optional("cuda", build_cuda, folder, core, not self.inplace):
+        # The backend is one large file, which leaves the other cores to CUDA's.
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            building_cuda = pool.submit(
+                build_optional, "cuda", build_cuda, folder, core, not self.inplace
+            )
+            building_backend = pool.submit(build_optional, "torch", build_backend, folder, core)
+        if cuda := building_cuda.result():
             install(cuda, package)
-        if backend := build_optional("torch", build_backend, folder, core):
+        if backend := building_backend.result():
             install(backend, package / "torch")
             install(backend.with_name("_backend.json"), package / "torch")
 
