@@ -25,8 +25,9 @@ train: $(VENV)/.trainer ## the main job: ResNet-50 on real data, 2 nodes x 2 ran
 	$(call compile)
 	$(RUN) -m trainer.run --algo halving_doubling $(ARGS)
 
-test: build ## the tests; `make test ARGS="-m full"` runs the full products
-	$(RUN) -m pytest $(ARGS)
+# Two processes share the files, since many tests wait more than they compute.
+test: build ## the tests; `make test ARGS="-m full"` runs the full products, `ARGS="-n 0"` in one process
+	$(RUN) -m pytest -n 2 --dist loadfile $(ARGS)
 
 build: $(VENV)/.dev ## the environment and the native code, as far as they have changed
 	$(call compile)
