@@ -124,6 +124,11 @@ class Cell:
         limits = {f"{name}_us": seconds * 1e6 for name, seconds in self.limits.items()}
         return {"players": figures, "limits": limits, "absent": self.absent, "auto": self.auto}
 
+    def described(self) -> dict[str, Any]:
+        """Return the cell with its figures, for pictures."""
+        what = {"layout": self.layout.words(), "dtype": self.dtype, "op": self.op}
+        return {**what, "nbytes": self.nbytes, **self.summary()}
+
 
 def measure(
     cell: Cell, cast: Cast | Farm, players: Sequence[str], benchmark: Any, seconds: float = SECONDS

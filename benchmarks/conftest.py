@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
@@ -9,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,11 +30,15 @@ REPORT = pytest.StashKey["Report"]()
 
 
 class Report:
-    """What was measured: rows under their headers, in the order in which they came, and cells."""
+    """What was measured: rows under their headers, in the order in which they came, and cells.
+
+    training: rows of test_scaling.py, for pictures.
+    """
 
     def __init__(self) -> None:
         self.tables: dict[str, list[str]] = {}
         self.cells: list[Cell] = []
+        self.training: list[dict[str, Any]] = []
 
     def row(self, header: str, text: str) -> None:
         """Add a row to the table of `header`."""
@@ -52,13 +58,20 @@ class Report:
         if self.cells:
             yield from ("TARGETS: medians of pairs, the worst size", *targets.lines(self.cells))
 
+    def figures(self, machine: str) -> dict[str, Any]:
+        """Return what `benchmarks.pictures` draws, as JSON has it."""
+        sweep = [
+            cell.described() for cell in self.cells if cell.test in ("sweep", "dtypes", "averages")
+        ]
+        return {"machine": machine, "sweep": sweep, "training": self.training}
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add `--save-report`."""
     parser.addoption(
         "--save-report",
         metavar="NAME",
-        help="write the tables to benchmarks/results/NAME_<date>.md",
+        help="write the tables to benchmarks/results/NAME_<date>.md, the figures to .json",
     )
 
 
@@ -122,6 +135,14 @@ def machine_line() -> str:
     return "; ".join(parts)
 
 
+def pytest_report_header() -> str:
+    """Say what the time is that pytest-benchmark shows."""
+    return (
+        "times of a benchmark: seconds a call of ours, the median by the clocks of its ranks, "
+        "which are processes of their own"
+    )
+
+
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
@@ -132,7 +153,8 @@ def pytest_terminal_summary(
     if is_smoke(config):
         terminalreporter.write("no tables: nothing was timed\n")
         return
-    lines = [f"MEASURED on {machine_line()}", *results]
+    machine = machine_line()
+    lines = [f"MEASURED on {machine}", *results]
     terminalreporter.section("results")
     terminalreporter.write("\n".join(lines) + "\n")
     name = config.getoption("--save-report")
@@ -140,6 +162,8 @@ def pytest_terminal_summary(
         path = RESULTS / f"{name}_{date.today().isoformat()}.md"
         RESULTS.mkdir(exist_ok=True)
         path.write_text("# " + name + "\n\n```\n" + "\n".join(lines) + "\n```\n")
+        figures = config.stash[REPORT].figures(machine)
+        path.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n")
 
 
 def _torch_version() -> str:

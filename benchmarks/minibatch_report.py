@@ -8,11 +8,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import pictures
 from benchmarks.minibatch_grid import BASE, GRADUAL, VARIANTS, Grid
-from benchmarks.svg import Panel, document
 
 Row = dict[str, Any]
-_WIDTH = 470  # px of a panel
 Cells = dict[tuple[str, int], list[Row]]  # the seeds of a variant at a minibatch
 
 # Goyal et al. 2017, tables 1, 2a and 2b and figure 1: ImageNet, ResNet-50, error in % +- std of 5.
@@ -39,7 +38,7 @@ def write_report(rows: Sequence[Row], grid: Grid, path: Path) -> None:
     cells = _cells(rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.with_suffix(".md").write_text("\n".join(_markdown(rows, cells, grid, path.name)) + "\n")
-    path.with_suffix(".svg").write_text(_picture(cells, rows, grid))
+    _draw(cells, rows, grid, path.with_suffix(".svg"))
     path.with_suffix(".json").write_text(json.dumps(list(rows), separators=(",", ":")) + "\n")
 
 
@@ -113,7 +112,7 @@ def _machine(rows: Sequence[Row]) -> str:
     return f"MEASURED on {rows[0]['cpu']}, torch {rows[0]['torch']}, commit {commits}."
 
 
-def _picture(cells: Cells, rows: Sequence[Row], grid: Grid) -> str:
+def _draw(cells: Cells, rows: Sequence[Row], grid: Grid, path: Path) -> None:
     names = [v.name for v in VARIANTS if any(variant == v.name for variant, _ in cells)]
     largest = max((kn for variant, kn in cells if variant != GRADUAL.name), default=0)
     minibatches = sorted({kn for variant, kn in cells if variant == GRADUAL.name})
@@ -121,68 +120,44 @@ def _picture(cells: Cells, rows: Sequence[Row], grid: Grid) -> str:
         f"Means over seeds; left: +- 2 standard deviations for {GRADUAL.name}.",
         _machine(rows),
     ]
-    return document(
-        [
-            _errors(cells, names, minibatches),
-            _curves(
-                f"training curves, {GRADUAL.name}",
-                {f"{kn:,}": cells[GRADUAL.name, kn] for kn in minibatches},
-                grid,
-            ),
-            _curves(
-                f"training curves at kn = {largest:,}",
-                {name: cells.get((name, largest), []) for name in names},
-                grid,
-            ),
-        ],
-        names,
-        notes,
-    )
+    with pictures.panels(3 if largest else 2, path, notes) as (errors, of_sizes, *others):
+        _errors(errors, cells, names, minibatches)
+        sizes = {f"{kn:,}": cells[GRADUAL.name, kn] for kn in minibatches}
+        of_sizes.legend(_curves(of_sizes, sizes, grid), sizes, title="kn")
+        of_sizes.set(title=f"training curves, {GRADUAL.name}")
+        for of_rules in others:
+            rules = {name: cells.get((name, largest), []) for name in names}
+            _curves(of_rules, rules, grid)  # in the colours of the first panel
+            of_rules.set(title=f"training curves at kn = {largest:,}")
 
 
-def _errors(cells: Cells, names: Sequence[str], minibatches: Sequence[int]) -> Panel:
+def _errors(axes: Any, cells: Cells, names: Sequence[str], minibatches: Sequence[int]) -> None:
     errors = {key: [100 * row["error"] for row in found] for key, found in cells.items()}
     means = {key: statistics.mean(values) for key, values in errors.items()}
-    ends: list[tuple[float, float] | None] = []
-    for kn in minibatches:
-        values, mean = errors[GRADUAL.name, kn], means[GRADUAL.name, kn]
-        spread = 2 * statistics.stdev(values) if len(values) > 1 else 0.0
-        ends.append((mean - spread, mean + spread) if spread else None)
-    panel = Panel(
-        title="test error against minibatch",
-        x_title="minibatch kn, images",
-        y_title="test error, %",
-        y_ticks=_ticks([*means.values(), *(end for pair in ends if pair for end in pair)]),
-        width=_WIDTH,
-    )
-    places = {f"{kn:,}": float(kn) for kn in minibatches}
-    if len(places) > 1:
-        panel.lines(places, {n: [means.get((n, kn)) for kn in minibatches] for n in names})
-        panel.whiskers(places, ends)
-    return panel
+    spreads = [
+        2 * statistics.stdev(values) if len(values) > 1 else 0.0
+        for values in (errors[GRADUAL.name, kn] for kn in minibatches)
+    ]
+    series = {name: [means.get((name, kn)) for kn in minibatches] for name in names}
+    pictures.lines(axes, [f"{kn:,}" for kn in minibatches], series)
+    centres = [means[GRADUAL.name, kn] for kn in minibatches]
+    axes.errorbar(range(len(centres)), centres, spreads, fmt="none", color=pictures.COLOURS[0])
+    axes.set(title="test error against minibatch", ylabel="test error, %")
+    axes.set(xlabel="minibatch kn, images")
 
 
-def _curves(title: str, groups: dict[str, list[Row]], grid: Grid) -> Panel:
-    curves = {
-        name: [(epoch, 100 * error) for epoch, error in _mean_curve(group)]
-        for name, group in groups.items()
-    }
-    panel = Panel(
-        title=title,
-        x_title="epoch",
-        y_title="training error, %",
-        y_ticks=_ticks(error for curve in curves.values() for _, error in curve),
-        width=_WIDTH,
-    )
-    panel.curves(grid.epochs, curves)
-    return panel
+def _curves(axes: Any, groups: dict[str, list[Row]], grid: Grid) -> list[Any]:
+    """Draw a training curve of each group, nothing if all its runs diverged, and return these."""
+    axes.set(xlabel="epoch", ylabel="training error, %", xlim=(0, grid.epochs))
+    curves = map(_mean_curve, groups.values())
+    return [axes.plot([x for x, _ in curve], [y for _, y in curve])[0] for curve in curves]
 
 
 def _mean_curve(group: Sequence[Row]) -> list[tuple[float, float]]:
-    """Return the mean over seeds of a training curve."""
+    """Return the mean over seeds of a training curve, in %."""
     curves = [_whole_windows(row["train_curve"]) for row in group if not row["diverged"]]
     return [
-        (points[0][0], statistics.mean(error for _, error in points))
+        (points[0][0], 100 * statistics.mean(error for _, error in points))
         for points in zip(*curves, strict=False)
     ]
 
@@ -193,13 +168,3 @@ def _whole_windows(curve: Sequence[tuple[float, float]]) -> list[tuple[float, fl
     return [
         point for point, before in zip(curve, ends, strict=False) if point[0] - before > ends[1] / 2
     ]
-
-
-def _ticks(values: Iterable[float]) -> list[float]:
-    """Return round values in % around these."""
-    known = list(values) or [0.0, 100.0]
-    low, high = min(known), max(known)
-    step = next(step for step in (1, 2, 5, 10, 20) if (high - low) / step <= 8)
-    first = int(low // step)
-    count = int(-(-high // step)) - first
-    return [float(step * (first + k)) for k in range(max(count, 1) + 1)]

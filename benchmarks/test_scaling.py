@@ -76,4 +76,7 @@ def _write(times: Times, way: str, ranks: int, report: Report) -> dict[str, floa
         figures |= {"alone_ms": alone * 1e3, "overlap": 1 - exposed / alone}
         row += f" {alone * 1e3:>10.1f} {figures['overlap']:>9.0%}"
     report.row(_HEADER, row)
+    report.training.append(
+        {"model": MODEL, "images": IMAGES, "ranks": ranks, "way": way, **figures}
+    )
     return figures

@@ -1,0 +1,95 @@
+"""Pictures show what the runs say. Nothing is timed here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import matplotlib.axes
+import numpy as np
+import pytest
+
+from benchmarks import pictures
+from benchmarks.cells import Cell
+from benchmarks.conftest import RESULTS, Report
+from benchmarks.layouts import Layout
+from benchmarks.worlds import Round
+
+_TIMES = {"hier": (20e-6, 1e-3), "gloo": (2e-3, 5e-3), "gloo-cubic": (3e-3, 4e-3)}  # 1 KiB, 1 MiB
+
+
+def _cell(nbytes: int, times: dict[str, float]) -> Cell:
+    rounds = {name: [Round(np.array([seconds]), 0.0, 0)] for name, seconds in times.items()}
+    return Cell("sweep", Layout(2, 1), nbytes, rounds=rounds, absent={"mpich": "not here"})
+
+
+@pytest.fixture
+def run() -> dict[str, Any]:
+    report = Report()
+    report.cells = [
+        _cell(nbytes, {name: times[i] for name, times in _TIMES.items()})
+        for i, nbytes in enumerate((1 << 10, 1 << 20))
+    ]
+    return json.loads(json.dumps(report.figures("a machine")))
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[float]]]:
+    """What is given to matplotlib's `plot` and `bar`: label and heights."""
+    calls: list[tuple[str, list[float]]] = []
+    for method in ("plot", "bar"):
+        real = getattr(matplotlib.axes.Axes, method)
+
+        def noted(axes, x, y, *more, _real=real, **options):
+            calls.append((options["label"], list(y)))
+            return _real(axes, x, y, *more, **options)
+
+        monkeypatch.setattr(matplotlib.axes.Axes, method, noted)
+    return calls
+
+
+def test_a_line_has_the_best_time_of_each_peer(run, drawn, tmp_path: Path) -> None:
+    pictures.sweep(run, tmp_path / "x.svg")
+    assert [name for name, _ in drawn] == ["hier", "Gloo"]
+    assert drawn[0][1] == pytest.approx([20, 1000])
+    assert drawn[1][1] == pytest.approx([2000, 4000])
+    assert "MEASURED on a machine" in (tmp_path / "x.svg").read_text()
+
+
+def test_a_picture_of_nothing_is_refused(run, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="no such sweep"):
+        pictures.sweep(run, tmp_path / "x.svg", ["16 ranks"])
+    with pytest.raises(SystemExit, match="no rows"):
+        pictures.training(run, tmp_path / "x.svg")
+
+
+def test_the_kept_run_gives_a_bar_for_each_row(drawn, tmp_path: Path) -> None:
+    file = max(RESULTS.glob("benchmarks_*.json"))
+    rows = json.loads(file.read_text())["training"]
+    pictures.main(["training", str(file), str(tmp_path / "x.svg")])
+    assert rows
+    rates = [height for _, heights in drawn[:4] for height in heights]
+    assert sorted(rates) == sorted(row["images_per_s"] for row in rows)
+    exposed = [height for _, heights in drawn[4:] for height in heights]
+    assert sorted(exposed) == sorted(
+        max(0.0, row["exposed_ms"]) for row in rows if row["way"] != "none"
+    )
+
+
+@pytest.mark.parametrize(
+    ("picture", "titles"),
+    [("training", []), ("allreduce", ["4 ranks on one node", "4 ranks on nodes"])],
+)
+def test_the_kept_pictures_are_of_the_kept_run(picture: str, titles, tmp_path: Path) -> None:
+    file = max(RESULTS.glob("benchmarks_*.json"))
+    kind = {"allreduce": "sweep"}.get(picture, picture)
+    pictures.main([kind, str(file), str(tmp_path / "x.svg"), *titles])
+    kept = RESULTS / file.name.replace("benchmarks", picture).replace(".json", ".svg")
+    assert _texts(kept) == _texts(tmp_path / "x.svg")
+
+
+def _texts(file: Path) -> list[str]:
+    found = ElementTree.fromstring(file.read_text()).iter("{http://www.w3.org/2000/svg}text")
+    return ["".join(text.itertext()).strip() for text in found]
