@@ -173,3 +173,16 @@ def test_a_missing_core_is_one_sentence_with_a_remedy() -> None:
     message = native_build.missing_core_message(ImportError("no such file"))
     assert "\n" not in message
     assert "make build" in message
+
+
+def test_every_file_that_the_package_should_have_is_there() -> None:
+    """py.typed above all: without it type checkers take no types from an installed package."""
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has no tomllib")
+    root = Path(native_build.__file__).parents[2]
+    data = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"][
+        "package-data"
+    ]
+    for package, patterns in data.items():
+        for pattern in patterns:
+            assert list((root / package.replace(".", "/")).glob(pattern)), (package, pattern)
+    assert all("py.typed" in data[package] for package in ("allreduce", "trainer"))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from allreduce.__main__ import COMMANDS
 from allreduce.schedules import by_name
 from allreduce.schedules.export import LAYOUTS, NETWORKS, SIZES, page_of
 
@@ -111,3 +112,14 @@ def test_the_explorer_draws_in_a_browser(tmp_path: Path) -> None:
     assert 'data-drawn="2x4 hierarchical:halving_doubling 0"' in done.stdout
     assert "each node sends up to" in done.stdout
     assert done.stdout.count("<circle") == 16  # two for each rank
+
+
+def test_the_list_of_commands_names_all_that_can_run() -> None:
+    """`python -m allreduce` lists them."""
+    runnable = {
+        ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")
+        for folder in ("allreduce", "trainer")
+        for file in (ROOT / folder).rglob("*.py")
+        if file.name == "__main__.py" or '__name__ == "__main__"' in file.read_text()
+    }
+    assert runnable - {"allreduce"} == set(COMMANDS)
