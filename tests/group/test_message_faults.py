@@ -24,7 +24,7 @@ processes_only = pytest.mark.skipif(SANITIZED, reason="processes")
 @pytest.mark.parametrize("how", ["left", "large"])
 @pytest.mark.parametrize("layout", ["1x3", "3x1", "2+1"])
 def test_messages_of_a_rank_that_has_closed_can_still_be_received(layout, how):
-    closed = threading.Event()
+    closed, received = threading.Event(), threading.Event()
 
     def body(comm):
         if comm.rank == 1:
@@ -40,11 +40,13 @@ def test_messages_of_a_rank_that_has_closed_can_still_be_received(layout, how):
                 assert comm.recv(x, 1 if i % 2 else None, tag=i) == (1, i)
                 assert (x == i).all()
             comm.send(np.ones(3), 2)  # the others go on
+            assert received.wait(20)  # the error below ends the calls of all
             with pytest.raises(PeerError, match=r"rank 1 (left|has probably died)") as caught:
                 comm.recv(x, 1) if how == "left" else comm.send(np.zeros(LIMIT), 1)
             assert caught.value.rank == 1
         else:
             comm.recv(np.ones(3), 0)
+            received.set()
 
     begin = time.monotonic()
     run_threads(3, body, nodes=nodes(layout))

@@ -164,7 +164,7 @@ def test_impossible_nodes_are_refused_on_every_rank() -> None:
 
 def test_two_processes_with_one_rank_are_noticed() -> None:
     store = MemoryStore()
-    results = in_threads(3, lambda i: connect_rank(store, min(i, 1), 2, timeout=3.0))
+    results = in_threads(3, lambda i: connect_rank(store, min(i, 1), 2, timeout=8.0))
     errors = [result for result in results if isinstance(result, Exception)]
     close_wirings(results)
     assert len(errors) == 1
