@@ -51,8 +51,9 @@ lint: $(VENV)/.dev ## formatting and lint, nothing is changed
 	$(BIN)/ruff check $(PYTHON_CODE)
 	$(BIN)/clang-format --dry-run -Werror $(CPP)
 
-types: $(VENV)/.dev ## mypy --strict on allreduce, trainer and a program of users
+types: $(VENV)/.dev ## mypy --strict on allreduce and trainer; both checkers on a program of users
 	$(BIN)/mypy
+	$(BIN)/pyright --pythonpath $(RUN)
 
 docs: build ## generate docs/algorithms.md
 	$(RUN) -m allreduce.show --docs docs/algorithms.md

@@ -1,6 +1,6 @@
-"""What a type checker knows of a user's program: `make types` reads this file, nothing runs it.
+"""What type checkers know of a user's program: `make types` reads this file, nothing runs it.
 
-Each `type: ignore` is an error that must be found: mypy refuses one that is not needed.
+Each `type: ignore` is an error that must be found: mypy and pyright refuse one that is not needed.
 """
 
 from typing import assert_type
