@@ -25,9 +25,10 @@ train: $(VENV)/.trainer ## the main job: ResNet-50 on real data, 2 nodes x 2 ran
 	$(call compile)
 	$(RUN) -m trainer.run --algo halving_doubling $(ARGS)
 
-# Two processes share the files, since many tests wait more than they compute.
+# Two processes share the files, since many tests wait more than they compute. One that dies ends
+# the run: its test would only kill the next.
 test: build ## the tests; `make test ARGS="-m full"` runs the full products, `ARGS="-n 0"` in one process
-	$(RUN) -m pytest -n 2 --dist loadfile $(ARGS)
+	$(RUN) -m pytest -n 2 --dist loadfile --max-worker-restart 0 $(ARGS)
 
 build: $(VENV)/.dev ## the environment and the native code, as far as they have changed
 	$(call compile)

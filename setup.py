@@ -196,7 +196,7 @@ class BuildNative(build_ext):
         core = build_core(folder)
         install(core, package)
         # The backend is one large file, which leaves the other cores to CUDA's.
-        with concurrent.futures.ThreadPoolExecutor() as pool:
+        with concurrent.futures.ThreadPoolExecutor(min(2, JOBS)) as pool:
             building_cuda = pool.submit(
                 build_optional, "cuda", build_cuda, folder, core, not self.inplace
             )

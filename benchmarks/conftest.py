@@ -163,7 +163,8 @@ def pytest_terminal_summary(
         RESULTS.mkdir(exist_ok=True)
         path.write_text("# " + name + "\n\n```\n" + "\n".join(lines) + "\n```\n")
         figures = config.stash[REPORT].figures(machine)
-        path.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n")
+        if figures["sweep"] or figures["training"]:
+            path.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n")
 
 
 def _torch_version() -> str:
@@ -177,3 +178,20 @@ def _torch_version() -> str:
 def _commit() -> str:
     git = ["git", "-C", str(RESULTS.parent), "describe", "--always", "--dirty"]
     return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[float]]]:
+    """Return what is given to matplotlib's `plot` and `bar`: label and heights."""
+    calls: list[tuple[str, list[float]]] = []
+    from matplotlib.axes import Axes
+
+    for method in ("plot", "bar"):
+        real = getattr(Axes, method)
+
+        def noted(axes, x, y, *more, _real=real, **options):
+            calls.append((options.get("label", ""), list(y)))
+            return _real(axes, x, y, *more, **options)
+
+        monkeypatch.setattr(Axes, method, noted)
+    return calls

@@ -74,16 +74,22 @@ def panels(count: int, path: Path, notes: Sequence[str], width: float = 5.0) -> 
         if named:
             figure.legend(named.values(), named, loc="outside upper center", ncols=len(named))
         figure.supxlabel("\n".join(notes), fontsize=7, color=_MUTED, x=0.01, ha="left")
-        figure.savefig(path, metadata={"Date": None})
+        figure.savefig(path, metadata={"Date": None}, bbox_inches="tight")
         pyplot.close(figure)
 
 
 def lines(axes: Any, names: Sequence[str], series: Mapping[str, Sequence[float | None]]) -> None:
-    """Draws a line of each series over named places; the first one is ours, and thicker."""
+    """Draws a line of each series over named places, evenly spaced. The first is ours, and thicker.
+
+    A series without values is not drawn, but keeps its colour.
+    """
     for number, (name, values) in enumerate(series.items()):
         known = [(x, y) for x, y in enumerate(values) if y is not None]
-        width, size = (2.6, 5.5) if number == 0 else (1.3, 4)
-        axes.plot(*zip(*known, strict=True), "o-", label=name, linewidth=width, markersize=size)
+        if known:
+            xs, ys = zip(*known, strict=True)
+            width, size = (2.6, 5.5) if number == 0 else (1.3, 4)
+            colour = COLOURS[number % len(COLOURS)]
+            axes.plot(xs, ys, "o-", c=colour, label=name, linewidth=width, markersize=size)
     axes.set_xticks(range(len(names)), names)
 
 
@@ -102,9 +108,9 @@ def sweep(run: Mapping[str, Any], path: Path, titles: Sequence[str] = ()) -> Non
         for one, words in zip(axes, layouts, strict=True):
             found = {c["nbytes"]: c["players"] for c in cells if c["layout"] == words}
             series = {peer: [_best(found[n], peer) for n in found] for peer in _PEERS}
-            drawn = {peer: times for peer, times in series.items() if any(times)}
-            lines(one, list(map(size_name, found)), drawn)
+            lines(one, list(map(size_name, found)), series)
             one.set(title=words, ylabel="us a call, median", yscale="log")
+            one.set(xlabel="buffer (evenly spaced, not to scale)")
             one.yaxis.set_major_formatter("{x:,.0f}")
 
 

@@ -49,7 +49,7 @@ def _row(variant: str, kn: int, seed: int, error: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_the_report_has_mean_and_deviation_over_seeds(tmp_path: Path) -> None:
+def test_the_report_has_mean_and_deviation_over_seeds(drawn, tmp_path: Path) -> None:
     rows = [_row(GRADUAL.name, kn, s, 0.1 + s / 100) for kn in (256, 1024) for s in (0, 1, 2)]
     rows.append(_row(FIXED.name, 1024, 0, 0.4))
     write_report(rows, CPU, tmp_path / "found")
@@ -61,6 +61,10 @@ def test_the_report_has_mean_and_deviation_over_seeds(tmp_path: Path) -> None:
     assert "QUOTED" in text
     assert json.loads((tmp_path / "found.json").read_text()) == rows
     picture = ElementTree.fromstring((tmp_path / "found.svg").read_text())
+    assert [values for name, values in drawn if name == GRADUAL.name] == [pytest.approx([11, 11])]
+    assert [values for name, values in drawn if name == FIXED.name] == [pytest.approx([40])]
+    curves = [values for name, values in drawn if not name]
+    assert curves == [pytest.approx([50])] * 4  # in %, of whole windows; 256 and 1,024, both rules
     texts = {text.text for text in picture.iter("{http://www.w3.org/2000/svg}text")}
     assert {"1,024", GRADUAL.name, FIXED.name, "training curves at kn = 1,024"} <= texts
 

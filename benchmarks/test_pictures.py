@@ -35,27 +35,30 @@ def run() -> dict[str, Any]:
     return json.loads(json.dumps(report.figures("a machine")))
 
 
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[float]]]:
-    """What is given to matplotlib's `plot` and `bar`: label and heights."""
-    calls: list[tuple[str, list[float]]] = []
-    for method in ("plot", "bar"):
-        real = getattr(matplotlib.axes.Axes, method)
-
-        def noted(axes, x, y, *more, _real=real, **options):
-            calls.append((options["label"], list(y)))
-            return _real(axes, x, y, *more, **options)
-
-        monkeypatch.setattr(matplotlib.axes.Axes, method, noted)
-    return calls
-
-
 def test_a_line_has_the_best_time_of_each_peer(run, drawn, tmp_path: Path) -> None:
     pictures.sweep(run, tmp_path / "x.svg")
     assert [name for name, _ in drawn] == ["hier", "Gloo"]
     assert drawn[0][1] == pytest.approx([20, 1000])
     assert drawn[1][1] == pytest.approx([2000, 4000])
     assert "MEASURED on a machine" in (tmp_path / "x.svg").read_text()
+
+
+def test_a_peer_has_one_colour_where_another_is_absent(run, monkeypatch, tmp_path: Path) -> None:
+    here = run["sweep"][0]
+    players = {"hier": here["players"]["hier"], "impi": {"p50_us": 7.0}}
+    run["sweep"].append({**here, "layout": "another", "players": players})
+    run["sweep"][0]["players"]["mpich"] = run["sweep"][0]["players"]["impi"] = {"p50_us": 9.0}
+    colours: dict[str, set[str]] = {}
+    real = matplotlib.axes.Axes.plot
+
+    def noted(axes, *values, **options):
+        colours.setdefault(options["label"], set()).add(options["c"])
+        return real(axes, *values, **options)
+
+    monkeypatch.setattr(matplotlib.axes.Axes, "plot", noted)
+    pictures.sweep(run, tmp_path / "x.svg")
+    assert {name: len(found) for name, found in colours.items()} == dict.fromkeys(colours, 1)
+    assert len(set(map(min, colours.values()))) == len(colours) == 4
 
 
 def test_a_picture_of_nothing_is_refused(run, tmp_path: Path) -> None:

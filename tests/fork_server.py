@@ -2,15 +2,19 @@
 
 torch and its compiler take six seconds of a core to import. A fork of a process that has them
 starts in a hundredth of a second, and ends as any program: the interpreter is shut down in order.
+Forks are alike in more than programs are: they share the seed of Python's string hashes and the
+layout of their addresses. So tests start some ranks as processes of their own as well.
 """
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import gc
 import importlib
 import json
 import os
+import select
 import selectors
 import signal
 import socket
@@ -19,6 +23,10 @@ import sys
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from allreduce.commands.child_life import die_with_parent
+
+_READY = 90.0  # seconds to import in, on a busy machine
 
 
 class ForkServer:
@@ -36,6 +44,8 @@ class ForkServer:
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
             )
+        self._control.settimeout(_READY)
+        assert self._control.recv(32) == b"ready", "the fork server cannot import its modules"
 
     def start(self, program: Path, environment: Mapping[str, str], log: Path) -> Forked:
         """Runs `program` as a script, in the folder of `log`, with its output there."""
@@ -46,49 +56,46 @@ class ForkServer:
         return Forked(ours)
 
     def close(self) -> None:
-        """Ends the server, and what still runs of the programs."""
+        """Ends the server; what still runs of the programs ends with it."""
         self._control.close()
-        self._server.wait(30)
+        try:
+            assert self._server.wait(30) == 0
+        finally:
+            self._server.kill()
 
 
 class Forked:
-    """A program that a server has forked; the methods are those of subprocess.Popen."""
+    """A program that a server has forked; the methods are as those of subprocess.Popen."""
 
     def __init__(self, told: socket.socket) -> None:
         self._told = told
-        self.pid = self._receive()
+        self.pid = int(told.recv(32) or b"0")
+        assert self.pid, "the fork server has ended"
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
         """The exit status if the program has ended, negative if a signal ended it; else None."""
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             return self.wait(0.0)
-        except subprocess.TimeoutExpired:
-            return None
+        return None
 
     def wait(self, timeout: float) -> int:
         """Waits for the end; subprocess.TimeoutExpired after `timeout` seconds."""
         if self.returncode is None:
-            with selectors.DefaultSelector() as selector:
-                selector.register(self._told, selectors.EVENT_READ)
-                if not selector.select(timeout):
-                    raise subprocess.TimeoutExpired("a forked program", timeout)
-            self.returncode = self._receive()
+            if not select.select([self._told], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired("a forked program", timeout)
+            # Without a word the server has been killed, and its forks with it.
+            self.returncode = int(self._told.recv(32) or str(-signal.SIGKILL))
             self._told.close()
         return self.returncode
 
     def send_signal(self, number: int) -> None:
-        # The server reaps it and says so at once, but a moment may lie between the two.
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it ended just now
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
-
-    def _receive(self) -> int:
-        number = self._told.recv(32)
-        assert number, "the fork server has ended"
-        return int(number)
 
 
 def serve(control: socket.socket) -> dict | None:
@@ -104,32 +111,37 @@ def serve(control: socket.socket) -> dict | None:
                     continue
                 text, descriptors, _, _ = socket.recv_fds(control, 1 << 20, 1)
                 if not text:
-                    for pid, _ in running.values():
-                        os.kill(pid, signal.SIGKILL)
                     return None
                 teller = socket.socket(fileno=descriptors[0])
-                pid = os.fork()
+                server, pid = os.getpid(), os.fork()
                 if pid == 0:
+                    die_with_parent(server)
                     for fd, (_, other) in running.items():
                         os.close(fd)
                         other.close()
                     teller.close()
                     return json.loads(text)
-                teller.send(str(pid).encode())
                 fd = os.pidfd_open(pid)
                 running[fd] = pid, teller
                 selector.register(fd, selectors.EVENT_READ)
+                tell(teller, pid)
 
 
 def reap(fd: int, pid: int, teller: socket.socket) -> None:
     os.close(fd)
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     with teller:
-        teller.send(str(status).encode())
+        tell(teller, status)
+
+
+def tell(teller: socket.socket, number: int) -> None:
+    with contextlib.suppress(OSError):  # the test has been interrupted, and listens no more
+        teller.send(str(number).encode())
 
 
 def run(program: str, environment: dict[str, str], log: str) -> None:
     """Runs the program in the place of this one."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(Path(log).parent)
@@ -142,13 +154,17 @@ def run(program: str, environment: dict[str, str], log: str) -> None:
     sys.path[0] = str(Path(program).parent)
     main = sys.modules["__main__"] = types.ModuleType("__main__")
     main.__file__ = program
-    exec(compile(Path(program).read_text(), program, "exec"), main.__dict__)
+    text = Path(program).read_bytes()
+    exec(compile(text, program, "exec", dont_inherit=True), main.__dict__)
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started this ends it
     for name in sys.argv[2:]:
         importlib.import_module(name)
     gc.freeze()  # what is imported is nothing that a fork's collector need look at
-    request = serve(socket.socket(fileno=int(sys.argv[1])))
+    control = socket.socket(fileno=int(sys.argv[1]))
+    control.send(b"ready")
+    request = serve(control)
     if request is not None:
         run(**request)

@@ -69,7 +69,7 @@ PUBLIC = {
     *(f"allreduce.torch.ddp.{name}" for name in ("bucket_size", "buckets")),
     "allreduce.commands.child_life",
 }
-IN_NO_PACKAGE = {"__init__", "__main__"}
+IN_NO_PACKAGE = {"__init__"}
 MARKERS = {"__main__.py", "py.typed"}  # what Python and type checkers ask for by name
 MOST_ENTRIES = 14  # at the top of each
 MOST_FLOORS = 8
@@ -152,7 +152,8 @@ def bad_imports(name: Path, tree: ast.AST) -> Iterator[str]:
         measured = name.parts[0] == "benchmarks" and top == "trainer"  # its step is measured there
         if not measured and top in {"tests", "benchmarks", "trainer"} - {name.parts[0]}:
             yield f"{module}: nobody imports {top}"
-    if name.parts[0] in TREES and len(name.parts) > 1 and name.stem not in IN_NO_PACKAGE:
+    inside = len(name.parts) > 1 and name.parts[1] not in MARKERS and name.stem not in IN_NO_PACKAGE
+    if name.parts[0] in TREES and inside:
         yield from bad_packages(name, tree)
     if name.parts[0] == "allreduce" and name.parts[1] not in TORCH_PACKAGES:
         for module, _ in imports(tree, lazy=False):

@@ -1,7 +1,8 @@
 """Runs the programs of tests/torch/programs, one process per rank, once for each layout.
 
 A torch process takes seconds to start, so a program has many checks: functions check_<behaviour>,
-each of which is a test of its own here. Its ranks are forks of a process that has torch already.
+each of which is a test of its own here. Its ranks are forks of a process that has torch already,
+or processes of their own in the layouts that a module calls APART.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ from allreduce.commands import native_build
 
 PROGRAMS = Path(__file__).parent / "programs"
 ROOT = Path(__file__).resolve().parents[2]
-DEADLINE = 100  # seconds for one launch
+DEADLINE = 80  # seconds for one launch
 _STREAMS_OF_ANY_DEVICE = (2, 13)  # the release of torch
 
 
@@ -39,25 +40,22 @@ class Layout:
         return f"{self.ranks}on{self.nodes}"
 
 
-def rank_environment(layout: Layout, rank: int, folder: Path, more: dict[str, str]) -> dict:
+def environment_of_all(more: dict[str, str]) -> dict[str, str]:
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    return {
-        **os.environ,
-        **more,
-        "RANK": str(rank),
-        "WORLD_SIZE": str(layout.ranks),
-        "ALLREDUCE_NODES": str(layout.nodes),
-        "OMP_NUM_THREADS": "1",
-        "FOLDER": str(folder),
-        "PYTHONPATH": path,
-    }
+    return {**os.environ, **more, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+
+
+def environment_of(layout: Layout, rank: int, folder: Path, more: dict[str, str]) -> dict[str, str]:
+    numbers = {"RANK": rank, "WORLD_SIZE": layout.ranks, "ALLREDUCE_NODES": layout.nodes}
+    own = {name: str(number) for name, number in numbers.items()}
+    return {**environment_of_all(more), **own, "FOLDER": str(folder)}
 
 
 def start(program: str, layout: Layout, folder: Path, **more: str) -> list[subprocess.Popen]:
     """Starts all ranks of a program, each anew; their output goes to rank<r>.log in `folder`."""
     processes = []
     for rank in range(layout.ranks):
-        env = rank_environment(layout, rank, folder, more)
+        env = environment_of(layout, rank, folder, more)
         with (folder / f"rank{rank}.log").open("w") as log:
             command = [sys.executable, "-X", "faulthandler", str(PROGRAMS / program)]
             processes.append(subprocess.Popen(command, env=env, stdout=log, stderr=log, cwd=folder))
@@ -79,6 +77,7 @@ def finish(
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(5)
         process.kill()
+        process.wait(5)
     logs = sorted(folder.glob("rank*.log"))
     return "\n".join(f"--- {log.name}\n{log.read_text()}" for log in logs)
 
@@ -124,20 +123,21 @@ def fork(backend: None) -> Iterator[Callable[..., list[Forked]]]:
     def fork_ranks(program: str, layout: Layout, folder: Path, **more: str) -> list[Forked]:
         key = frozenset(more.items())
         if key not in servers:
-            environment = rank_environment(layout, 0, folder, more)
-            servers[key] = ForkServer(["torch._dynamo", "allreduce.torch"], environment)
+            modules = ["torch._dynamo", "allreduce.torch"]
+            servers[key] = ForkServer(modules, environment_of_all(more))
         return [
             servers[key].start(
                 PROGRAMS / program,
-                rank_environment(layout, rank, folder, more),
+                environment_of(layout, rank, folder, more),
                 folder / f"rank{rank}.log",
             )
             for rank in range(layout.ranks)
         ]
 
-    yield fork_ranks
-    for server in servers.values():
-        server.close()
+    with contextlib.ExitStack() as stack:
+        yield fork_ranks
+        for server in servers.values():
+            stack.callback(server.close)
 
 
 @pytest.fixture(scope="module")
@@ -148,9 +148,10 @@ def outcomes(
 ) -> tuple[list[dict[str, str]], str]:
     """For each rank the checks that ran with their errors ("" if none), and all output."""
     folder = tmp_path_factory.mktemp("ranks")
-    more = getattr(request.module, "ENVIRONMENT", {})
-    log = finish(fork(request.module.PROGRAM, request.param, folder, **more), folder)
-    found = [folder / f"rank{rank}.json" for rank in range(request.param.ranks)]
+    layout, more = request.param, getattr(request.module, "ENVIRONMENT", {})
+    apart = (layout.ranks, layout.nodes) in getattr(request.module, "APART", ())
+    log = finish((start if apart else fork)(request.module.PROGRAM, layout, folder, **more), folder)
+    found = [folder / f"rank{rank}.json" for rank in range(layout.ranks)]
     return [json.loads(file.read_text()) if file.exists() else {} for file in found], log
 
 

@@ -4,6 +4,7 @@ import pytest
 
 PROGRAM = "ddp.py"
 LAYOUTS = [(2, 1), (4, 2)]
+APART = [(2, 1)]
 
 pytestmark = pytest.mark.timeout(110)
 
