@@ -26,6 +26,7 @@ from benchmarks.floors import Floors
 from benchmarks.sizes import SIZES, SMOKE_SIZES
 
 RESULTS = Path(__file__).parent / "results"
+SWEEPS = ("sweep", "averages", "dtypes")  # the tests of test_allreduce.py
 REPORT = pytest.StashKey["Report"]()
 
 
@@ -49,7 +50,7 @@ class Report:
         for header, rows in self.tables.items():
             yield from ("", header, *rows)
         for show, tests in (
-            (tables.sweep, ("sweep", "averages", "dtypes")),
+            (tables.sweep, SWEEPS),
             (tables.algorithms, ("algorithms",)),
         ):
             for test in tests:
@@ -60,9 +61,7 @@ class Report:
 
     def figures(self, machine: str) -> dict[str, Any]:
         """Return what `benchmarks.pictures` draws, as JSON has it."""
-        sweep = [
-            cell.described() for cell in self.cells if cell.test in ("sweep", "dtypes", "averages")
-        ]
+        sweep = [cell.described() for cell in self.cells if cell.test in SWEEPS]
         return {"machine": machine, "sweep": sweep, "training": self.training}
 
 
@@ -183,9 +182,9 @@ def _commit() -> str:
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[float]]]:
     """Return what is given to matplotlib's `plot` and `bar`: label and heights."""
-    calls: list[tuple[str, list[float]]] = []
     from matplotlib.axes import Axes
 
+    calls: list[tuple[str, list[float]]] = []
     for method in ("plot", "bar"):
         real = getattr(Axes, method)
 

@@ -125,6 +125,7 @@ def fork(backend: None) -> Iterator[Callable[..., list[Forked]]]:
         if key not in servers:
             modules = ["torch._dynamo", "allreduce.torch"]
             servers[key] = ForkServer(modules, environment_of_all(more))
+            stack.callback(servers[key].close)
         return [
             servers[key].start(
                 PROGRAMS / program,
@@ -136,8 +137,6 @@ def fork(backend: None) -> Iterator[Callable[..., list[Forked]]]:
 
     with contextlib.ExitStack() as stack:
         yield fork_ranks
-        for server in servers.values():
-            stack.callback(server.close)
 
 
 @pytest.fixture(scope="module")
