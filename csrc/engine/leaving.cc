@@ -22,7 +22,7 @@ bool Messages::flushed() const {
 }
 
 bool Messages::hopeless(const Transfer& receive) const {
-  const auto silent = [](const Peer& peer) { return !peer.channel || peer.last || peer.ended; };
+  const auto silent = [](const Peer& peer) { return !peer.channel || peer.last; };
   if (receive.peer != kAnySource) return silent(peers_[receive.peer]);
   return std::all_of(peers_.begin(), peers_.end(), silent);
 }

@@ -1,15 +1,17 @@
 // Errors of a group, and on their way between ranks.
 #include "group/failure.h"
 
+#include <utility>
+
 #include "base/error.h"
 
 namespace hier {
 
-bool Failure::set(std::exception_ptr error, const std::string& text) {
+bool Failure::set(std::exception_ptr error, std::string text) {
   const std::lock_guard lock(mutex_);
   if (error_) return false;
   error_ = std::move(error);
-  text_ = text;
+  text_ = std::move(text);
   set_.store(true, std::memory_order_release);
   return true;
 }

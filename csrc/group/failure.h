@@ -12,8 +12,8 @@ namespace hier {
 
 class Failure {
  public:
-  // False if there was an error before.
-  bool set(std::exception_ptr error, const std::string& text);
+  // False if there was an error before. Needs no memory: an error that is set is told.
+  bool set(std::exception_ptr error, std::string text);
   bool is_set() const { return set_.load(std::memory_order_acquire); }
   std::exception_ptr error() const;  // null if there is none
   void check() const;                // throws AbortedError where there is one: for later calls

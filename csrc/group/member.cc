@@ -166,18 +166,16 @@ void Member::end_hopeless_receives() {
 }
 
 std::exception_ptr Member::error_of_hopeless(const Transfer& receive) const {
-  const bool any = receive.peer == kAnySource;
-  const bool gone =  // without a word
-      !any && messages_->ended(receive.peer) && !messages_->left(receive.peer);
   const std::string what = describe(receive) + ": ";
-  if (draining_ && !gone) {
+  if (draining_) {
     return std::make_exception_ptr(
         AbortedError(what + "the group is being destroyed, and no rank sends it"));
   }
+  const bool any = receive.peer == kAnySource;
   const std::string who = any ? "all other ranks" : "rank " + std::to_string(receive.peer);
-  return std::make_exception_ptr(PeerError(
-      any ? topology_.rank : receive.peer,
-      what + "no rank sends it: " + who + (gone ? " is gone" : " left the group (destroyed it)")));
+  return std::make_exception_ptr(
+      PeerError(any ? topology_.rank : receive.peer,
+                what + "no rank sends it: " + who + " left the group (destroyed it)"));
 }
 
 Member::Places Member::blocked_on(std::vector<pollfd>& fds) const {

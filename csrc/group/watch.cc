@@ -169,20 +169,23 @@ void Watch::check_presence(const Run& run) const {
 }
 
 void Watch::check_messages() const {
-  const Transfer* needed = nullptr;
-  int last = -1, present = 0;
-  for (int rank = 0; rank < topology_.world_size && !needed; ++rank) {
+  int lost = -1;  // one that is gone without a word
+  bool others = false;
+  for (int rank = 0; rank < topology_.world_size; ++rank) {
     if (rank == topology_.rank) continue;
-    if (gone(rank)) {
-      needed = messages_.waits_for(last = rank);
-    } else {
-      ++present;
+    if (!gone(rank)) {
+      others |= !messages_.left(rank);
+      continue;
     }
+    const Transfer* needs = messages_.waits_for(rank);
+    if (needs) throw BrokenStream(rank, describe(*needs));
+    if (!messages_.left(rank)) lost = rank;
   }
-  if (!needed && present == 0) {  // a receive from any rank has nobody left
-    for (const auto& transfer : messages_.unfinished()) needed = transfer.get();
+  if (lost < 0 || others) return;
+  for (const auto& transfer : messages_.unfinished()) {  // nobody is left to send it
+    const bool from_any = !transfer->send && transfer->peer == kAnySource;
+    if (from_any) throw BrokenStream(lost, describe(*transfer));
   }
-  if (needed) throw BrokenStream(last, describe(*needed));
 }
 
 // A host that does not answer is lost to the group, and the group with it: every later collective
