@@ -29,7 +29,7 @@ LINES_MAX = {
     "transport": 580,
     "local": 230,
     "engine": 1180,
-    "group": 3550,
+    "group": 3660,
     "analysis": 270,
     "device": 1450,
     "nccl": 490,

@@ -283,8 +283,11 @@ class Communicator(PartCollectives, PointToPoint):
     ) -> np.ndarray[Any, Any]:
         """Return a new array in symmetric memory: all ranks of a node map it at the same place.
 
-        Every rank calls it, with the same arguments. An allreduce of it, or of the same part of it
-        on all ranks, copies nothing inside a node. bfloat16 comes as uint16. The memory is zero.
+        Every rank calls it, with the same arguments. The memory is zero; bfloat16 comes as uint16.
+
+        An allreduce of it, or of the same part of it on all ranks, copies nothing inside a node.
+        On one node a reduce_scatter and an allgather in place read it where it lies. So all ranks
+        have to give these calls the same place in symmetric memory, or none.
         """
         return symmetric_empty(self._group, self._connections, shape, dtype)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
+from math import prod
 from typing import Any, TypeVar
 
 import numpy as np
@@ -243,7 +244,7 @@ class PartCollectives(CollectiveBase):
 
 def _elements(array: Array, parts: Sequence[int]) -> list[int]:
     """Bounds in elements of bounds in rows."""
-    row = int(np.prod(array.shape[1:], dtype=np.int64))
+    row = prod(array.shape[1:])
     return [row * begin for begin in parts]
 
 

@@ -48,12 +48,10 @@ class DeviceCalls {
   void enqueue_staged(Run& run, const Call& on_device);
 
   // device_local.cc
-  struct Cut;
   bool works_between_devices(const Call& call) const;
-  Cut cut(const Call& call) const;
   std::unique_ptr<Run> make_between_devices(const Call& call, Clock::time_point now,
                                             double timeout);
-  void enqueue_between_devices(Run& run, const Call& on_device, const Cut& cut);
+  void enqueue_between_devices(Run& run, const Call& on_device, const Plan& devices);
 
   const GroupConfig& config_;
   const Topology& topology_;

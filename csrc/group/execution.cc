@@ -22,7 +22,7 @@ Execution::Execution(Plan plan, const RunHeader* header, Engine* engine, LocalSt
     : plan_(std::move(plan)),
       header_(header),
       engine_(engine),
-      local_(plan_.local ? local : nullptr),
+      local_(plan_.in_node() ? local : nullptr),
       device_(device),
       digest_(digest),
       run_of_lane_(run_of_lane),
@@ -31,26 +31,25 @@ Execution::Execution(Plan plan, const RunHeader* header, Engine* engine, LocalSt
   num_pieces_ = plan_.num_pieces();
   const uint64_t window = is_symmetric() || !local_ ? kSymmetricWindow : local_->pieces_in_flight();
   window_.resize(std::max<uint64_t>(1, std::min(window, num_pieces_)));
-  if (local_) first_number_ = local_->take(num_pieces_);
-}
-
-LocalShard Execution::shard(const Piece& piece, int owner) const {
-  const LocalShard own = local_shard_of(piece.end - piece.begin, plan_.rails, owner);
-  return {piece.begin + own.begin, own.count};
+  if (!local_) return;
+  first_number_ = local_->take(num_pieces_);
+  lends_ = is_symmetric() && !plan_.program && !plan_.last && num_pieces_ > 0;
 }
 
 // What this rank ends with of a piece of a flat plan.
 Range Execution::result_of(const Piece& piece) const {
   const auto [lo, hi] = plan_.result;
-  if (plan_.slices == 1) return {std::max(piece.begin, lo), std::min(piece.end, hi)};
+  const Range range = piece.range;
+  if (plan_.slices == 1) return {std::max(range.lo, lo), std::min(range.hi, hi)};
   const auto slices = static_cast<size_t>(plan_.slices);
-  const size_t part = plan_.count / slices, slice = (piece.end - piece.begin) / slices;
-  return {piece.begin + lo / part * slice, piece.begin + hi / part * slice};
+  const size_t part = plan_.count / slices, slice = range.size() / slices;
+  return {range.lo + lo / part * slice, range.lo + hi / part * slice};
 }
 
-std::byte* Execution::shared(int rank, uint64_t k, size_t element) const {
-  if (is_symmetric()) return plan_.symmetric[rank] + element * element_bytes_;
-  return local_->slot(rank, number(k)) + (element - piece(k).begin) * element_bytes_;
+std::byte* Execution::shared(int rank, uint64_t k, int owner) const {
+  const size_t begin = shard(k, owner).lo;
+  if (is_symmetric()) return plan_.symmetric[rank] + begin * element_bytes_;
+  return local_->slot(rank, number(k)) + (begin - piece(k).range.lo) * element_bytes_;
 }
 
 bool Execution::progress() {
@@ -66,12 +65,12 @@ bool Execution::progress() {
     // A peer may publish two pieces between two of our looks: the later must not overtake.
     if (k >= first_ && piece(k).phase == Phase::arrived) break;
   }
-  return moved;
+  return moved | take_back();
 }
 
 bool Execution::advance(uint64_t k) {
   bool moved = false;
-  if (piece(k).phase == Phase::arrived) moved |= reduce(k);
+  if (piece(k).phase == Phase::arrived) moved |= take(k);
   if (piece(k).phase == Phase::inter) moved |= finish_inter(k);
   if (piece(k).phase == Phase::gathering && k == first_) moved |= gather(k);
   return moved;
@@ -82,20 +81,11 @@ bool Execution::enter(uint64_t k) {
   if (device_ && !device_->arrived(k)) return false;
   if (local_ && !is_symmetric() && !local_->slot_free(number(k))) return false;
   Piece& p = piece(k);
-  p = {k * plan_.piece, std::min(plan_.count, (k + 1) * plan_.piece)};
+  p = {.range = plan_.piece_at(k)};
   p.phase = Phase::arrived;
   if (plan_.input) take_input();
   if (!local_) return start_inter(k);
-  if (!is_symmetric()) {
-    const LocalShard own =
-        owner() && !plan_.one_shot ? shard(p, local_->local_rank()) : LocalShard{p.end, 0};
-    // This rank reads its own shard straight from the buffer: only the rest is staged.
-    const size_t after = own.begin + own.count;
-    std::byte* slot = local_->slot(local_->local_rank(), number(k));
-    const auto copy = plan_.beyond_caches ? copy_from_memory : copy_within_caches;
-    copy(slot, at(p.begin), (own.begin - p.begin) * element_bytes_);
-    copy(slot + (after - p.begin) * element_bytes_, at(after), (p.end - after) * element_bytes_);
-  }
+  if (plan_.first && !is_symmetric()) give(k);
   if (k == 0) local_->write_header(run_of_lane_, header_, digest_);
   // In symmetric memory the whole buffer is readable at once.
   const uint64_t last = is_symmetric() ? number(num_pieces_ - 1) : number(k);
@@ -103,9 +93,34 @@ bool Execution::enter(uint64_t k) {
   return true;
 }
 
+bool Execution::takes(int owner) const {
+  return info(*plan_.first).after == Holders::all || owner == local_->local_rank();
+}
+
+bool Execution::gives(int owner) const {
+  return info(*plan_.first).after == Holders::all || owner != local_->local_rank();
+}
+
+// What it reads itself of its own, it reads straight from the buffer: only the rest is copied.
+void Execution::give(uint64_t k) {
+  const auto copy = plan_.beyond_caches ? copy_from_memory : copy_within_caches;
+  for (int owner = 0; owner < plan_.rails; ++owner) {
+    if (!gives(owner)) continue;
+    const Range part = shard(k, owner);
+    copy(shared(local_->local_rank(), k, owner), at(part.lo), part.size() * element_bytes_);
+  }
+}
+
 // Symmetric memory is the callers' own, who get it back where a rank has failed.
 bool Execution::doubt() {
   return doubtful_ = local_ && is_symmetric() && local_->failed().has_value();
+}
+
+// Memory of the caller's that neighbours read is the caller's again once they are done.
+bool Execution::take_back() {
+  if (!lends_ || first_ < num_pieces_) return false;
+  lends_ = !local_->all(State::done, number(num_pieces_ - 1));
+  return !lends_;
 }
 
 void Execution::compare_headers() const {
@@ -117,46 +132,71 @@ void Execution::compare_headers() const {
   }
 }
 
-bool Execution::reduce(uint64_t k) {
+bool Execution::take(uint64_t k) {
   if (!local_->all(State::arrived, number(k))) return false;
   if (k == 0) compare_headers();
-  Piece& p = piece(k);
-  if (plan_.one_shot) {
-    reduce_shard(k, {p.begin, p.end - p.begin}, {at(p.begin)});
+  if (!plan_.program && !plan_.last) {
+    take_result(k);
     complete(k);
     return true;
   }
-  p.phase = Phase::gathering;
+  piece(k).phase = Phase::gathering;
   if (!owner()) return true;
-  const LocalShard own = shard(p, local_->local_rank());
-  const bool last_stage = !plan_.program;
-  std::vector<void*> outs;
-  if (is_symmetric() && last_stage) {
-    for (int rank = 0; rank < local_->local_size(); ++rank) {
-      outs.push_back(shared(rank, k, own.begin));
-    }
-    shared_bytes_ += own.count * element_bytes_ * (outs.size() - 1);
-  } else {
-    outs.push_back(shared(local_->local_rank(), k, own.begin));
-    if (last_stage) outs.push_back(at(own.begin));
-  }
-  reduce_shard(k, own, std::move(outs));
+  take_shard(k);
   if (doubt()) return true;
-  if (!last_stage) return start_inter(k);
+  if (plan_.program) return start_inter(k);
   local_->publish(State::reduced, number(k));
   ++published_;
   return true;
 }
 
-void Execution::reduce_shard(uint64_t k, LocalShard shard, std::vector<void*> outs) {
+// What this rank ends with, of a stage that is all.
+void Execution::take_result(uint64_t k) {
+  for (int owner = 0; owner < plan_.rails; ++owner) {
+    if (!takes(owner)) continue;
+    if (info(*plan_.first).reduces) {
+      reduce_shard(k, owner, {at(shard(k, owner).lo)});
+    } else {
+      copy_shard(k, owner);
+    }
+  }
+}
+
+// This rank's shard, for the stages that follow.
+void Execution::take_shard(uint64_t k) {
+  const int me = local_->local_rank();
+  std::vector<void*> outs;
+  if (is_symmetric() && !plan_.program) {
+    for (int rank = 0; rank < local_->local_size(); ++rank) outs.push_back(shared(rank, k, me));
+    const Range own = shard(k, me);
+    shared_bytes_ += own.size() * element_bytes_ * (outs.size() - 1);
+  } else {
+    outs.push_back(shared(me, k, me));
+    if (!plan_.program) outs.push_back(at(shard(k, me).lo));
+  }
+  reduce_shard(k, me, std::move(outs));
+}
+
+void Execution::reduce_shard(uint64_t k, int owner, std::vector<void*> outs) {
+  const Range part = shard(k, owner);
   std::vector<const void*> sources;
   for (int rank = 0; rank < local_->local_size(); ++rank) {
     const bool own = rank == local_->local_rank();
-    sources.push_back(own ? at(shard.begin) : this->shared(rank, k, shard.begin));
+    sources.push_back(own ? at(part.lo) : shared(rank, k, owner));
   }
   const int divisor = plan_.program ? 1 : plan_.divisor;
-  reduce_many(plan_.dtype, plan_.op, outs, sources, shard.count, divisor);
-  shared_bytes_ += shard.count * element_bytes_ * (sources.size() - 1);
+  reduce_many(plan_.dtype, plan_.op, outs, sources, part.size(), divisor);
+  shared_bytes_ += part.size() * element_bytes_ * (sources.size() - 1);
+}
+
+// Out of its owner's memory.
+void Execution::copy_shard(uint64_t k, int owner) {
+  const Range part = shard(k, owner);
+  const bool own = owner == local_->local_rank();
+  if (own && !plan_.program) return;  // it is there already
+  const auto copy = plan_.beyond_caches ? copy_to_memory : copy_within_caches;
+  copy(at(part.lo), shared(owner, k, owner), part.size() * element_bytes_);
+  if (!own) shared_bytes_ += part.size() * element_bytes_;
 }
 
 // Of an alltoall, which is one piece.
@@ -185,11 +225,11 @@ void Execution::give_output() {
 
 bool Execution::start_inter(uint64_t k) {
   Piece& p = piece(k);
-  const LocalShard own =
-      local_ ? shard(p, local_->local_rank()) : LocalShard{p.begin, p.end - p.begin};
+  const int me = local_ ? local_->local_rank() : 0;
+  const Range own = local_ ? shard(k, me) : p.range;
   Job job;
-  job.program = plan_.program(own.count);
-  job.data = local_ ? shared(local_->local_rank(), k, own.begin) : at(own.begin);
+  job.program = plan_.program(own.size());
+  job.data = local_ ? shared(me, k, me) : at(own.lo);
   job.input = plan_.input;
   if (plan_.relay) job.data = aside_.get(), job.input = nullptr;
   job.element_bytes = element_bytes_;
@@ -213,14 +253,15 @@ bool Execution::finish_inter(uint64_t k) {
     p.phase = Phase::gathering;
     return true;
   }
-  const LocalShard own = shard(p, local_->local_rank());
-  std::byte* mine = shared(local_->local_rank(), k, own.begin);
-  if (plan_.divisor > 1) divide(plan_.dtype, mine, own.count, plan_.divisor);
+  const int me = local_->local_rank();
+  const size_t own = shard(k, me).size();
+  std::byte* mine = shared(me, k, me);
+  if (plan_.divisor > 1) divide(plan_.dtype, mine, own, plan_.divisor);
   if (is_symmetric()) {
     for (int rank = 0; rank < local_->local_size(); ++rank) {
-      if (rank == local_->local_rank()) continue;
-      std::memcpy(shared(rank, k, own.begin), mine, own.count * element_bytes_);
-      shared_bytes_ += own.count * element_bytes_;
+      if (rank == me) continue;
+      std::memcpy(shared(rank, k, me), mine, own * element_bytes_);
+      shared_bytes_ += own * element_bytes_;
     }
   }
   local_->publish(State::reduced, number(k));
@@ -235,19 +276,13 @@ bool Execution::gather(uint64_t k) {
     complete(k);
     return true;
   }
-  const auto copy = plan_.beyond_caches ? copy_to_memory : copy_within_caches;
   Piece& p = piece(k);
   bool moved = false;
   for (; p.owners_copied < plan_.rails; ++p.owners_copied) {
-    const int rank = p.owners_copied;
-    if (!local_->reached(rank, State::reduced, number(k))) return moved;
+    const int owner = p.owners_copied;
+    if (!local_->reached(owner, State::reduced, number(k))) return moved;
     moved = true;
-    if (is_symmetric()) continue;
-    const bool own = rank == local_->local_rank();
-    if (own && !plan_.program) continue;  // the reduction wrote it
-    const LocalShard s = shard(p, rank);
-    copy(at(s.begin), shared(rank, k, s.begin), s.count * element_bytes_);
-    if (!own) shared_bytes_ += s.count * element_bytes_;
+    if (!is_symmetric()) copy_shard(k, owner);
   }
   complete(k);
   return true;
@@ -263,19 +298,26 @@ void Execution::complete(uint64_t k) {
 std::optional<int> Execution::waits_for_local() const {
   if (!local_ || finished()) return std::nullopt;
   if (doubtful_) return local_->failed();
+  if (entered_ == first_ && waits_for_device()) return std::nullopt;
   for (int rank = 0; rank < local_->local_size(); ++rank) {
-    if (entered_ == first_) {  // no free slot
-      if (waits_for_device()) return std::nullopt;
-      if (!local_->reached(rank, State::done, number(first_) - local_->pieces_in_flight())) {
-        return rank;
-      }
-    } else if (piece(first_).phase == Phase::arrived) {
-      if (!local_->reached(rank, State::arrived, number(first_))) return rank;
-    } else if (piece(first_).phase == Phase::gathering && rank < plan_.rails) {
-      if (!local_->reached(rank, State::reduced, number(first_))) return rank;
-    }
+    if (waits_for_local(rank)) return rank;
   }
   return std::nullopt;
+}
+
+bool Execution::waits_for_local(int rank) const {
+  if (first_ == num_pieces_) return !local_->reached(rank, State::done, number(first_ - 1));
+  if (entered_ == first_) {  // no free slot
+    return !local_->reached(rank, State::done, number(first_) - local_->pieces_in_flight());
+  }
+  switch (piece(first_).phase) {
+    case Phase::arrived:
+      return !local_->reached(rank, State::arrived, number(first_));
+    case Phase::gathering:
+      return rank < plan_.rails && !local_->reached(rank, State::reduced, number(first_));
+    default:
+      return false;
+  }
 }
 
 bool Execution::waits_for_device() const {
@@ -286,6 +328,7 @@ bool Execution::waits_for_device() const {
 std::string Execution::describe_wait() const {
   if (finished()) return "nothing";
   if (doubtful_) return "the reason why a rank of this node has failed";
+  if (first_ == num_pieces_) return "the memory, which is still read";
   const bool entered = entered_ > first_;
   std::string what = !entered && waits_for_device()
                          ? "the copy from the device, behind what its stream has to do first,"

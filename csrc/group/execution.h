@@ -1,9 +1,10 @@
-// One collective under way on one rank: its plan of stages, pipelined by piece.
+// One collective under way on one rank: its plan of stages, pipelined by piece. Of an allreduce
+// over several nodes (Goyal et al. 2017, section 4.2):
 //
-//   local reduce-scatter  ->  inter-node program on each rank's shard  ->  local allgather
+//   node reduce_scatter  ->  program between nodes, on each rank's shard  ->  node allgather
 //
-// While piece k crosses the network, piece k+1 is reduced inside the node. A flat collective has no
-// local stage, and is one piece, but for large ones on a device. (Goyal et al. 2017, section 4.2)
+// While piece k crosses the network, piece k+1 is reduced inside the node. Any of the three may be
+// missing. Where the program is all, there is one piece, but for large buffers on a device.
 #pragma once
 
 #include <functional>
@@ -13,44 +14,11 @@
 
 #include "device/host_staging.h"
 #include "engine/engine.h"
-#include "group/parts.h"
-#include "group/relay.h"
-#include "group/shards.h"
+#include "group/plan.h"
 #include "local/stage.h"
 #include "reduce/reduce.h"
 
 namespace hier {
-
-struct Plan {
-  std::byte* data = nullptr;
-  const std::byte* input = nullptr;  // of an alltoall: where sends read
-  size_t input_bytes = 0;
-  struct {
-    size_t from, to, bytes;  // offsets of what a rank keeps, in the input and in `data`
-  } keep{};
-  size_t count = 0;  // elements
-  DType dtype{};
-  ReduceOp op{};
-  int divisor = 1;  // avg: by what the finished elements are divided
-  Range result{};   // the elements of a flat plan that this rank ends with
-
-  bool staged = false;         // some node has a local stage
-  bool local = false;          // this one has
-  bool one_shot = false;       // every rank reduces everything (one node)
-  bool beyond_caches = false;  // the node's private buffers are larger than its caches
-  int rails = 1;               // ranks of a node that own a shard of each piece
-  size_t piece = 0;            // elements of a piece
-  // Of device memory: a piece consists of so many slices, one of each rank's part.
-  int slices = 1;
-  // The same place in each local rank's symmetric memory; empty if the buffer is private.
-  std::vector<std::byte*> symmetric;
-  // Of an alltoall by node: its program, and the copies around it.
-  std::shared_ptr<const Relay> relay;
-  // The inter-node program for a shard of so many elements; null if the stage is empty.
-  std::function<std::shared_ptr<const Program>(size_t count)> program;
-
-  uint64_t num_pieces() const { return (count + piece - 1) / piece; }
-};
 
 class Execution {
  public:
@@ -61,7 +29,7 @@ class Execution {
             uint64_t run_of_lane, HostStaging* device);
 
   bool progress();  // true if anything moved; throws MismatchError and what the engine throws
-  bool finished() const { return first_ == num_pieces_ && !doubtful_; }
+  bool finished() const { return first_ == num_pieces_ && !doubtful_ && !lends_; }
   // The local rank, if any, whose flag the oldest piece waits for.
   std::optional<int> waits_for_local() const;
   // Whether the next piece has still to come from the device.
@@ -72,7 +40,7 @@ class Execution {
  private:
   enum class Phase { entering, arrived, inter, gathering };
   struct Piece {
-    size_t begin = 0, end = 0;  // elements
+    Range range;  // elements
     Phase phase = Phase::entering;
     Engine::Ticket ticket = 0;
     int owners_copied = 0;
@@ -80,23 +48,33 @@ class Execution {
   Piece& piece(uint64_t k) { return window_[k % window_.size()]; }
   const Piece& piece(uint64_t k) const { return window_[k % window_.size()]; }
   uint64_t number(uint64_t k) const { return first_number_ + k; }
-  LocalShard shard(const Piece& piece, int owner) const;  // in the whole buffer
+  Range shard(uint64_t k, int owner) const { return plan_.shard(piece(k).range, owner); }
   Range result_of(const Piece& piece) const;
   bool owner() const { return !local_ || local_->local_rank() < plan_.rails; }
+  // Of the first stage: whether this rank ends with the owner's shard, and whether others read it.
+  bool takes(int owner) const;
+  bool gives(int owner) const;
   bool is_symmetric() const { return !plan_.symmetric.empty(); }
   std::byte* at(size_t element) const { return plan_.data + element * element_bytes_; }
-  std::byte* shared(int rank, uint64_t k, size_t element) const;
+  // An owner's shard of piece k, as `rank` has it.
+  std::byte* shared(int rank, uint64_t k, int owner) const;
 
   bool advance(uint64_t k);
   bool enter(uint64_t k);
-  bool reduce(uint64_t k);
-  void reduce_shard(uint64_t k, LocalShard shard, std::vector<void*> outs);
+  void give(uint64_t k);
+  bool take(uint64_t k);
+  void take_result(uint64_t k);
+  void take_shard(uint64_t k);
+  void reduce_shard(uint64_t k, int owner, std::vector<void*> outs);
+  void copy_shard(uint64_t k, int owner);
+  bool waits_for_local(int rank) const;
   void take_input();
   void give_output();
   bool start_inter(uint64_t k);
   bool finish_inter(uint64_t k);
   bool gather(uint64_t k);
   bool doubt();
+  bool take_back();
   void compare_headers() const;
   void complete(uint64_t k);
 
@@ -117,6 +95,8 @@ class Execution {
   std::vector<Piece> window_;
   // A neighbour has failed whose memory was read: the run has no result, and waits for the reason.
   bool doubtful_ = false;
+  // Neighbours read the caller's memory until all are done: there is no stage behind that.
+  bool lends_ = false;
   uint64_t shared_bytes_ = 0;
 };
 

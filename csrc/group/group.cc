@@ -178,7 +178,7 @@ bool Group::wait(Work& work, double seconds) {
 std::shared_ptr<SharedMapping> Group::add_symmetric(int fd, size_t bytes) {
   check_member();
   auto mapping = SharedMapping::open(fd, bytes * static_cast<size_t>(topology_.local_size));
-  planner_->add_symmetric(mapping, bytes);
+  planner_->symmetric().add(mapping, bytes);
   return mapping;
 }
 

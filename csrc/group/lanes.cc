@@ -95,7 +95,7 @@ bool Lanes::advance(Lane& lane, TrafficCounters& traffic, const std::function<vo
 void Lanes::begin(Lane& lane, Run& run) {
   if (run.aligned) std::memcpy(run.aligned.get(), run.call.data, run.call.bytes());
   // A run without elements synchronises nobody: it must not take a place for its header.
-  const bool staged = run.plan.local && run.plan.count > 0;
+  const bool staged = run.plan.in_node() && run.plan.count > 0;
   const uint64_t run_of_lane = staged ? lane.local_runs++ : 0;
   run.execution.emplace(std::move(run.plan), &run.header, lane.engine.get(), lane.local.get(),
                         run.digest, run_of_lane, run.device.get());

@@ -11,6 +11,7 @@ namespace hier {
 struct Range {  // of elements
   size_t lo, hi;
   bool empty() const { return lo == hi; }
+  size_t size() const { return hi - lo; }
 };
 
 // Part r is [parts[r], parts[r + 1]): the bounds as they are, or even ones where there are none.

@@ -58,18 +58,6 @@ void Planner::add_schedule(const std::string& name, Collective collective, Sched
   ++generation_;
 }
 
-void Planner::add_symmetric(const std::shared_ptr<SharedMapping>& mapping, size_t bytes) {
-  const std::lock_guard lock(mutex_);
-  // Ranks free theirs at different times: numbers, not places in this list, tell which is meant.
-  std::erase_if(symmetric_, [](const Symmetric& known) { return known.mapping.expired(); });
-  symmetric_.push_back({mapping, bytes, ++num_symmetric_});
-}
-
-size_t Planner::known_symmetric() const {
-  const std::lock_guard lock(mutex_);
-  return symmetric_.size();
-}
-
 std::string Planner::choose(Collective collective, size_t bytes) const {
   const std::lock_guard lock(mutex_);
   for (const Choice& choice : choices_) {
@@ -96,9 +84,12 @@ bool Planner::goes_by_node(const Call& call) const {
 
 // Ranks of a node that talk to other nodes, for a buffer of so many bytes.
 int Planner::rails(size_t bytes) const {
-  const int most = config_.rails > 0 ? std::min(config_.rails, topology_.smallest_node)
-                                     : topology_.smallest_node;
-  return topology_.num_nodes > 1 && bytes <= config_.one_rail_bytes ? 1 : most;
+  return topology_.num_nodes > 1 && bytes <= config_.one_rail_bytes ? 1 : most_rails();
+}
+
+int Planner::most_rails() const {
+  return config_.rails > 0 ? std::min(config_.rails, topology_.smallest_node)
+                           : topology_.smallest_node;
 }
 
 // Options that decide who sends what to whom: ranks that differ in them must not go on.
@@ -166,7 +157,7 @@ Plan Planner::plan(const Call& call, RunHeader& header) {
     if (repeats) remember(call, plan, header, generation);
   }
   plan.data = static_cast<std::byte*>(call.data);
-  if (plan.staged && !plan.one_shot) place(plan, call, header.extra);
+  if (plan.place_matters) place(plan, call, header.extra);
   return plan;
 }
 
@@ -244,11 +235,17 @@ Plan Planner::staged_plan(const Call& call, const Named& between) {
   plan.op = call.op;
   plan.divisor = call.op == ReduceOp::avg ? topology_.world_size : 1;
   plan.result.hi = call.count;
-  plan.staged = true;
-  plan.local = topology_.local_size > 1;
-  plan.one_shot = one_node && bytes <= config_.one_shot_bytes;
-  plan.rails = rails(bytes);
   plan.piece = std::max<size_t>(1, call.count);
+  if (one_node && bytes <= config_.one_shot_bytes) {
+    plan.first = Collective::allreduce;
+    return plan;
+  }
+  plan.rails = rails(bytes);
+  plan.place_matters = true;
+  if (topology_.local_size > 1) {
+    plan.first = Collective::reduce_scatter;
+    plan.last = Collective::allgather;
+  }
   if (!one_node) {
     plan.program = [this, between, element](size_t count) {
       return programs_.rail(between, count, element);
@@ -257,22 +254,40 @@ Plan Planner::staged_plan(const Call& call, const Named& between) {
   return plan;
 }
 
-// Symmetric memory is summed where it lies; a private buffer passes through slots, piece by piece.
+// Symmetric memory is worked on where it lies. Elsewhere an allreduce passes through slots, piece
+// by piece, and the parts of a collective that has some through the rings of its program.
 void Planner::place(Plan& plan, const Call& call, uint32_t& place_hash) {
   const size_t element = size_of(call.dtype), bytes = call.count * element;
   const bool one_node = topology_.num_nodes == 1;
-  plan.symmetric = symmetric_places(call, place_hash);
-  if (!plan.symmetric.empty()) {
+  const bool has_parts = info(call.collective).chunks == Chunks::per_rank;
+  if (auto found = symmetric_.find(call.data, bytes, topology_.local_rank, topology_.local_size)) {
+    // All ranks of a node must mean the same place, or they would work on different buffers.
+    place_hash = mix(mix(place_hash, found->number), found->offset);
+    plan.symmetric = std::move(found->of_ranks);
     if (!one_node) plan.piece = kSymmetricPiece / element;
+    if (has_parts) work_on_parts(plan, call);
     return;
   }
+  if (has_parts) return;
   plan.beyond_caches = bytes * topology_.local_size >= kBeyondCaches;
   // Inside a node a piece fills a slot. Between nodes pieces are cut alike, whatever their cores,
   // and small ones smaller, for the network to begin early.
   const size_t overlapping = std::max(config_.smallest_piece_bytes, bytes / 4 / 4096 * 4096);
   plan.piece = (one_node ? slot_bytes_ : std::min(ArenaLayout::kSlotBytes, overlapping)) / element;
-  // Two ranks read as much of each other either way, and meet once for a piece in place of twice.
-  plan.one_shot = one_node && topology_.world_size == 2;
+  if (one_node && topology_.world_size == 2) {
+    // They read as much of each other either way, and meet once for a piece in place of twice.
+    plan.first = Collective::allreduce;
+    plan.last.reset();
+    plan.rails = 1;
+  }
+}
+
+// One stage inside the node in place of the program.
+void Planner::work_on_parts(Plan& plan, const Call& call) const {
+  plan.first = call.collective;
+  plan.program = nullptr;
+  plan.rails = topology_.local_size;
+  plan.parts = parts_of(call.bounds, call.count, topology_.world_size);
 }
 
 Plan Planner::flat_plan(const Call& call, const Named& schedule, uint32_t& place_hash) {
@@ -285,6 +300,10 @@ Plan Planner::flat_plan(const Call& call, const Named& schedule, uint32_t& place
   if (collective.reduces && call.op == ReduceOp::avg) plan.divisor = topology_.world_size;
   plan.result = range_of(collective.after, call.bounds, call.count, topology_.rank, call.root,
                          topology_.world_size);
+  plan.place_matters =
+      config_.hierarchical && topology_.num_nodes == 1 && topology_.local_size > 1 &&
+      !runs_over_all(call) &&
+      (call.collective == Collective::reduce_scatter || call.collective == Collective::allgather);
   if (call.device && call.bounds.empty() && call.bytes() > kDevicePiece) {
     cut_for_device(plan, call, schedule, place_hash);
   } else {
@@ -310,26 +329,18 @@ void Planner::cut_for_device(Plan& plan, const Call& call, const Named& schedule
   };
 }
 
-std::vector<std::byte*> Planner::symmetric_places(const Call& call, uint32_t& place_hash) {
-  const auto* data = static_cast<const std::byte*>(call.data);
-  const size_t bytes = call.count * size_of(call.dtype);
-  const std::lock_guard lock(mutex_);
-  for (const Symmetric& known : symmetric_) {
-    const auto mapping = known.mapping.lock();
-    if (!mapping) continue;
-    const std::byte* part =
-        mapping->data() + known.bytes * static_cast<size_t>(topology_.local_rank);
-    if (data < part || data + bytes > part + known.bytes) continue;
-    const auto offset = static_cast<size_t>(data - part);
-    // All ranks of a node must mean the same place, or they would sum different buffers.
-    place_hash = mix(mix(place_hash, known.number), offset);
-    std::vector<std::byte*> places;
-    for (int r = 0; r < topology_.local_size; ++r) {
-      places.push_back(mapping->data() + known.bytes * r + offset);
-    }
-    return places;
-  }
-  return {};
+Plan Planner::between_devices(const Call& call, size_t slot_bytes) const {
+  Plan plan;
+  plan.count = call.count;
+  plan.dtype = call.dtype;
+  plan.op = call.op;
+  plan.first = Collective::reduce_scatter;
+  plan.last = Collective::allgather;
+  plan.rails = topology_.num_nodes == 1 ? topology_.local_size : most_rails();
+  // All but the last piece have shards of piece / rails elements.
+  const size_t unit = 16 * static_cast<size_t>(plan.rails);
+  plan.piece = slot_bytes / size_of(call.dtype) / unit * unit;
+  return plan;
 }
 
 // Sends read the input, receives write the output, and what a rank keeps is copied before them. By

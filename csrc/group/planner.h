@@ -10,13 +10,13 @@
 #include <string>
 #include <vector>
 
-#include "base/mapping.h"
 #include "engine/header.h"
 #include "group/call.h"
 #include "group/config.h"
 #include "group/execution.h"
 #include "group/programs.h"
 #include "group/run.h"
+#include "group/symmetric_memory.h"
 #include "group/topology.h"
 
 namespace hier {
@@ -41,6 +41,9 @@ class Planner {
   std::unique_ptr<Run> make_run(Call call, Clock::time_point now, double timeout);
   // The plan of a call, and the header that its ranks compare. Throws UsageError.
   Plan plan(const Call& call, RunHeader& header);
+  // The stages of an allreduce whose buffers are summed by the devices of each node among
+  // themselves, in pieces of at most slot_bytes. The program between nodes is that of plan().
+  Plan between_devices(const Call& call, size_t slot_bytes) const;
   std::string choose(Collective collective, size_t bytes) const;
 
   void set_choices(std::vector<Choice> choices);
@@ -49,9 +52,7 @@ class Planner {
   bool runs_over_all(const Call& call) const {
     return programs_.own_over_all(call.collective, call.algorithm, call.root).has_value();
   }
-  // Local rank i's part of the mapping starts at i * bytes: calls are looked for there.
-  void add_symmetric(const std::shared_ptr<SharedMapping>& mapping, size_t bytes);
-  size_t known_symmetric() const;
+  SymmetricMemory& symmetric() { return symmetric_; }  // calls are looked for there
 
  private:
   // A call that was planned; the plan lacks the place of the buffer.
@@ -60,15 +61,11 @@ class Planner {
     Plan plan;
     RunHeader header;
   };
-  struct Symmetric {
-    std::weak_ptr<SharedMapping> mapping;
-    size_t bytes;     // per local rank
-    uint64_t number;  // of the allocation: the same on all ranks of the node
-  };
 
   bool may_go_by_node(Collective collective) const;
   bool goes_by_node(const Call& call) const;
   int rails(size_t bytes) const;
+  int most_rails() const;
   uint32_t options_hash() const;
   void fill_header(RunHeader& header, const Call& call, const std::string& algorithm,
                    uint32_t fingerprint) const;
@@ -77,23 +74,22 @@ class Planner {
   void remember(const Call& call, const Plan& plan, const RunHeader& header, uint64_t generation);
   Plan new_plan(const Call& call, RunHeader& header);
   void place(Plan& plan, const Call& call, uint32_t& place_hash);
+  void work_on_parts(Plan& plan, const Call& call) const;
   Plan staged_plan(const Call& call, const Named& between);
   Named between_all(const Call& call, const std::string& algorithm);
   Plan flat_plan(const Call& call, const Named& schedule, uint32_t& place_hash);
   void cut_for_device(Plan& plan, const Call& call, const Named& schedule, uint32_t& place_hash);
   Plan alltoall_plan(const Call& call, const Named& schedule, bool relayed);
-  std::vector<std::byte*> symmetric_places(const Call& call, uint32_t& place_hash);
 
   const GroupConfig& config_;
   const Topology& topology_;
   const size_t slot_bytes_;
   Programs programs_;
+  SymmetricMemory symmetric_;
   mutable std::mutex mutex_;  // guards what follows
   std::vector<Choice> choices_;
   std::array<std::optional<Known>, 64> known_;  // by a hash of the call
-  uint64_t generation_ = 0;           // of choices and schedules: plans of others are stale
-  std::vector<Symmetric> symmetric_;  // those that are in use, and the last ones freed
-  uint64_t num_symmetric_ = 0;        // that were ever made
+  uint64_t generation_ = 0;  // of choices and schedules: plans of others are stale
 };
 
 }  // namespace hier

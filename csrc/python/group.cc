@@ -257,7 +257,7 @@ void define_planning(GroupClass& group) {
              return std::pair(mapping, reinterpret_cast<uintptr_t>(mapping->data() + offset));
            })
       .def_property_readonly("known_symmetric",
-                             [](const Group& self) { return self.planner().known_symmetric(); });
+                             [](const Group& self) { return self.planner().symmetric().size(); });
 }
 
 void define_device_calls(GroupClass& group) {

@@ -36,9 +36,11 @@ def reduce_for_ever(comm, async_op: bool, child: str, victim: int) -> None:
         subprocess.Popen(["sleep", "60"], close_fds=False)
     arrays = [np.ones(count, np.float32) for count in (8, 5000, 300_000)]
     for i in range(10**9):
-        works = [comm.allreduce(x, "max", async_op=async_op) for x in arrays]
-        if async_op:
-            for work in works:
+        works = []
+        try:
+            works.extend(comm.allreduce(x, "max", async_op=async_op) for x in arrays)
+        finally:  # where a call is refused because an earlier one has failed, that has the reason
+            for work in works if async_op else ():
                 work.wait()
         if i == 2:
             tell("running")

@@ -54,8 +54,14 @@ MUTANTS = [
     Mutant(
         "a shard is copied before it is final",
         "group/execution.cc",
-        "if (!local_->reached(rank, State::reduced, number(k))) return moved;",
-        "if (!local_->reached(rank, State::arrived, number(k))) return moved;",
+        "if (!local_->reached(owner, State::reduced, number(k))) return moved;",
+        "if (!local_->reached(owner, State::arrived, number(k))) return moved;",
+    ),
+    Mutant(
+        "symmetric memory is given back while neighbours read it",
+        "group/execution.cc",
+        "lends_ = !local_->all(State::done, number(num_pieces_ - 1));",
+        "lends_ = false;",
     ),
     Mutant(
         "shards of the network are published out of order",

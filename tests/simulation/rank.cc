@@ -62,7 +62,7 @@ Rank::Rank(const Scenario& scenario, const Model& model, Timing& timing, Random&
 void Rank::lay_out(const std::shared_ptr<SharedMapping>& symmetric) {
   const auto parts = static_cast<size_t>(scenario_.num_buffers);
   const size_t bytes = scenario_.symmetric_bytes();
-  if (symmetric) planner_->add_symmetric(symmetric, bytes);
+  if (symmetric) planner_->symmetric().add(symmetric, bytes);
   std::vector<size_t> counts(buffers_.size(), 0);
   for (size_t i = 0; i < scenario_.operations.size(); ++i) {
     auto& count = counts[static_cast<size_t>(&buffer_of(i) - buffers_.data())];
