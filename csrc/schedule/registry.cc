@@ -54,6 +54,10 @@ template <size_t kib>
 bool up_to(size_t bytes, int) {
   return bytes <= kib << 10;
 }
+// A tree forwards what it sends on; it spares the root messages, which pays for small parts.
+bool small_parts(size_t bytes, int p) {
+  return bytes <= (size_t{2} << 10) * static_cast<size_t>(p);
+}
 // Of two ranks, scatter and allgather would send half of the buffer back to the root.
 bool small_or_two(size_t bytes, int p) { return bytes <= 256 << 10 || p == 2; }
 
@@ -127,12 +131,13 @@ constexpr AlgorithmInfo kAlgorithms[] = {
      "recursive halving, then gather up the tree; for large buffers",
      kCanonical, nullptr, reduce_scatter_gather},
 
-    {C::gather, "binomial", "up a binomial tree", kOwnOrder, always, tree_gather},
-    {C::gather, "direct", "everyone to the root", kOwnOrder, nullptr, direct_gather},
+    {C::gather, "binomial", "up a binomial tree; for small parts",
+     kOwnOrder, small_parts, tree_gather},
+    {C::gather, "direct", "everyone to the root", kOwnOrder, always, direct_gather},
 
-    {C::scatter, "binomial", "down a binomial tree: the gather backwards",
-     kOwnOrder, always, tree_scatter},
-    {C::scatter, "direct", "the root to everyone", kOwnOrder, nullptr, direct_scatter},
+    {C::scatter, "binomial", "down a binomial tree: the gather backwards; for small parts",
+     kOwnOrder, small_parts, tree_scatter},
+    {C::scatter, "direct", "the root to everyone", kOwnOrder, always, direct_scatter},
 
     {C::alltoall, "pairwise",
      "round t serves the rank t + 1 further on, so that each rank receives from one at a time",
