@@ -19,6 +19,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 
 from allreduce.errors import PeerError, SystemCallError, Timeout, UsageError
 from allreduce.rendezvous.acceptor import Acceptor, EventLoop, handshake_until
@@ -231,22 +232,37 @@ class _Server:
         self._values: dict[str, bytes] = {}
         self._bytes = 0
         self._clients: set[_Client] = set()
-        self._stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._stopping = False
-        self._loop = EventLoop()
-        self._loop.watch(self._stop, select.EPOLLIN, self._on_stop)
         expected = {_LINK}
-        self._acceptor = Acceptor(
-            self._loop, listener, lambda: answer(session, expected), self._welcome
-        )
-        self._thread = threading.Thread(target=self._serve, name="allreduce-store", daemon=True)
-        self._thread.start()
+        with ExitStack() as undo:
+            undo.callback(listener.close)
+            self._stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            undo.callback(os.close, self._stop)
+            self._loop = EventLoop()
+            undo.callback(self._loop.close)
+            self._loop.watch(self._stop, select.EPOLLIN, self._on_stop)
+            self._acceptor = Acceptor(
+                self._loop, listener, lambda: answer(session, expected), self._welcome
+            )
+            self._thread = threading.Thread(target=self._serve, name="allreduce-store", daemon=True)
+            self._start()
+            undo.pop_all()
 
     def close(self) -> None:
         """Stop the thread and close all its descriptors."""
         os.eventfd_write(self._stop, 1)
         self._thread.join()
         os.close(self._stop)
+
+    def _start(self) -> None:
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            raise SystemCallError(
+                errno.EAGAIN,
+                "rank 0 cannot start the thread that serves the store (raise ulimit -u, or the "
+                "container's limit of pids)",
+            ) from error
 
     def _on_stop(self, _events: int) -> None:
         self._stopping = True

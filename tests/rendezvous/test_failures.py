@@ -361,5 +361,31 @@ def test_too_few_descriptors_is_said_with_the_limit(tmp_path: Path) -> None:
     )
 
 
+NO_THREADS = """
+import errno, os, resource
+from allreduce.errors import SystemCallError
+from allreduce.rendezvous.tcp_store import TcpStore
+TcpStore("127.0.0.1", 0, True, 5.0).close()  # imports what another user may not
+if os.getuid() == 0:  # root has no such limit
+    os.setresuid(12345, 12345, 0)
+resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
+before = len(os.listdir("/proc/self/fd"))
+try:
+    TcpStore("127.0.0.1", 0, True, 5.0)
+except SystemCallError as error:
+    assert error.errno == errno.EAGAIN
+    print(len(os.listdir("/proc/self/fd")) - before, error)
+"""
+
+
+def test_no_thread_for_the_store_is_said_and_leaves_nothing() -> None:
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        [sys.executable, "-c", NO_THREADS], env=environ, capture_output=True, text=True, timeout=50
+    )
+    assert done.stdout.startswith("0 "), done.stderr
+    assert "rank 0 cannot start the thread that serves the store (raise ulimit -u" in done.stdout
+
+
 def test_this_process_has_descriptors_for_these_tests() -> None:
     assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= 1024, os.strerror(errno.EMFILE)
