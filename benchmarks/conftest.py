@@ -17,13 +17,13 @@ import pytest
 
 from allreduce.commands.job_description import cpu_name
 from allreduce.commands.native_build import require_core
-from benchmarks import floors as floors_module
-from benchmarks import tables, targets
-from benchmarks.casts import Casts
-from benchmarks.cells import Cell
-from benchmarks.farms import Farms
-from benchmarks.floors import Floors
-from benchmarks.sizes import SIZES, SMOKE_SIZES
+from benchmarks.harness import floors as floors_module
+from benchmarks.harness.casts import Casts
+from benchmarks.harness.cells import Cell
+from benchmarks.harness.farms import Farms
+from benchmarks.harness.floors import Floors
+from benchmarks.harness.sizes import SIZES, SMOKE_SIZES
+from benchmarks.report import tables, targets
 
 RESULTS = Path(__file__).parent / "results"
 SWEEPS = ("sweep", "averages", "dtypes")  # the tests of test_allreduce.py
@@ -60,7 +60,7 @@ class Report:
             yield from ("TARGETS: medians of pairs, the worst size", *targets.lines(self.cells))
 
     def figures(self, machine: str) -> dict[str, Any]:
-        """Return what `benchmarks.pictures` draws, as JSON has it."""
+        """Return what `benchmarks.report.pictures` draws, as JSON has it."""
         sweep = [cell.described() for cell in self.cells if cell.test in SWEEPS]
         return {"machine": machine, "sweep": sweep, "training": self.training}
 

@@ -1,6 +1,6 @@
 """What k GPUs need of cores, disks and networks to be fed: arithmetic, for `trainer.report input`.
 
-Rates are those of benchmarks/test_decoding.py (MEASURED, images per second and core);
+Rates are those of benchmarks/suite/test_decoding.py (MEASURED, images per second and core);
 bytes per photo are ImageNet's (QUOTED: 140 GB / 1.28 M training images).
 """
 
@@ -99,5 +99,5 @@ def lines(gpus: int, rate: float, gpus_per_node: int = 8) -> list[str]:
         "cores: besides those that the training processes and the allreduce keep busy",
         "network: if the images come over it; it adds to the gradients' traffic",
         "page cache: a node with less reads its images anew in each epoch",
-        "images/s per core: MEASURED (benchmarks/test_decoding.py); 110 kB a photo: QUOTED",
+        "images/s per core: MEASURED (benchmarks/suite/test_decoding.py); 110 kB a photo: QUOTED",
     ]

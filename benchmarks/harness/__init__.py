@@ -1,0 +1,1 @@
+"""Worlds of ranks that players measure in turns, and what the machine allows."""

@@ -1,0 +1,1 @@
+"""The paper's main finding at a small scale: see command.py."""
