@@ -24,7 +24,7 @@ import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from allreduce.commands.child_life import die_with_parent
+from allreduce.commands.parent_death import die_with_parent
 
 _READY = 90.0  # seconds to import in, on a busy machine
 

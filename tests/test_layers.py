@@ -80,7 +80,7 @@ PUBLIC = {
     *(f"allreduce.{name}" for name in ("cuda", "errors", "optim", "optim.schedules", "torch")),
     *(f"allreduce.{name}" for name in ("schedules", "schedules.simulate", "tuning.cost")),
     *(f"allreduce.torch.ddp.{name}" for name in ("bucket_size", "buckets")),
-    "allreduce.commands.child_life",
+    "allreduce.commands.parent_death",
 }
 IN_NO_PACKAGE = {"__init__"}
 MARKERS = {"__main__.py", "py.typed"}  # what Python and type checkers ask for by name

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypedDict, TypeVar
 
-from allreduce.commands.child_life import die_with_parent
 from allreduce.commands.local_ranks import ChildRank, run
+from allreduce.commands.parent_death import die_with_parent
 from allreduce.errors import AbortedError, Error, PeerError, UsageError
 from allreduce.rendezvous.launcher_environment import detect_launch
 from allreduce.rendezvous.store import Store

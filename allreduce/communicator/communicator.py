@@ -15,14 +15,14 @@ import numpy as np
 from allreduce import _C
 from allreduce.communicator import at_exit
 from allreduce.communicator.arrays import copy_of, memory_of
-from allreduce.communicator.calls import Algorithm, Array, seconds
+from allreduce.communicator.collective_base import Algorithm, Array, seconds
 from allreduce.communicator.device_arrays import DeviceArray
 from allreduce.communicator.device_streams import DeviceStreams
 from allreduce.communicator.explain import explain
 from allreduce.communicator.gpu_local_stage import set_up
 from allreduce.communicator.options import check_options, layout_of, with_tuning
-from allreduce.communicator.part_collectives import PartCollectives
 from allreduce.communicator.point_to_point import PointToPoint
+from allreduce.communicator.scatter_and_gather import PartCollectives
 from allreduce.communicator.symmetric_memory import symmetric_empty
 from allreduce.communicator.types import KNOWN_AS, DType, LocalForm, ReduceOp
 from allreduce.communicator.work import Work, make_group
@@ -30,8 +30,8 @@ from allreduce.errors import UsageError
 from allreduce.rendezvous.connect import Connections, connect
 from allreduce.rendezvous.node_layout import NodesOption
 from allreduce.rendezvous.store import PrefixStore, Store
-from allreduce.schedules.own import OwnSchedules
-from allreduce.tuning import Tuning, at_init, cost, limits
+from allreduce.schedules.user_schedules import OwnSchedules
+from allreduce.tuning import Tuning, cost, limits, measure_at_init
 from allreduce.tuning.option import TuningOption, resolve_tuning
 
 __all__ = ["Communicator"]
@@ -390,7 +390,7 @@ class Communicator(PartCollectives, PointToPoint):
         here = np.array([self.layout.ranks_per_core])  # machines may differ
         self.layout = replace(self.layout, ranks_per_core=float(self.allreduce(here, "max")[0]))
         if self.tuning is None:
-            self.tuning = at_init.measure(self)
+            self.tuning = measure_at_init.measure(self)
         rows = limits(self.tuning.choices(self.layout))
         log.debug("%s: %s; %s", self.tuning.source, self.tuning.links, rows)
         self._group.set_choices(rows)

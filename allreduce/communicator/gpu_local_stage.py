@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from allreduce import _C
-from allreduce.communicator.host_path import tune_host_path
+from allreduce.communicator.host_path_threshold import tune_host_path
 from allreduce.cuda import nccl
 from allreduce.cuda.local_stage import STAGES, VARIABLE
 from allreduce.errors import Error

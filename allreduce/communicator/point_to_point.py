@@ -6,7 +6,7 @@ import operator
 from typing import Any, NamedTuple
 
 from allreduce.communicator.arrays import memory_of
-from allreduce.communicator.calls import Array, CollectiveBase, seconds
+from allreduce.communicator.collective_base import Array, CollectiveBase, seconds
 from allreduce.communicator.work import Work
 from allreduce.errors import UsageError
 

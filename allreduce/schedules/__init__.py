@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from allreduce import _C
-from allreduce.schedules import own
+from allreduce.schedules import user_schedules
 
 __all__ = [
     "Collective",
@@ -205,7 +205,7 @@ def register(
             promise: at which move, or what is missing at the end.
     """
     kind = parse_collective(collective)
-    own.check_name(name, kind)
+    user_schedules.check_name(name, kind)
     if scope not in ("world", "rail"):
         raise ValueError(f'scope must be "world" or "rail", not {scope!r}')
     if scope == "rail" and (not stages(kind) or kind is Collective.alltoall):
@@ -215,7 +215,7 @@ def register(
     wrong = schedule.check(kind, root)
     if wrong:
         raise ValueError(f"schedule {name!r} is no {kind.name}: {wrong}")
-    own.register(name, kind, schedule, scope, root)
+    user_schedules.register(name, kind, schedule, scope, root)
 
 
 def even_bounds(count: int, num_chunks: int) -> list[int]:

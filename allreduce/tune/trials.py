@@ -15,7 +15,13 @@ from allreduce.rendezvous.store import PrefixStore
 from allreduce.schedules import algorithms
 from allreduce.tune.options import TuneOptions
 from allreduce.tuning import LayoutTuning, Times, Tuning, decide, slopes
-from allreduce.tuning.at_init import Contestants, allreduce_contestants, call_of, fit, size_sweep
+from allreduce.tuning.measure_at_init import (
+    Contestants,
+    allreduce_contestants,
+    call_of,
+    fit,
+    size_sweep,
+)
 from allreduce.tuning.timing import TimeBudget, time_alternating
 
 __all__ = ["Trial", "algorithm_times", "best_options", "tuned_by"]

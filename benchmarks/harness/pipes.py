@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from allreduce.commands.child_life import die_with_parent
+from allreduce.commands.parent_death import die_with_parent
 
 
 class Pipes:

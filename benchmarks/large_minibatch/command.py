@@ -27,7 +27,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from allreduce.commands.child_life import die_with_parent
+from allreduce.commands.parent_death import die_with_parent
 from benchmarks.large_minibatch.grid import CPU, GPU, LONG, SMOKE, Grid, Run
 from benchmarks.large_minibatch.report import write_report
 

@@ -278,5 +278,7 @@ def test_the_host_sums_as_far_up_as_it_is_faster(monkeypatch):
         sizes[comm.rank] += 1
         return {"host": 2.0, "devices": 3.0 if sizes[comm.rank] <= 2 else 1.0}, 0.0
 
-    monkeypatch.setattr("allreduce.communicator.host_path.time_alternating", time_alternating)
+    monkeypatch.setattr(
+        "allreduce.communicator.host_path_threshold.time_alternating", time_alternating
+    )
     assert run_threads(2, limit_after_a_call, measure=True) == [1 << 18] * 2

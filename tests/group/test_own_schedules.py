@@ -9,7 +9,7 @@ from worlds import run_threads
 
 from allreduce import _C, schedules
 from allreduce.errors import MismatchError, UsageError
-from allreduce.schedules import own as own_schedules
+from allreduce.schedules import user_schedules
 
 LAYOUTS = ("1x4", "2x2", "4x1", "3+1+2", "interleaved")
 COUNTS = (0, 1, 1000, 100_003)
@@ -17,7 +17,7 @@ COUNTS = (0, 1, 1000, 100_003)
 
 @pytest.fixture(autouse=True)
 def none_registered(monkeypatch):
-    monkeypatch.setattr(own_schedules, "_registered", {})
+    monkeypatch.setattr(user_schedules, "_registered", {})
 
 
 def two_way_ring(p: int) -> schedules.Schedule:

@@ -8,7 +8,7 @@ from worlds import run_threads
 
 from allreduce import Communicator
 from allreduce.schedules import parse_collective
-from allreduce.tuning import at_init, decide, slopes
+from allreduce.tuning import decide, measure_at_init, slopes
 from allreduce.tuning.cost import LOCAL_STAGE, NETWORK, SHARED_MEMORY, Layout, Link
 from allreduce.tuning.timing import TimeBudget, time_alternating
 
@@ -63,14 +63,14 @@ def test_the_figures_of_a_model_are_found_again() -> None:
         name: tuple((n, layout.predict(name, n, links)) for n in sizes)
         for name in ("ring", "halving_doubling", "recursive_doubling")
     }
-    found = at_init._figures(layout, [LOCAL_STAGE, NETWORK], times, 1e-11)
+    found = measure_at_init._figures(layout, [LOCAL_STAGE, NETWORK], times, 1e-11)
     assert found == pytest.approx([3e-6, 2e-10, 2e-5, 1e-9])
 
 
 def test_no_figure_is_negative() -> None:
     layout = Layout(node_of_rank=(0, 1))
     times = {"ring": ((1 << 10, 1e-3), (1 << 20, 0.9e-3))}  # the larger was the faster
-    found = at_init._figures(layout, [NETWORK], times, 0.0)
+    found = measure_at_init._figures(layout, [NETWORK], times, 0.0)
     assert (found >= 0).all()
     assert found[0] > 0
 
@@ -101,8 +101,8 @@ def test_measuring_stops_where_the_budget_ends(monkeypatch) -> None:
     def sizes(budget: float) -> list[int]:
         def body(comm: Communicator) -> list[int]:
             effort = TimeBudget(seconds=0.01, least_turns=2, most_turns=2)
-            field = at_init.allreduce_contestants(comm.layout)
-            times = at_init.size_sweep(
+            field = measure_at_init.allreduce_contestants(comm.layout)
+            times = measure_at_init.size_sweep(
                 comm, field, [1 << k for k in (6, 8, 10, 12)], effort, budget
             )
             return [max(nbytes for nbytes, _ in points) for points in times.values()]

@@ -8,7 +8,7 @@ import signal
 
 import numpy as np
 
-from allreduce.commands.child_life import die_with_parent
+from allreduce.commands.parent_death import die_with_parent
 from trainer.data.decoding import Failure, Pixels, Work
 
 __all__ = ["Slots", "enter", "fill_slot"]

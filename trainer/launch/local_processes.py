@@ -17,7 +17,7 @@ from traceback import format_exc
 from types import FrameType
 from typing import IO, NoReturn
 
-from allreduce.commands.child_life import die_with_parent
+from allreduce.commands.parent_death import die_with_parent
 from trainer.checkpoint.find import begin
 from trainer.config.options import Config
 from trainer.config.threads import thread_count

@@ -58,7 +58,7 @@ def _runs(argv: Sequence[str]) -> int:
 
 
 def _input(argv: Sequence[str]) -> int:
-    from trainer.report.input_needs import lines
+    from trainer.report.input_requirements import lines
 
     parser = argparse.ArgumentParser(
         prog="python -m trainer.report input",

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.launch.again import command_again
+from trainer.launch.resume_command import command_again
 from trainer.training.evaluation import evaluate
 from trainer.training.loss_guard import BadLoss
 from trainer.training.metrics import Window

@@ -13,9 +13,9 @@ from torch.distributed.algorithms.join import Join, Joinable, JoinHook
 from torch.utils._pytree import tree_map_only
 
 from allreduce.errors import UsageError
-from allreduce.torch import communicator, owners
-from allreduce.torch.agreement import check_agreement
-from allreduce.torch.ddp import joining, options, wrapped_module
+from allreduce.torch import communicator, gradient_owners
+from allreduce.torch.check_agreement import check_agreement
+from allreduce.torch.ddp import join, options, wrapped_module
 from allreduce.torch.ddp.bucket_size import DEFAULT, BucketBytes
 from allreduce.torch.ddp.hooks import BucketHook
 from allreduce.torch.ddp.options import Options, one_of
@@ -90,7 +90,7 @@ class DistributedDataParallel(nn.Module, Joinable):
     """
 
     _reduces_alone = False  # a measurement's subclass: hooks and buckets on one rank, too
-    _ddp_params_and_buffers_to_ignore = owners.Refusal()
+    _ddp_params_and_buffers_to_ignore = gradient_owners.Refusal()
 
     def __init__(
         self,
@@ -170,7 +170,7 @@ class DistributedDataParallel(nn.Module, Joinable):
         }
         names, parameters = [*trained], [*trained.values()]
         wrapped_module.check_parameters(module, trained)
-        owners.claim(self, names, parameters)
+        gradient_owners.claim(self, names, parameters)
         if self._reduces:
             wrapped_module.check_devices(module)
             lines = [str(self._options), *wrapped_module.described(module)]
@@ -181,7 +181,7 @@ class DistributedDataParallel(nn.Module, Joinable):
                 parameters,
                 self._comm,
                 self._options,
-                before_first_pass=lambda: owners.check_torch(names, parameters),
+                before_first_pass=lambda: gradient_owners.check_torch(names, parameters),
             )
             self._reducer.hook = self._hook
             if before:
@@ -202,7 +202,7 @@ class DistributedDataParallel(nn.Module, Joinable):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the module."""
-        owners.check_around(self.module)
+        gradient_owners.check_around(self.module)
         if self._moves_inputs:
             device = next(self.module.parameters()).device
             args, kwargs = tree_map_only(Tensor, lambda t: t.to(device), (args, kwargs))
@@ -229,7 +229,7 @@ class DistributedDataParallel(nn.Module, Joinable):
         root, ranks = 0, self._comm.world_size
         if self._join_config.enable:
             sync = torch.is_grad_enabled() and self.require_backward_grad_sync
-            root, ranks = joining.announce(self, [changed, buffers, sync])
+            root, ranks = join.announce(self, [changed, buffers, sync])
         if changed:
             self._make_reducer()
         if buffers:
@@ -299,7 +299,7 @@ class DistributedDataParallel(nn.Module, Joinable):
         """What this rank does once it has no minibatches left, for torch's `Join`."""
         if self._options.op != "mean":
             raise UsageError('join: is for op="mean"; with "sum" scale the loss by yourself')
-        return joining.TakesPart(self, **kwargs)
+        return join.TakesPart(self, **kwargs)
 
     @property
     def join_device(self) -> torch.device:

@@ -28,7 +28,7 @@ from torch.autograd.graph import get_gradient_edge
 
 from allreduce.errors import UsageError
 from allreduce.torch import streams
-from allreduce.torch.agreement import refuse
+from allreduce.torch.check_agreement import refuse
 from allreduce.torch.ddp import buckets, cast_buckets
 from allreduce.torch.ddp.bucket_size import AUTO, DEFAULT, Profile, agree
 from allreduce.torch.ddp.hooks import BucketHook, remove, weak_hook

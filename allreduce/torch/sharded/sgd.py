@@ -16,8 +16,8 @@ from torch.optim.optimizer import ParamsT as Params
 
 from allreduce.errors import UsageError
 from allreduce.optim import SGD
-from allreduce.torch import communicator, owners
-from allreduce.torch.agreement import check_agreement, refuse
+from allreduce.torch import communicator, gradient_owners
+from allreduce.torch.check_agreement import check_agreement, refuse
 from allreduce.torch.ddp import buckets
 from allreduce.torch.sharded.step_by_collectives import ShardedStep
 from allreduce.torch.sharded.step_by_kernel import FusedStep, try_map_peer_memory
@@ -91,7 +91,7 @@ class ShardedSGD(SGD):
         lines = [f"{op=} {algo=} {fused=}", *(_described(group) for group in self.param_groups)]
         check_agreement(comm, "ShardedSGD", [*lines, *map(_shape, self._all)])
         names = [f"parameter {index}" for index in range(len(self._all))]
-        owners.claim(self, names, self._all, replaces=(ShardedSGD,))
+        gradient_owners.claim(self, names, self._all, replaces=(ShardedSGD,))
         self._fixed = True
         self._move(fused)
 
@@ -126,7 +126,7 @@ class ShardedSGD(SGD):
         for parameter, home in zip(self._all, self._homes, strict=True):
             parameter.data = home.copy_(parameter)
         self._addresses = [parameter.data_ptr() for parameter in self._all]
-        self._holders = owners.holders(self._all)
+        self._holders = gradient_owners.holders(self._all)
         comm.broadcast(self._flat)
         self._take_in_gradients()
 
@@ -158,7 +158,7 @@ class ShardedSGD(SGD):
         for parameter, home in zip(self._all, self._homes, strict=True):
             if parameter.data_ptr() == home.data_ptr():
                 continue
-            if owners.owner_of(parameter) is not self:
+            if gradient_owners.owner_of(parameter) is not self:
                 self._refuse(parameter, "is another optimizer's now")
             if (_shape(parameter), parameter.device) != (_shape(home), home.device):
                 self._refuse(parameter, f"is {_shape(parameter)} on {parameter.device} now")

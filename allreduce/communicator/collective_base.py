@@ -16,7 +16,7 @@ from allreduce.communicator.arrays import ArrayView, memory_of
 from allreduce.communicator.device_streams import DeviceStreams
 from allreduce.communicator.work import Work
 from allreduce.errors import UsageError
-from allreduce.schedules.own import OwnSchedules
+from allreduce.schedules.user_schedules import OwnSchedules
 
 # The name of an algorithm or of a schedule that was registered, or a schedule itself.
 Algorithm: TypeAlias = str | _C.Schedule

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.launch.again import command_again, with_directory
+from trainer.launch.resume_command import command_again, with_directory
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -42,7 +42,9 @@ def test_the_directory_is_added_and_other_beginnings_go(command: str, expected: 
     assert found == [*shlex.split(expected), "--out=runs/now"]
 
 
-PROGRAM = "from trainer.launch.again import command_again; print(command_again('my runs/$x'))"
+PROGRAM = (
+    "from trainer.launch.resume_command import command_again; print(command_again('my runs/$x'))"
+)
 ODD = ["trainer.run", "--data-dir=/my photos", "--log=*"]
 
 

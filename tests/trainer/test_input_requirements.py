@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trainer.report.input_needs import WAYS, lines, need
+from trainer.report.input_requirements import WAYS, lines, need
 
 
 def test_cores_reads_and_memory_follow_from_the_rate() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from allreduce import _C
 from allreduce.communicator.arrays import copy_of, memory_of
-from allreduce.communicator.calls import Algorithm, Array, CollectiveBase
+from allreduce.communicator.collective_base import Algorithm, Array, CollectiveBase
 from allreduce.communicator.types import ReduceOp
 from allreduce.errors import UsageError
 
