@@ -40,7 +40,8 @@ class PartCollectives(CollectiveBase):
 
         Args:
             x: shape (world_size * n, ...), or (sum(rows), ...); it is not changed.
-            in_place: `x` is changed: this rank's rows become the result, all others any numbers.
+            in_place: `x` is changed: this rank's rows become the result, all others any numbers. In
+                symmetric memory on one node see `symmetric_empty`; `algo` changes nothing there.
             name: checked to be the same on all ranks.
 
         Returns:
@@ -76,7 +77,8 @@ class PartCollectives(CollectiveBase):
 
         Args:
             x: shape (n, ...), or a scalar; the same shape on all ranks, but for `rows`.
-            in_place: `x` has the shape of the result, and this rank's rows in their place there.
+            in_place: `x` has the shape of the result, and this rank's rows in their place there. In
+                symmetric memory on one node see `symmetric_empty`; `algo` changes nothing there.
 
         Returns:
             A new array of shape (world_size * n, ...): a tensor for a tensor, else NumPy's. In

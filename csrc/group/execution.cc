@@ -97,18 +97,16 @@ bool Execution::takes(int owner) const {
   return info(*plan_.first).after == Holders::all || owner == local_->local_rank();
 }
 
-bool Execution::gives(int owner) const {
-  return info(*plan_.first).after == Holders::all || owner != local_->local_rank();
-}
-
-// What it reads itself of its own, it reads straight from the buffer: only the rest is copied.
+// A shard that this rank alone reads is not copied: it reads it straight from the buffer.
 void Execution::give(uint64_t k) {
+  const Range whole = piece(k).range;
+  const bool all_read_all = info(*plan_.first).after == Holders::all;
+  const Range own = all_read_all ? Range{whole.hi, whole.hi} : shard(k, local_->local_rank());
   const auto copy = plan_.beyond_caches ? copy_from_memory : copy_within_caches;
-  for (int owner = 0; owner < plan_.rails; ++owner) {
-    if (!gives(owner)) continue;
-    const Range part = shard(k, owner);
-    copy(shared(local_->local_rank(), k, owner), at(part.lo), part.size() * element_bytes_);
-  }
+  std::byte* slot = local_->slot(local_->local_rank(), number(k));
+  copy(slot, at(whole.lo), (own.lo - whole.lo) * element_bytes_);
+  copy(slot + (own.hi - whole.lo) * element_bytes_, at(own.hi),
+       (whole.hi - own.hi) * element_bytes_);
 }
 
 // Symmetric memory is the callers' own, who get it back where a rank has failed.
@@ -328,7 +326,7 @@ bool Execution::waits_for_device() const {
 std::string Execution::describe_wait() const {
   if (finished()) return "nothing";
   if (doubtful_) return "the reason why a rank of this node has failed";
-  if (first_ == num_pieces_) return "the memory, which is still read";
+  if (first_ == num_pieces_) return "the end of the reading";
   const bool entered = entered_ > first_;
   std::string what = !entered && waits_for_device()
                          ? "the copy from the device, behind what its stream has to do first,"

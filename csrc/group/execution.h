@@ -3,8 +3,9 @@
 //
 //   node reduce_scatter  ->  program between nodes, on each rank's shard  ->  node allgather
 //
-// While piece k crosses the network, piece k+1 is reduced inside the node. Any of the three may be
-// missing. Where the program is all, there is one piece, but for large buffers on a device.
+// While piece k crosses the network, piece k+1 is reduced inside the node. Plan says which other
+// stages there are. Where the program is all, there is one piece, but for large buffers on a
+// device.
 #pragma once
 
 #include <functional>
@@ -51,9 +52,7 @@ class Execution {
   Range shard(uint64_t k, int owner) const { return plan_.shard(piece(k).range, owner); }
   Range result_of(const Piece& piece) const;
   bool owner() const { return !local_ || local_->local_rank() < plan_.rails; }
-  // Of the first stage: whether this rank ends with the owner's shard, and whether others read it.
-  bool takes(int owner) const;
-  bool gives(int owner) const;
+  bool takes(int owner) const;  // whether this rank ends the first stage with the owner's shard
   bool is_symmetric() const { return !plan_.symmetric.empty(); }
   std::byte* at(size_t element) const { return plan_.data + element * element_bytes_; }
   // An owner's shard of piece k, as `rank` has it.

@@ -12,7 +12,7 @@ namespace hier {
 
 class Failure {
  public:
-  // False if there was an error before. Needs no memory: an error that is set is told.
+  // False if there was an error before. Takes no memory, so that an error is not set by half.
   bool set(std::exception_ptr error, std::string text);
   bool is_set() const { return set_.load(std::memory_order_acquire); }
   std::exception_ptr error() const;  // null if there is none

@@ -31,8 +31,9 @@ struct Plan {
   int divisor = 1;  // avg: by what the finished elements are divided
   Range result{};   // the elements of a flat plan that this rank ends with
 
-  // The stages: a collective among the ranks of this node, the program between nodes, and another
-  // collective within the node. Any of them may be missing.
+  // The stages: a collective among the ranks of this node, a program, another collective within the
+  // node. These are all there are: the program alone; one collective of the node's, without a root;
+  // reduce_scatter and allgather, with the program between them or none.
   std::optional<Collective> first, last;
   // The program for a shard of so many elements.
   std::function<std::shared_ptr<const Program>(size_t count)> program;

@@ -332,10 +332,6 @@ void Planner::cut_for_device(Plan& plan, const Call& call, const Named& schedule
 Plan Planner::between_devices(const Call& call, size_t slot_bytes) const {
   Plan plan;
   plan.count = call.count;
-  plan.dtype = call.dtype;
-  plan.op = call.op;
-  plan.first = Collective::reduce_scatter;
-  plan.last = Collective::allgather;
   plan.rails = topology_.num_nodes == 1 ? topology_.local_size : most_rails();
   // All but the last piece have shards of piece / rails elements.
   const size_t unit = 16 * static_cast<size_t>(plan.rails);

@@ -41,8 +41,8 @@ class Planner {
   std::unique_ptr<Run> make_run(Call call, Clock::time_point now, double timeout);
   // The plan of a call, and the header that its ranks compare. Throws UsageError.
   Plan plan(const Call& call, RunHeader& header);
-  // The stages of an allreduce whose buffers are summed by the devices of each node among
-  // themselves, in pieces of at most slot_bytes. The program between nodes is that of plan().
+  // How the devices of a node that sum among themselves cut an allreduce: the pieces, of at most
+  // slot_bytes, and their shards.
   Plan between_devices(const Call& call, size_t slot_bytes) const;
   std::string choose(Collective collective, size_t bytes) const;
 

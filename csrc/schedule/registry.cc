@@ -54,7 +54,7 @@ template <size_t kib>
 bool up_to(size_t bytes, int) {
   return bytes <= kib << 10;
 }
-// A tree forwards what it sends on; it spares the root messages, which pays for small parts.
+// In a tree parts pass through other ranks, and the root has fewer messages.
 bool small_parts(size_t bytes, int p) {
   return bytes <= (size_t{2} << 10) * static_cast<size_t>(p);
 }

@@ -46,6 +46,27 @@ def reduce_for_ever(comm, async_op: bool, child: str, victim: int) -> None:
             tell("running")
 
 
+def read_each_other_for_ever(comm) -> None:
+    x = comm.symmetric_empty(1 << 18)
+    for i in range(10**9):
+        comm.reduce_scatter(x, "max", in_place=True)
+        comm.allgather(x, in_place=True)
+        if i == 2:
+            tell("running")
+
+
+@pytest.mark.parametrize("victim", [0, 2])
+def test_survivors_whose_memory_a_killed_rank_read_name_it(tmp_path, victim):
+    survivors = [rank for rank in range(4) if rank != victim]
+    with processes(4, read_each_other_for_ever, tmp_path) as world:
+        world.wait_for("running")
+        time.sleep(random.random() * 0.1)
+        killed = world.kill(victim)
+        outcomes = world.join(survivors, timeout=30.0)
+    assert [(o.error, o.culprit) for o in outcomes] == [("PeerError", victim)] * 3
+    assert max(o.at for o in outcomes) - killed < DEADLINE
+
+
 @pytest.mark.parametrize(
     ("layout", "local", "async_op", "child", "victim"),
     [
