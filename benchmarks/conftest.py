@@ -20,7 +20,7 @@ from allreduce.commands.native_build import require_core
 from benchmarks.harness import floors as floors_module
 from benchmarks.harness.casts import Casts
 from benchmarks.harness.cells import Cell
-from benchmarks.harness.farms import Farms
+from benchmarks.harness.emulated_worlds import EmulatedWorlds
 from benchmarks.harness.floors import Floors
 from benchmarks.harness.sizes import SIZES, SMOKE_SIZES
 from benchmarks.report import tables, targets
@@ -100,9 +100,9 @@ def casts() -> Iterator[Casts]:
 
 
 @pytest.fixture(scope="session")
-def farms() -> Iterator[Farms]:
+def emulated_worlds() -> Iterator[EmulatedWorlds]:
     """Yield the ranks of one setup after the other."""
-    made = Farms()
+    made = EmulatedWorlds()
     yield made
     made.close()
 

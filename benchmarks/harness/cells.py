@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness.casts import Cast
-from benchmarks.harness.farms import Farm
+from benchmarks.harness.emulated_worlds import EmulatedWorld
 from benchmarks.harness.layouts import Layout
 from benchmarks.harness.worlds import Round
 
@@ -131,7 +131,11 @@ class Cell:
 
 
 def measure(
-    cell: Cell, cast: Cast | Farm, players: Sequence[str], benchmark: Any, seconds: float = SECONDS
+    cell: Cell,
+    cast: Cast | EmulatedWorld,
+    players: Sequence[str],
+    benchmark: Any,
+    seconds: float = SECONDS,
 ) -> None:
     """Fill a cell: check each player's sums once, see how long it takes, then measure in rounds.
 
@@ -156,7 +160,7 @@ def measure(
     benchmark.extra_info |= cell.summary()
 
 
-def _first_pace(cell: Cell, cast: Cast | Farm, players: Sequence[str]) -> dict[str, float]:
+def _first_pace(cell: Cell, cast: Cast | EmulatedWorld, players: Sequence[str]) -> dict[str, float]:
     """Return about how many seconds a call of each player takes, whose sums are right."""
     pace = {}
     for player in players:
@@ -169,7 +173,7 @@ def _first_pace(cell: Cell, cast: Cast | Farm, players: Sequence[str]) -> dict[s
 
 
 def _one_round(
-    cell: Cell, cast: Cast | Farm, pace: dict[str, float], budget: float, calls_max: int
+    cell: Cell, cast: Cast | EmulatedWorld, pace: dict[str, float], budget: float, calls_max: int
 ) -> None:
     """Let each player have its turn, as many calls as its time allows at the pace of the last."""
     turns = {}

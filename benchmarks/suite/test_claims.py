@@ -17,7 +17,7 @@ import pytest
 from benchmarks.conftest import Report, is_smoke
 from benchmarks.harness import cells
 from benchmarks.harness.cells import Cell
-from benchmarks.harness.farms import Farms, Setup
+from benchmarks.harness.emulated_worlds import EmulatedWorlds, Setup
 from benchmarks.networks import paper
 from benchmarks.peers import Absent
 from benchmarks.report.tables import microseconds, size_name
@@ -62,19 +62,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.mark.timeout(118)
 @pytest.mark.benchmark(timer=cells.clock)
 def test_halving_doubling_beside_ring(
-    setup: Setup, nbytes: int, farms: Farms, benchmark: Any, report: Report
+    setup: Setup, nbytes: int, emulated_worlds: EmulatedWorlds, benchmark: Any, report: Report
 ) -> None:
     """Measure both, turn by turn, between namespaces."""
     try:
-        farm = farms.of(setup)
+        world = emulated_worlds.of(setup)
     except Absent as reason:
         report.row(_EMULATED.format(congestion="absent"), f"absent: {reason}")
         pytest.skip(str(reason))
     cell = Cell("claims", setup.layout, nbytes)
-    cells.measure(cell, farm, (_HALVING, _RING), benchmark, _SECONDS)
+    cells.measure(cell, world, (_HALVING, _RING), benchmark, _SECONDS)
     ranks = setup.ranks
     report.row(
-        _EMULATED.format(congestion=farm.congestion),
+        _EMULATED.format(congestion=world.congestion),
         f"{ranks:>5} {setup.network:>10} {size_name(nbytes):>8}"
         f" {microseconds(cell.p50(_RING)):>15} {microseconds(cell.p50(_HALVING)):>17}"
         f" {cell.ratio(_RING, _HALVING):>10.2f} {(ranks - 1) / (ranks - 1).bit_length():>18.2f}",

@@ -21,7 +21,7 @@ from allreduce.tuning import cost
 from benchmarks.conftest import Report, is_smoke
 from benchmarks.harness import cells
 from benchmarks.harness.cells import Cell
-from benchmarks.harness.farms import Farm, Farms, Setup, undisturbed
+from benchmarks.harness.emulated_worlds import EmulatedWorld, EmulatedWorlds, Setup, undisturbed
 from benchmarks.peers import Absent
 from benchmarks.report.tables import microseconds, size_name
 
@@ -52,10 +52,10 @@ _MEDIANS = (
 )
 
 
-def fitted(farm: Farm) -> cost.Link:
+def fitted(world: EmulatedWorld) -> cost.Link:
     """Return alpha and beta of the ring; gamma as the communicator has measured it."""
-    ranks, gamma = farm.setup.ranks, farm.link().gamma
-    small, large = (farm.seconds("ring", n, calls) for n, calls in ((_SMALL, 200), (_LARGE, 3)))
+    ranks, gamma = world.setup.ranks, world.link().gamma
+    small, large = (world.seconds("ring", n, calls) for n, calls in ((_SMALL, 200), (_LARGE, 3)))
     share = (ranks - 1) / ranks  # of the buffer, sent twice and reduced once
     beta = ((large - small) / (_LARGE - _SMALL) / share - gamma) / 2
     alpha = (small - _SMALL * share * (2 * beta + gamma)) / (2 * (ranks - 1))
@@ -125,25 +125,29 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(scope="module")
-def errors(request: pytest.FixtureRequest, farms: Farms, report: Report) -> Iterator[Errors]:
+def errors(
+    request: pytest.FixtureRequest, emulated_worlds: EmulatedWorlds, report: Report
+) -> Iterator[Errors]:
     """Yield what a setup's tests fill; write it when they have ended."""
     setup = request.param
     try:
-        farm = farms.of(setup)
+        world = emulated_worlds.of(setup)
     except Absent as reason:
         report.row(_MEDIANS, f"{setup.network:>10} {setup.ranks:>5}  absent: {reason}")
         pytest.skip(str(reason))
-    figures = {"init": farm.link(), "ring": fitted(farm)}
-    found = Errors(setup, farm.congestion, figures, farm.ranks_per_core())
+    figures = {"init": world.link(), "ring": fitted(world)}
+    found = Errors(setup, world.congestion, figures, world.ranks_per_core())
     yield found
     found.write(report)
 
 
 @pytest.mark.timeout(118)
 @pytest.mark.benchmark(timer=cells.clock)
-def test_predictions(errors: Errors, nbytes: int, farms: Farms, benchmark: Any) -> None:
+def test_predictions(
+    errors: Errors, nbytes: int, emulated_worlds: EmulatedWorlds, benchmark: Any
+) -> None:
     """Measure all algorithms, turn by turn."""
     cell = Cell("model", errors.setup.layout, nbytes)
-    cells.measure(cell, farms.of(errors.setup), _ALGORITHMS, benchmark, _SECONDS)
+    cells.measure(cell, emulated_worlds.of(errors.setup), _ALGORITHMS, benchmark, _SECONDS)
     for name in _ALGORITHMS:
         errors.seconds[name, nbytes] = undisturbed(cell.rounds[name])

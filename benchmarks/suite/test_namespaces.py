@@ -12,18 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.harness.farms import Farm, Setup
+from benchmarks.harness.emulated_worlds import EmulatedWorld, Setup
 from benchmarks.networks import namespaces
 from benchmarks.peers import Absent
 
 _SETUP = Setup(3, 100)
 _DEADLINE = 20.0
 _MAIN = """
-from benchmarks.harness.farms import Farm, Setup
-farm = Farm(Setup(3, 100))
-farm.measure("ring", 1024, "float32", 1)
-print(farm._processes[0].pid, flush=True)
-farm.measure("ring", 4096, "float32", 10**7)
+from benchmarks.harness.emulated_worlds import EmulatedWorld, Setup
+world = EmulatedWorld(Setup(3, 100))
+world.measure("ring", 1024, "float32", 1)
+print(world._processes[0].pid, flush=True)
+world.measure("ring", 4096, "float32", 10**7)
 """
 
 pytestmark = pytest.mark.timeout(118)
@@ -71,9 +71,9 @@ def _wait_until_gone(used: set[str]) -> None:
 
 def test_ranks_have_a_namespace_each_and_none_after_the_end() -> None:
     before = _links()
-    with Farm(_SETUP) as farm:
-        assert farm.congestion == "reno"
-        used = {_namespace(pid) for pid in _ranks(farm._processes[0].pid)}
+    with EmulatedWorld(_SETUP) as world:
+        assert world.congestion == "reno"
+        used = {_namespace(pid) for pid in _ranks(world._processes[0].pid)}
         assert len(used) == _SETUP.ranks
         assert _namespace(os.getpid()) not in used
         assert _links() == before
@@ -82,21 +82,21 @@ def test_ranks_have_a_namespace_each_and_none_after_the_end() -> None:
 
 def test_no_byte_is_faster_than_the_links() -> None:
     nbytes = 1 << 20
-    with Farm(_SETUP) as farm:
-        seconds = farm.seconds("ring", nbytes, 3)
+    with EmulatedWorld(_SETUP) as world:
+        seconds = world.seconds("ring", nbytes, 3)
     crossing = 2 * (_SETUP.ranks - 1) / _SETUP.ranks * nbytes
     assert seconds > 0.95 * crossing / (_SETUP.mbit * 1e6 / 8)
 
 
 def test_nothing_is_left_when_a_rank_is_killed() -> None:
-    with Farm(_SETUP) as farm:
-        farm.measure("ring", 1024, "float32", 1)
-        first = farm._processes[0].pid
+    with EmulatedWorld(_SETUP) as world:
+        world.measure("ring", 1024, "float32", 1)
+        first = world._processes[0].pid
         ranks = _ranks(first)
         used = {_namespace(pid) for pid in ranks}
         os.kill(next(pid for pid in ranks if pid != first), signal.SIGKILL)
         with pytest.raises(Absent):
-            farm.measure("ring", 1024, "float32", 1)
+            world.measure("ring", 1024, "float32", 1)
     _wait_until_gone(used)
 
 

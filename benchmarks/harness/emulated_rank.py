@@ -1,6 +1,6 @@
-"""The ranks of a farm: ours alone, without torch, every rank on a node of its own.
+"""The ranks of an emulated world: ours alone, without torch, every rank on a node of its own.
 
-    python -m benchmarks.harness.farm FOLDER RANKS MBIT
+    python -m benchmarks.harness.emulated_rank FOLDER RANKS MBIT
 
 On links of MBIT Mbit/s between network namespaces, or over loopback where that is 0.
 ALLREDUCE_TCP_CONGESTION says which congestion control.

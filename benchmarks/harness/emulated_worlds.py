@@ -1,4 +1,4 @@
-"""Farms: ranks on links whose rate we choose, and the figures that describe these links."""
+"""Emulated worlds: ranks on links whose rate we choose, and the figures that describe the links."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ def undisturbed(turns: Sequence[Round]) -> float:
     return float(np.percentile(np.concatenate([turn.seconds for turn in turns]), 10))
 
 
-class Farm(World):
+class EmulatedWorld(World):
     """The ranks of a setup. A player is the name of an algorithm."""
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
         self.absent: dict[str, str] = {}  # ours must not be
-        command = [sys.executable, "-m", "benchmarks.harness.farm"]
+        command = [sys.executable, "-m", "benchmarks.harness.emulated_rank"]
         super().__init__(
             setup.ranks,
             lambda folder: [[*command, str(folder), str(setup.ranks), str(setup.mbit)]],
@@ -100,23 +100,23 @@ class Farm(World):
         return float(np.frombuffer(self.ask("ranks_per_core")[0])[0])
 
 
-class Farms:
-    """One farm at a time: that of the last setup ends when another is asked for."""
+class EmulatedWorlds:
+    """One world at a time: that of the last setup ends when another is asked for."""
 
     def __init__(self) -> None:
-        self._current: Farm | None = None
+        self._current: EmulatedWorld | None = None
 
-    def of(self, setup: Setup) -> Farm:
-        """Return the farm of a setup. Absent, with the reason, where there can be none."""
+    def of(self, setup: Setup) -> EmulatedWorld:
+        """Return the world of a setup. Absent, with the reason, where there can be none."""
         if setup.mbit and (reason := namespaces.why_not()):
             raise peers.Absent(reason)
         if self._current is None or self._current.setup != setup:
             self.close()
-            self._current = Farm(setup)
+            self._current = EmulatedWorld(setup)
         return self._current
 
     def close(self) -> None:
-        """End the current farm."""
+        """End the current world."""
         if self._current is not None:
             self._current.close()
             self._current = None
