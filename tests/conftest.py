@@ -1,5 +1,6 @@
 """What all tests share: fixed seeds. Markers and deadlines are set in pyproject.toml."""
 
+import gc
 import random
 import signal
 import zlib
@@ -55,3 +56,9 @@ def fixed_seed(request: pytest.FixtureRequest) -> Iterator[None]:
 def rng(request: pytest.FixtureRequest) -> np.random.Generator:
     """A generator of random numbers, the same in every run of this test."""
     return np.random.default_rng(seed_of(request))
+
+
+def pytest_collection_finish() -> None:
+    """Thousands of collected tests stay: no garbage collection need look at them again."""
+    gc.collect()
+    gc.freeze()
