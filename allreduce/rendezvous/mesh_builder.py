@@ -9,29 +9,21 @@ other ends.
 
 from __future__ import annotations
 
-import errno
-import os
-import random
 import select
 import socket
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from allreduce.errors import PeerError, Timeout
-from allreduce.rendezvous.acceptor import Acceptor, EventLoop, HandshakeSocket, close_all, same_user
-from allreduce.rendezvous.address import Address, set_congestion_control, set_keepalive
-from allreduce.rendezvous.handshake import Kind, Link, Rejected, Session, answer, call
+from allreduce.rendezvous.acceptor import Acceptor, EventLoop, close_all
+from allreduce.rendezvous.address import set_keepalive
+from allreduce.rendezvous.caller import Caller, Endpoint
+from allreduce.rendezvous.handshake import Kind, Link, Session, answer
 from allreduce.rendezvous.shared_memory import Arena
 from allreduce.rendezvous.store import name_ranks
 
-_REFUSED_SECONDS = (
-    2.0  # a listener exists before its address is published, so it will not come back
-)
-_REFUSED_PROOFS = 3
 _READY, _GO = b"R", b"G"
 _GONE = select.EPOLLRDHUP
-_RETRY = (errno.EAGAIN, errno.ETIMEDOUT, errno.ECONNRESET, errno.EHOSTUNREACH, errno.ENETUNREACH)
 
 
 def links_of(rank: int, node_of_rank: Sequence[int], lanes: int) -> list[Link]:
@@ -48,35 +40,6 @@ def links_of(rank: int, node_of_rank: Sequence[int], lanes: int) -> list[Link]:
         elif low == node_of_rank.index(node):
             links.append(Link(Kind.FDS, 0, high, low))
     return links
-
-
-@dataclass(slots=True, kw_only=True)
-class Endpoint:
-    """Where a peer answers, and what to call it in messages."""
-
-    address: Address
-    name: str
-
-
-class _Call:
-    """A connection that this rank makes, over as many attempts as it takes."""
-
-    def __init__(self, link: Link) -> None:
-        self.link = link
-        self.sock: socket.socket | None = None
-        self.retry_at = 0.0
-        self.pause = 0.005
-        self.refused_since: float | None = None
-        self.refused_proofs = 0
-        self.state = "not called yet"
-
-    def attempt_over(self, state: str) -> None:
-        if self.sock is not None:
-            self.sock.close()
-            self.sock = None
-        self.state = state
-        self.retry_at = time.monotonic() + self.pause * random.uniform(0.5, 1.5)
-        self.pause = min(0.5, self.pause * 2)
 
 
 class MeshBuilder:
@@ -103,9 +66,7 @@ class MeshBuilder:
         self._rank = rank
         self._node_of_rank = node_of_rank
         self._world_size = len(node_of_rank)
-        self._session = session
         self._endpoints = endpoints
-        self._congestion, self._loopback = congestion, loopback
         self._dead_after = dead_after
         self._deadline = deadline
         self._arena = arena
@@ -113,7 +74,6 @@ class MeshBuilder:
         self._links = links_of(rank, node_of_rank, lanes)
         self._missing = set(self._links)
         self._awaits_fds = any(link.kind is Kind.FDS and link.src == rank for link in self._links)
-        self._calls = [_Call(link) for link in self._links if link.src == rank]
         self._not_ready = set(range(1, self._world_size)) if rank == 0 else set()
         self._complete = False  # this rank has everything
         self._released = False  # all ranks have everything
@@ -124,6 +84,17 @@ class MeshBuilder:
             Acceptor(self._loop, listener, lambda: answer(session, answered), self._welcome)
             for listener in listeners
         ]
+        self._caller = Caller(
+            loop=self._loop,
+            session=session,
+            endpoints=endpoints,
+            congestion=congestion,
+            loopback=loopback,
+            welcome=self._welcome,
+        )
+        for link in self._links:
+            if link.src == rank:
+                self._caller.call(link)
 
     def run(self) -> None:
         """Connect; returns when all ranks are connected.
@@ -143,116 +114,21 @@ class MeshBuilder:
             for acceptor in self._acceptors:
                 acceptor.expire(now)
                 wake = min(wake, acceptor.next_expiry())
-            for pending in self._calls:
-                if pending.sock is None and pending.link in self._missing:
-                    if pending.retry_at <= now:
-                        self._dial(pending)
-                    wake = min(wake, pending.retry_at) if pending.sock is None else wake
-            self._loop.turn(wake - time.monotonic())
+            self._caller.dial(now)
+            self._loop.turn(min(wake, self._caller.next_call()) - time.monotonic())
         self._stop_listening()
 
     def close(self) -> None:
         """Close everything this rank has opened so far."""
         self._stop_listening()
-        close_all([*self.sockets.values(), *(c.sock for c in self._calls if c.sock is not None)])
+        self._caller.close()
+        close_all(list(self.sockets.values()))
         self.sockets = {}
 
     def _stop_listening(self) -> None:
         for acceptor in self._acceptors:
             acceptor.close()
         self._loop.close()
-
-    # Calling.
-
-    def _endpoint(self, link: Link) -> Endpoint:
-        return self._endpoints[link.peer_of(self._rank)]
-
-    def _dial(self, pending: _Call) -> None:
-        family, address = self._endpoint(pending.link).address
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        pending.sock = sock
-        sock.setblocking(False)
-        if family != socket.AF_UNIX:
-            set_congestion_control(sock, self._congestion, self._loopback)
-        pending.state = "no connection"
-        status = sock.connect_ex(address)
-        if status == errno.EINPROGRESS:
-            self._loop.watch(
-                sock.fileno(), select.EPOLLOUT, lambda _events: self._connected(pending)
-            )
-        else:
-            self._connected(pending, status)
-
-    def _connected(self, pending: _Call, status: int | None = None) -> None:
-        sock = pending.sock
-        assert sock is not None
-        if status is None:
-            status = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if status:
-            self._failed(pending, status)
-            return
-        pending.refused_since = None
-        if not same_user(sock):
-            self._again(pending, "somebody else's process answers there")
-            return
-        pending.state = "connected, handshake unfinished"
-        self._advance(pending, HandshakeSocket(sock, call(self._session, pending.link)))
-
-    def _advance(self, pending: _Call, connection: HandshakeSocket) -> None:
-        try:
-            link = connection.advance()
-        except Rejected as reason:
-            self._again(pending, str(reason))
-        except OSError as error:
-            self._closed_on_us(pending, connection, error)
-        else:
-            if link is None:
-                self._loop.watch(
-                    connection.sock.fileno(),
-                    connection.events,
-                    lambda _events: self._advance(pending, connection),
-                )
-                return
-            self._loop.forget(connection.sock.fileno())
-            pending.sock = None  # it is the mesh's now
-            self._welcome(link, connection.sock)
-
-    def _failed(self, pending: _Call, status: int) -> None:
-        peer, name, cause = pending.link.dst, self._endpoint(pending.link).name, os.strerror(status)
-        if status == errno.ECONNREFUSED:
-            now = time.monotonic()
-            pending.refused_since = pending.refused_since or now
-            if now - pending.refused_since > _REFUSED_SECONDS:
-                raise PeerError(
-                    f"{name} no longer listens although it was there: it has died or given up (see "
-                    "its output), or it runs on another machine that looks like this one (then set "
-                    "ALLREDUCE_NODES)",
-                    peer,
-                )
-        elif status not in _RETRY:
-            raise PeerError(
-                f"cannot connect to {name}: {cause}; set ALLREDUCE_HOST or ALLREDUCE_IFACE on that "
-                "rank to a network that all ranks reach",
-                peer,
-            )
-        self._again(pending, f"no connection ({cause})")
-
-    def _closed_on_us(self, pending: _Call, connection: HandshakeSocket, error: OSError) -> None:
-        if connection.replies:  # it has seen our proof
-            pending.refused_proofs += 1
-        if pending.refused_proofs >= _REFUSED_PROOFS:
-            raise PeerError(
-                f"{self._endpoint(pending.link).name} closed the connection {_REFUSED_PROOFS} "
-                "times during the handshake: it is shutting down, or its ALLREDUCE_SECRET_FILE or "
-                "ALLREDUCE_SECRET differs",
-                pending.link.dst,
-            )
-        self._again(pending, f"handshake broken off ({error.strerror or error})")
-
-    def _again(self, pending: _Call, state: str) -> None:
-        if pending.sock is not None:
-            self._loop.forget(pending.sock.fileno())
-        pending.attempt_over(state)
 
     # Proved connections.
 
@@ -354,10 +230,9 @@ class MeshBuilder:
 
     def _report(self) -> str:
         lines = []
-        state_of = {pending.link: pending.state for pending in self._calls}
         for peer in sorted({link.peer_of(self._rank) for link in self._missing}):
             links = sorted(link for link in self._missing if link.peer_of(self._rank) == peer)
-            state = state_of.get(links[0], "has not called")
+            state = self._caller.state_of(links[0]) or "has not called"
             lines.append(f"{self._endpoints[peer].name}: {state}, {len(links)} connections missing")
         if self._awaits_fds and not lines:
             lines.append("the node's lowest rank has not sent its shared memory")

@@ -23,9 +23,10 @@ from dataclasses import dataclass
 from allreduce import _C
 from allreduce.errors import PeerError, SystemCallError, UsageError
 from allreduce.rendezvous.address import Address, choose_address, resolve, set_congestion_control
+from allreduce.rendezvous.caller import Endpoint
 from allreduce.rendezvous.exchange import RankInfo, StoreExchange
 from allreduce.rendezvous.handshake import Session
-from allreduce.rendezvous.mesh_builder import Endpoint, MeshBuilder, links_of
+from allreduce.rendezvous.mesh_builder import MeshBuilder, links_of
 from allreduce.rendezvous.node_layout import layout, my_identity
 from allreduce.rendezvous.shared_memory import MAX_FDS, Arena, raise_descriptor_limit
 from allreduce.rendezvous.store import Store, store_host

@@ -16,6 +16,7 @@ from unittest import mock
 from allreduce.errors import SystemCallError
 from allreduce.rendezvous import (
     acceptor,
+    caller,
     connect,
     exchange,
     handshake,
@@ -32,7 +33,7 @@ from .scenario import Fault, Scenario
 from .world import BEGIN, Rank, World
 
 # Whose clock, sockets, polling and chance the simulation takes the place of.
-_MODULES = (exchange, acceptor, connect, startup, store, mesh_builder, handshake)
+_MODULES = (exchange, acceptor, caller, connect, startup, store, mesh_builder, handshake)
 
 CROWD = 70  # connections of strangers, more than a door keeps pending
 
@@ -149,16 +150,16 @@ class Life:
             if not doors:
                 return
             door = self.world.random.choice(sorted(doors, key=lambda sock: sock.number))
-            callers = [Socket(self.network, door.family, self.world.me) for _ in range(number)]
-            for caller in callers:
-                caller.connect_ex(door.address)
+            strangers = [Socket(self.network, door.family, self.world.me) for _ in range(number)]
+            for stranger in strangers:
+                stranger.connect_ex(door.address)
             self.world.me.sleep(2 * TCP_DELAY)
-            for caller in callers[: self.world.random.choice((0, 1, number))]:
+            for stranger in strangers[: self.world.random.choice((0, 1, number))]:
                 with suppress(OSError):
-                    caller.send(self.world.random.randbytes(self.world.random.randint(1, 80)))
+                    stranger.send(self.world.random.randbytes(self.world.random.randint(1, 80)))
             self.world.me.sleep(lasts)
-            for caller in callers:
-                caller.close()
+            for stranger in strangers:
+                stranger.close()
 
         self.world.add("stranger", body).start()
 

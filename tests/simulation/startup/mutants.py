@@ -25,19 +25,19 @@ MUTANTS = [
     ),
     Mutant(
         "a listener that is gone is called for ever",
-        "allreduce/rendezvous/mesh_builder.py",
-        "if now - pending.refused_since > _REFUSED_SECONDS:",
+        "allreduce/rendezvous/caller.py",
+        "if now - pending.refused_since > self._refused_for:",
         "if False:",
     ),
     Mutant(
         "a call that failed is still watched",
-        "allreduce/rendezvous/mesh_builder.py",
+        "allreduce/rendezvous/caller.py",
         "self._loop.forget(pending.sock.fileno())\n        pending.attempt_over",
         "pass\n        pending.attempt_over",
     ),
     Mutant(
         "a call that failed is not made again",
-        "allreduce/rendezvous/mesh_builder.py",
+        "allreduce/rendezvous/caller.py",
         "        self.state = state\n        self.retry_at = time.monotonic()",
         "        self.state = state\n        self.retry_at = 1e9 + time.monotonic()",
     ),
