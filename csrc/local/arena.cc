@@ -20,12 +20,13 @@ size_t to_size(int n) { return static_cast<size_t>(n); }
 
 ArenaLayout ArenaLayout::plan(int local_size, int lanes) {
   const size_t rings = std::max<size_t>(1, to_size(local_size * (local_size - 1) * (lanes + 1)));
-  const size_t share = std::bit_floor((size_t{32} << 20) / rings);
+  const size_t share = (size_t{32} << 20) / rings;
+  const size_t least = std::min(size_t{32} << 10, to_size(local_size) * (size_t{4} << 20) / rings);
   // The machine's cores, not those that this rank is bound to: all ranks must find the same.
   const size_t turns = to_size(local_size) / std::max<size_t>(1, ::sysconf(_SC_NPROCESSORS_ONLN));
   const size_t slot = kSlotBytes * std::bit_floor(std::max<size_t>(1, turns / 2));
   return {local_size, lanes, std::min(slot, kMostSlotBytes), kNumSlots,
-          std::clamp<size_t>(share, size_t{32} << 10, size_t{512} << 10)};
+          std::bit_floor(std::clamp(share, least, size_t{512} << 10))};
 }
 
 size_t ArenaLayout::port_at(int lane, int rank) const {

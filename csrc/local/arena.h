@@ -42,7 +42,9 @@ struct ArenaLayout {
   static constexpr size_t kMostSlotBytes = 512 << 10;
   static constexpr int kNumSlots = 4;
   // The layout that all ranks of a node agree on: rings for each lane, and for messages. Rings
-  // share 32 MiB, 32 to 512 KiB each: with more ranks than cores, each refill costs a switch.
+  // share 32 MiB, up to 512 KiB each. Where that gives less than 32 KiB they have so much, up to
+  // 4 MiB for all of a rank: with more ranks than cores, each refill costs a switch, but memory
+  // must not grow with the square of the ranks.
   static ArenaLayout plan(int local_size, int lanes);
 
   size_t bytes() const;
