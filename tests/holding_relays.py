@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from allreduce.communicator import communicator
+from allreduce.communicator import options as communicator_options
 from allreduce.rendezvous.connect import Connections
 
 _CHUNK = 64 << 10
@@ -94,7 +94,7 @@ def relayed(
     free: bytes each way that are not held back.
     """
     relays: list[Relay] = []
-    original = communicator.connect
+    original = communicator_options.connect
 
     def connect(store: object, own: int, *arguments: object, **options: object) -> Connections:
         connections = original(store, own, *arguments, **options)
@@ -103,7 +103,7 @@ def relayed(
             connections.data[peer][connection] = relays[-1].descriptor
         return connections
 
-    monkeypatch.setattr(communicator, "connect", connect)
+    monkeypatch.setattr(communicator_options, "connect", connect)
     try:
         yield lambda: relays[-1]
     finally:

@@ -40,8 +40,7 @@ def _close_all() -> None:
 def _leave_child() -> None:
     """Close what a forked child must not hold; the core's own descriptors are closed already."""
     for comm in list(_open):
-        for link in comm._connections.fd_links:
-            link.close()
+        comm._connections.leave_child()
     _open.clear()
 
 

@@ -20,14 +20,14 @@ from allreduce.communicator.device_arrays import DeviceArray
 from allreduce.communicator.device_streams import DeviceStreams
 from allreduce.communicator.explain import explain
 from allreduce.communicator.gpu_local_stage import set_up
-from allreduce.communicator.options import check_options, layout_of, with_tuning
+from allreduce.communicator.options import check_options, connect_ranks, layout_of, with_tuning
 from allreduce.communicator.point_to_point import PointToPoint
 from allreduce.communicator.scatter_and_gather import PartCollectives
 from allreduce.communicator.symmetric_memory import symmetric_empty
 from allreduce.communicator.types import KNOWN_AS, DType, LocalForm, ReduceOp
 from allreduce.communicator.work import Work, make_group
 from allreduce.errors import UsageError
-from allreduce.rendezvous.connect import Connections, connect
+from allreduce.rendezvous.connect import Connections, ConnectOption
 from allreduce.rendezvous.node_layout import NodesOption
 from allreduce.rendezvous.store import PrefixStore, Store
 from allreduce.schedules.user_schedules import OwnSchedules
@@ -108,6 +108,7 @@ class Communicator(PartCollectives, PointToPoint):
         rails: int | None = None,
         lanes: int | None = None,
         segment_bytes: int | None = None,
+        connect: ConnectOption = None,
         checksum: bool | None = None,
         dead_after: float | None = None,
         measure: bool = True,
@@ -126,6 +127,8 @@ class Communicator(PartCollectives, PointToPoint):
             lanes: independent connections to each peer; as many collectives may be in flight.
             segment_bytes: most bytes that one step of a schedule carries. Where these three are
                 None: what the tuning file says, else 0, 2 and 256 KiB.
+            connect: at the start with "all" ranks, or with those "needed" then; others follow at
+                their first use. `ALLREDUCE_CONNECT`, then "all" up to 32 ranks.
             checksum: a CRC32C guards what nodes exchange; `ALLREDUCE_CHECKSUM` (0 or 1), then yes.
             dead_after: seconds of silence before a host is dead; `ALLREDUCE_DEAD_AFTER`, then 4.
             tuning: a file of `python -m allreduce.tune`, by default `ALLREDUCE_TUNING`; or the
@@ -138,22 +141,12 @@ class Communicator(PartCollectives, PointToPoint):
         check_options(timeout, local, rails, segment_bytes, generation)
         request = resolve_tuning(tuning, os.environ)
         lanes = request.lanes(lanes, world_size)
-        connections = connect(
-            store,
-            rank,
-            world_size,
-            nodes=nodes,
-            lanes=lanes,
-            checksum=checksum,
-            arena_bytes=lambda local_size: _C.arena_bytes(local_size, lanes),
-            timeout=timeout,
-            generation=generation,
-            dead_after=dead_after,
-            tuning=request.digest,
-            refusal=request.failure,
-        )
-        options = {"timeout": timeout, "local": local, "rails": rails, "lanes": lanes}
+        options: dict[str, Any] = {"timeout": timeout, "local": local, "rails": rails}
         options |= {"segment_bytes": segment_bytes, "dead_after": dead_after, "measure": measure}
+        options |= {"lanes": lanes, "connect": connect}
+        connections = connect_ranks(
+            store, rank, world_size, request, options, nodes, checksum, generation
+        )
         return cls(connections, store, with_tuning(connections, options, request))
 
     @overload
@@ -341,12 +334,12 @@ class Communicator(PartCollectives, PointToPoint):
         """
         if self._group.inherited:
             return
+        self._connections.close_connector()
         self._group.close()
         if error := self._group.take_error_at_close():
             log.error("rank %d closes a group that has failed: %s", self.rank, error)
         self._streams.close()
-        for link in self._connections.fd_links:
-            link.close()
+        self._connections.close_own()
 
     def __enter__(self) -> Communicator:
         """Return the communicator itself."""
@@ -367,6 +360,7 @@ class Communicator(PartCollectives, PointToPoint):
     def __del__(self) -> None:
         """Close it before the arrays of its works are freed."""
         if hasattr(self, "_group"):
+            self._connections.close_connector()
             self._group.close()
 
     if not TYPE_CHECKING:  # a type checker knows what there is

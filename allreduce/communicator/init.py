@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from allreduce.communicator.communicator import Communicator
 from allreduce.communicator.types import LocalForm
+from allreduce.rendezvous.connect import ConnectOption
 from allreduce.rendezvous.launcher_environment import detect_launch, open_store
 from allreduce.rendezvous.node_layout import NodesOption
 from allreduce.rendezvous.store import Store
@@ -25,6 +26,7 @@ def init(
     rails: int | None = None,
     lanes: int | None = None,
     segment_bytes: int | None = None,
+    connect: ConnectOption = None,
     checksum: bool | None = None,
     dead_after: float | None = None,
     measure: bool = True,
@@ -55,6 +57,7 @@ def init(
             rails=rails,
             lanes=lanes,
             segment_bytes=segment_bytes,
+            connect=connect,
             checksum=checksum,
             dead_after=dead_after,
             measure=measure,

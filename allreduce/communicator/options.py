@@ -5,15 +5,46 @@ from __future__ import annotations
 import os
 from typing import Any, get_args
 
+from allreduce import _C
 from allreduce.communicator.types import LocalForm
 from allreduce.errors import UsageError
-from allreduce.rendezvous.connect import Connections
+from allreduce.rendezvous.connect import Connections, connect
+from allreduce.rendezvous.node_layout import NodesOption
+from allreduce.rendezvous.store import Store
 from allreduce.tuning import cost
 from allreduce.tuning.option import TuningRequest
 
-__all__ = ["check_options", "layout_of", "with_tuning"]
+__all__ = ["check_options", "connect_ranks", "layout_of", "with_tuning"]
 
 _LOCAL_FORMS: tuple[str, ...] = get_args(LocalForm)
+
+
+def connect_ranks(
+    store: Store,
+    rank: int,
+    world_size: int,
+    request: TuningRequest,
+    options: dict[str, Any],
+    nodes: NodesOption,
+    checksum: bool | None,
+    generation: int,
+) -> Connections:
+    """Connect this rank with the others, by the options that from_store was given."""
+    return connect(
+        store,
+        rank,
+        world_size,
+        nodes=nodes,
+        lanes=options["lanes"],
+        connect_to=options["connect"],
+        checksum=checksum,
+        arena_bytes=lambda local_size: _C.arena_bytes(local_size, options["lanes"]),
+        timeout=options["timeout"],
+        generation=generation,
+        dead_after=options["dead_after"],
+        tuning=request.digest,
+        refusal=request.failure,
+    )
 
 
 def with_tuning(

@@ -48,7 +48,7 @@ class Work:
 def make_group(connections: Connections, options: dict[str, Any]) -> _C.Group:
     """Hand the descriptors to a new core group; `options` as from_store made them."""
     try:
-        return _C.Group(
+        group = _C.Group(
             rank=connections.rank,
             node_of_rank=connections.node_of_rank,
             group_id=connections.group_id,
@@ -61,12 +61,20 @@ def make_group(connections: Connections, options: dict[str, Any]) -> _C.Group:
             ranks_on_host=connections.ranks_on_host,
             checksum=connections.checksum,
             dead_after=connections.dead_after,
+            one_host=connections.one_host,
             hosts=connections.hosts,
             control=connections.control,
             data=connections.data,
+            connector=connections.connector_fd,
             arena=connections.arena_fd,
             doorbells=connections.doorbells,
         )
     except TypeError as error:  # before the core owned the descriptors
         connections.close()
         raise UsageError(f"an option has the wrong type: {error}") from None
+    except BaseException:
+        connections.close_own()
+        raise
+    if connections.connector:
+        connections.connector.start(group, connections.control.values())
+    return group

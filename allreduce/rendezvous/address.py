@@ -28,6 +28,9 @@ _DEAD_AFTER_MIN, _DEAD_AFTER_MAX = 2, 86400
 
 def resolve(host: str, port: int) -> Address:
     """Return the first TCP address of `host`; OSError if the name is unknown."""
+    with contextlib.suppress(OSError):  # a table of many addresses: no look-ups
+        socket.inet_pton(socket.AF_INET, host)
+        return socket.AF_INET, (host, port)
     family, _type, _proto, _name, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[
         0
     ]

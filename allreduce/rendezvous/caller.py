@@ -18,7 +18,12 @@ from allreduce.rendezvous.address import Address, set_congestion_control
 from allreduce.rendezvous.handshake import Link, Rejected, Session, call
 
 _REFUSED_PROOFS = 3
+_SYN_SENT = 2  # a state of TCP
 _RETRY = (errno.EAGAIN, errno.ETIMEDOUT, errno.ECONNRESET, errno.EHOSTUNREACH, errno.ENETUNREACH)
+
+
+class NoAnswer(PeerError):
+    """The peer's host does not answer."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -49,6 +54,13 @@ class _Call:
         self.state = state
         self.retry_at = time.monotonic() + self.pause * random.uniform(0.5, 1.5)
         self.pause = min(0.5, self.pause * 2)
+
+
+def _waits_for_host(sock: socket.socket | None) -> bool:
+    """Tell whether the other host has yet to answer: the kernel knows, however late this one is."""
+    if sock is None:
+        return True
+    return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _SYN_SENT
 
 
 class Caller:
@@ -91,8 +103,9 @@ class Caller:
     def dial(self, now: float) -> None:
         """Call whoever is to be called by now."""
         for pending in list(self._calls.values()):
-            if now - pending.unanswered_since >= self._unanswered_for:
-                raise PeerError(
+            late = now - pending.unanswered_since >= self._unanswered_for
+            if late and _waits_for_host(pending.sock):
+                raise NoAnswer(
                     f"the host of {self._endpoints[pending.link.dst].name} has not answered for "
                     f"{self._unanswered_for:g} s",
                     pending.link.dst,

@@ -10,12 +10,14 @@ import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from allreduce.errors import UsageError
 from allreduce.rendezvous.acceptor import close_all
 from allreduce.rendezvous.address import congestion_control, dead_after_option
 from allreduce.rendezvous.handshake import Kind, Link, job_secret
 from allreduce.rendezvous.node_layout import NodesOption, layout, my_identity, nodes_option
+from allreduce.rendezvous.on_demand import Connector
 from allreduce.rendezvous.shared_memory import close_fds, share_fd
 from allreduce.rendezvous.startup import Request, Startup
 from allreduce.rendezvous.store import Store
@@ -25,14 +27,17 @@ __all__ = ["Connections", "connect", "exchange_fd"]
 log = logging.getLogger("allreduce")
 
 MAX_LANES = 64
+_MOST_FOR_ALL = 32  # ranks
+
+ConnectOption = Literal["all", "needed"] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connections:
     """The connected descriptors of one rank, nonblocking and close-on-exec.
 
-    The core takes ownership of `control`, `data`, `arena_fd` and `doorbells`; `fd_links` stay
-    Python's. Whoever does not hand them over calls `close`.
+    The core takes ownership of `control`, `data`, `connector_fd`, `arena_fd` and `doorbells`;
+    `connector` and `fd_links` stay Python's. Whoever does not hand them over calls `close`.
     """
 
     rank: int
@@ -43,8 +48,10 @@ class Connections:
     generation: int
     checksum: bool = True  # what passes between nodes is checked
     control: dict[int, int] = field(default_factory=dict)  # peer -> stream socket
-    # peer on another node -> TCP socket per lane
+    # peer on another node -> TCP socket per lane, and one for messages
     data: dict[int, list[int]] = field(default_factory=dict)
+    connector: Connector | None = None  # of the peers on other nodes that have no `data`
+    connector_fd: int = -1  # by which the core asks it; -1 without one
     arena_fd: int = -1  # memfd shared by the node; -1 for a rank alone on its node
     arena_bytes: int = 0
     doorbells: list[int] = field(default_factory=list)  # eventfd per local rank, own one included
@@ -54,12 +61,29 @@ class Connections:
     summary: str = ""  # one line for the log
     ranks_on_host: int = 1  # ranks of the group on this real host, whatever nodes are simulated
     dead_after: float = 4.0  # seconds without an answer after which a host is dead
+    one_host: bool = False  # all ranks reach each other by loopback
     hosts: list[str] = field(default_factory=list)  # name of each rank's host, for messages
 
     def close(self) -> None:
         """Close every descriptor; only while nobody else owns one."""
         close_fds([*self.control.values(), *(fd for lanes in self.data.values() for fd in lanes)])
-        close_fds([self.arena_fd, *self.doorbells])
+        close_fds([self.connector_fd, self.arena_fd, *self.doorbells])
+        self.close_own()
+
+    def close_own(self) -> None:
+        """Close what stays Python's."""
+        self.close_connector()
+        close_all(self.fd_links)
+
+    def close_connector(self) -> None:
+        """Connect no more ranks; before the group is closed."""
+        if self.connector:
+            self.connector.close()
+
+    def leave_child(self) -> None:
+        """Close that in a forked child."""
+        if self.connector:
+            self.connector.leave_child()
         close_all(self.fd_links)
 
 
@@ -81,6 +105,7 @@ def connect(
     *,
     nodes: NodesOption = None,
     lanes: int = 2,
+    connect_to: ConnectOption = None,
     checksum: bool | None = None,
     arena_bytes: Callable[[int], int],
     timeout: float,
@@ -96,17 +121,15 @@ def connect(
 
     Args:
         store: any object with torch's `set`, `get` and `check`; no rank needs it afterwards.
-        nodes, dead_after: as `nodes_option` and `dead_after_option` take them.
+        nodes, connect_to, dead_after: as `nodes_option` and so on take them.
         lanes: TCP data connections to each peer on another node.
         checksum: of what passes between nodes; `ALLREDUCE_CHECKSUM`, then yes, where None.
         arena_bytes: bytes of shared memory of a node, given its number of ranks (at least 2).
         timeout: seconds for everything.
-        generation: part of every key and handshake; a group that is built again takes a higher one.
+        generation: part of every key and handshake; higher for a group that is built again.
         congestion: of TCP; `ALLREDUCE_TCP_CONGESTION`, then the kernel's (cubic on loopback).
         route_to: a host that all peers reach, to choose this rank's address by; None: the store's.
-        environ: replaces os.environ.
-        tuning: digest of this rank's tuning file; all ranks must have the same.
-        refusal: why this rank cannot take part; every rank raises it.
+        tuning, refusal: digest of its tuning file; why it cannot take part, if so.
 
     Raises:
         Timeout: ranks are missing at the deadline; the message names them.
@@ -121,6 +144,7 @@ def connect(
         world_size=world_size,
         option=nodes_option(nodes, environ),
         lanes=lanes,
+        connect_all=connect_option(connect_to, world_size, environ) == "all",
         checksum=_checksum_option(checksum, environ),
         arena_bytes=arena_bytes,
         deadline=time.monotonic() + timeout,
@@ -141,6 +165,27 @@ def _check_numbers(rank: int, world_size: int, lanes: int) -> None:
         raise UsageError(f"rank={rank}, world_size={world_size}: rank must be in 0..world_size-1")
     if not 1 <= lanes <= MAX_LANES:
         raise UsageError(f"lanes={lanes}: must be in 1..{MAX_LANES}")
+
+
+def connect_option(
+    given: ConnectOption, world_size: int, environ: Mapping[str, str]
+) -> Literal["all", "needed"]:
+    """Return with whom a rank connects at start-up: with "all" others, or with those that start-up
+    itself "needed", and with the rest at the first use. The argument, else `ALLREDUCE_CONNECT`,
+    else by the number of ranks: the connections of all pairs grow with its square.
+
+    Raises:
+        UsageError: another value.
+    """
+    text = given if given is not None else environ.get("ALLREDUCE_CONNECT", "").strip()
+    if not text:
+        return "all" if world_size <= _MOST_FOR_ALL else "needed"
+    if text == "all":
+        return "all"
+    if text == "needed":
+        return "needed"
+    source = "ALLREDUCE_CONNECT" if given is None else "connect"
+    raise UsageError(f"{source}={text!r}: must be all or needed")
 
 
 def _checksum_option(given: bool | None, environ: Mapping[str, str]) -> bool:
@@ -176,22 +221,26 @@ def _connect(request: Request) -> Connections:
         startup = Startup(request, stack)
         startup.exchange_infos()
         startup.allocate()
+        connector = startup.make_connector()
         sockets = startup.connect_mesh().sockets
-        connections = _hand_over(request, startup, sockets)
+        connections = _hand_over(request, startup, sockets, connector)
         stack.pop_all()  # the connections own what is open
     log.info("%s", connections.summary)
     return connections
 
 
 def _hand_over(
-    request: Request, startup: Startup, sockets: dict[Link, socket.socket]
+    request: Request,
+    startup: Startup,
+    sockets: dict[Link, socket.socket],
+    connector: Connector | None,
 ) -> Connections:
     """Turn the sockets into the descriptors that the core will own."""
     rank, node_of_rank = request.rank, startup.node_of_rank
     control: dict[int, int] = {}
     data: dict[int, list[int]] = {}
     fd_links: dict[int, socket.socket] = {}
-    congestion = ""
+    congestion = connector.congestion if connector else ""
     for link in sorted(sockets, key=lambda link: (link.peer_of(rank), link)):
         sock, peer = sockets[link], link.peer_of(rank)
         if link.kind is Kind.DATA:
@@ -211,6 +260,8 @@ def _hand_over(
         checksum=request.checksum,
         control=control,
         data=data,
+        connector=connector,
+        connector_fd=connector.wake_fd if connector else -1,
         arena_fd=startup.arena.fd,
         arena_bytes=startup.arena.size,
         doorbells=startup.arena.doorbells,
@@ -219,6 +270,7 @@ def _hand_over(
         summary=_describe(rank, node_of_rank, startup.local_ranks, data, congestion),
         ranks_on_host=startup.ranks_on_host,
         dead_after=request.dead_after,
+        one_host=startup.one_host,
         hosts=[info.identity.host for info in startup.ranks],
     )
 
@@ -238,6 +290,9 @@ def _describe(
     if data:
         lanes = len(next(iter(data.values()))) - 1
         text += f"; {_peers(len(data))} by TCP, {lanes} lane{'s' * (lanes != 1)} each"
+    elif congestion:
+        text += "; other nodes by TCP, at the first use"
+    if congestion:
         text += f", congestion control {congestion}"
     return text
 

@@ -24,6 +24,7 @@ from allreduce.rendezvous.store import (
     Store,
     backoff,
     delete_key,
+    get_many,
     name_ranks,
     store_errors,
     wait_for,
@@ -45,6 +46,7 @@ class RankInfo:
 
     world_size: int
     lanes: int
+    connect: str
     checksum: bool
     nodes: int | list[str] | None
     authenticated: bool
@@ -102,7 +104,7 @@ class RankInfo:
                 f"rank {rank} runs another build than rank 0: its native code was compiled from "
                 f"other sources ({self.sources}, {first.sources}); install one build everywhere"
             )
-        for name in ("world_size", "lanes", "nodes", "checksum"):
+        for name in ("world_size", "lanes", "connect", "nodes", "checksum"):
             mine, theirs = getattr(self, name), getattr(first, name)
             if mine != theirs:
                 raise UsageError(
@@ -236,7 +238,7 @@ class StoreExchange:
 
     def _answer(self, what: str, value: bytes) -> list[bytes]:
         """What a rank other than 0 does: write its value, and wait for the table."""
-        for _ in backoff(self._deadline):
+        for _ in backoff(self._deadline, self._world_size):
             if self._follow(what, value) and (values := self._read_table(what, value)):
                 self._settled = True
                 return values
@@ -257,10 +259,10 @@ class StoreExchange:
         name = self._attempt
         sealed = b""
         if not self._settled:
-            with store_errors(what):
-                if not self._store.check([self._call]):
-                    return False
-                sealed = bytes(self._store.get(self._call))
+            called = self._get(what, self._call)
+            if called is None:
+                return False
+            sealed = called
             name = sealed[_MAC_BYTES:].decode("ascii", "replace")
             if not name:
                 return False
@@ -280,10 +282,9 @@ class StoreExchange:
     def _read_table(self, what: str, mine: bytes) -> list[bytes] | None:
         """Return the values of all ranks, or raise rank 0's error; None: not for this rank."""
         key = self._table(what)
-        with store_errors(what):
-            if not self._store.check([key]):
-                return None
-            sealed = bytes(self._store.get(key))
+        sealed = self._get(what, key)
+        if sealed is None:
+            return None
         table = json.loads(self._read(what, key, sealed))
         if "error" in table:
             if table["to"].get(str(self._rank)) != _digest(mine):
@@ -299,6 +300,10 @@ class StoreExchange:
             )
         self._taken = values[self._rank] != mine
         return None if self._taken else values
+
+    def _get(self, what: str, key: str) -> bytes | None:
+        with store_errors(what):
+            return get_many(self._store, [key])[0]
 
     def _read(self, what: str, key: str, sealed: bytes) -> bytes:
         """Open what rank 0 wrote; it waits to hear that somebody cannot."""

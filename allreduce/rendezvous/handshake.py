@@ -47,6 +47,7 @@ class Kind(enum.IntEnum):
     CONTROL = 1
     DATA = 2
     FDS = 3
+    REQUEST = 4  # the higher rank is to call; see on_demand.py
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -1,10 +1,10 @@
 """The loop that connects one rank with all its peers: calls lower ranks, answers higher ones,
 shares the node's memory.
 
-Nothing blocks, so no order of arrival deadlocks. When a rank has all its connections it says so to
-rank 0 over its control connection; rank 0 lets all of them go at once. So either every rank has its
-mesh, or every rank gets an error: whoever fails closes its connections, and that is noticed at the
-other ends.
+Nothing blocks, so no order of arrival deadlocks. Ranks form a binomial tree of control connections.
+When a rank has all its connections, and its children have said so of theirs, it says so to its
+parent. Rank 0 then lets all of them go, down the tree. So either every rank has its mesh, or every
+rank gets an error: whoever fails closes its connections, and that is noticed at the other ends.
 """
 
 from __future__ import annotations
@@ -26,15 +26,44 @@ _READY, _GO = b"R", b"G"
 _GONE = select.EPOLLRDHUP
 
 
-def links_of(rank: int, node_of_rank: Sequence[int], lanes: int) -> list[Link]:
-    """Return all connections that end at `rank`; of each pair the higher rank calls."""
+def parent_of(rank: int) -> int:
+    """Return the parent in the tree of ranks: a power of two below. Of rank 0: 0."""
+    return rank & (rank - 1)
+
+
+def children_of(rank: int, world_size: int) -> list[int]:
+    """Return the children in the tree of ranks."""
+    lowest_bit = rank & -rank or world_size
+    distances = (1 << i for i in range(world_size.bit_length()))
+    return [rank + d for d in distances if d < lowest_bit and rank + d < world_size]
+
+
+def _has_control(a: int, b: int, world_size: int) -> bool:
+    """Tell whether two ranks of different nodes have a control connection if not all have: those do
+    whose distance around the ring of ranks is a power of two. The tree is part of that graph.
+    """
+    distance = abs(a - b)
+    return any((d & (d - 1)) == 0 for d in (distance, world_size - distance))
+
+
+def links_of(rank: int, node_of_rank: Sequence[int], lanes: int, connect_all: bool) -> list[Link]:
+    """Return the connections of a start-up that end at `rank`; of each pair the higher rank calls.
+
+    Not `connect_all`: control connections form a graph in which a rank has O(log p) neighbours on
+    other nodes, and which stays connected whichever rank dies; data connections come at their
+    first use.
+    """
     links = []
     for peer, node in enumerate(node_of_rank):
         if peer == rank:
             continue
         low, high = sorted((rank, peer))
-        links.append(Link(Kind.CONTROL, 0, high, low))
-        if node != node_of_rank[rank]:
+        apart = node != node_of_rank[rank]
+        if connect_all or not apart or _has_control(rank, peer, len(node_of_rank)):
+            links.append(Link(Kind.CONTROL, 0, high, low))
+        if apart and not connect_all:
+            continue
+        if apart:
             # One for each lane of collectives, and the last for messages.
             links += [Link(Kind.DATA, lane, high, low) for lane in range(lanes + 1)]
         elif low == node_of_rank.index(node):
@@ -54,6 +83,7 @@ class MeshBuilder:
         rank: int,
         node_of_rank: Sequence[int],
         lanes: int,
+        connect_all: bool,
         session: Session,
         listeners: Sequence[socket.socket],
         endpoints: Sequence[Endpoint],
@@ -67,15 +97,17 @@ class MeshBuilder:
         self._node_of_rank = node_of_rank
         self._world_size = len(node_of_rank)
         self._endpoints = endpoints
-        self._dead_after = dead_after
+        self._dead_after, self._loopback = dead_after, loopback
         self._deadline = deadline
         self._arena = arena
         self.sockets: dict[Link, socket.socket] = {}
-        self._links = links_of(rank, node_of_rank, lanes)
+        self._links = links_of(rank, node_of_rank, lanes, connect_all)
         self._missing = set(self._links)
         self._awaits_fds = any(link.kind is Kind.FDS and link.src == rank for link in self._links)
-        self._not_ready = set(range(1, self._world_size)) if rank == 0 else set()
+        self._parent, self._children = parent_of(rank), children_of(rank, self._world_size)
+        self._not_ready = set(self._children)
         self._complete = False  # this rank has everything
+        self._ready = False  # so have all those below it in the tree
         self._released = False  # all ranks have everything
         self._loop = EventLoop()
         answered = {link for link in self._links if link.dst == rank}
@@ -149,7 +181,8 @@ class MeshBuilder:
     def _greet(self, link: Link, sock: socket.socket) -> None:
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            set_keepalive(sock, self._dead_after)
+            if not self._loopback:
+                set_keepalive(sock, self._dead_after)
         if link.kind is Kind.FDS and link.dst == self._rank:
             self._arena.send(sock)
 
@@ -157,9 +190,12 @@ class MeshBuilder:
         """Return what reads from this connection before it is handed over; None: nothing does."""
         if link.kind is Kind.FDS and link.src == self._rank:
             return self._take_fds
-        if link.kind is Kind.CONTROL and link.dst == 0:
-            return self._take_ready if self._rank == 0 else self._take_go
-        return None
+        if link.kind is not Kind.CONTROL or not self._in_tree(link):
+            return None
+        return self._take_go if link.src == self._rank else self._take_ready
+
+    def _in_tree(self, link: Link) -> bool:
+        return link.dst == parent_of(link.src)
 
     def _watch_end(self, link: Link) -> None:
         self._loop.watch(self.sockets[link].fileno(), _GONE, lambda _events: self._hung_up(link))
@@ -183,7 +219,8 @@ class MeshBuilder:
             self._progress()
 
     def _take_go(self, link: Link) -> None:
-        self._released = self._read_byte(link) == _GO
+        if self._read_byte(link) == _GO:
+            self._release()
 
     def _read_byte(self, link: Link) -> bytes:
         try:
@@ -197,14 +234,19 @@ class MeshBuilder:
         return byte
 
     def _progress(self) -> None:
-        if not self._missing and not self._awaits_fds and not self._complete:
-            self._complete = True
-            if self._rank != 0:
-                self._say(Link(Kind.CONTROL, 0, self._rank, 0), _READY)
-        if self._rank == 0 and self._complete and not self._not_ready:
-            for peer in range(1, self._world_size):
-                self._say(Link(Kind.CONTROL, 0, peer, 0), _GO)
-            self._released = True
+        self._complete = not self._missing and not self._awaits_fds
+        if self._ready or not self._complete or self._not_ready:
+            return
+        self._ready = True
+        if self._rank == 0:
+            self._release()
+        else:
+            self._say(Link(Kind.CONTROL, 0, self._rank, self._parent), _READY)
+
+    def _release(self) -> None:
+        for child in self._children:
+            self._say(Link(Kind.CONTROL, 0, child, self._rank), _GO)
+        self._released = True
 
     def _say(self, link: Link, word: bytes) -> None:
         try:
@@ -215,8 +257,8 @@ class MeshBuilder:
     def _hung_up(self, link: Link) -> None:
         """A peer closed. Once this rank is complete, others may be released and done already."""
         peer = link.peer_of(self._rank)
-        to_root = link.kind is Kind.CONTROL and 0 in (self._rank, peer)
-        if self._complete and self._rank != 0 and not to_root:
+        in_tree = link.kind is Kind.CONTROL and self._in_tree(link)
+        if self._complete and not in_tree:
             self._loop.forget(self.sockets[link].fileno())
             return
         if not self._released:
@@ -236,9 +278,10 @@ class MeshBuilder:
             lines.append(f"{self._endpoints[peer].name}: {state}, {len(links)} connections missing")
         if self._awaits_fds and not lines:
             lines.append("the node's lowest rank has not sent its shared memory")
-        if self._complete and self._rank == 0:
+        if self._complete and self._not_ready:
             lines.append(
-                f"{name_ranks(sorted(self._not_ready))}: still without connections of their own"
+                f"{name_ranks(sorted(self._not_ready))}: still without connections of their own, "
+                "or one that they wait for is"
             )
         elif self._complete:
             lines.append("rank 0 has not said that all ranks are connected")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import json
 import logging
 import os
@@ -28,6 +29,7 @@ from allreduce.rendezvous.exchange import RankInfo, StoreExchange
 from allreduce.rendezvous.handshake import Session
 from allreduce.rendezvous.mesh_builder import MeshBuilder, links_of
 from allreduce.rendezvous.node_layout import layout, my_identity
+from allreduce.rendezvous.on_demand import Connector
 from allreduce.rendezvous.shared_memory import MAX_FDS, Arena, raise_descriptor_limit
 from allreduce.rendezvous.store import Store, store_host
 
@@ -45,6 +47,7 @@ class Request:
     world_size: int
     option: int | list[str] | None
     lanes: int
+    connect_all: bool
     checksum: bool
     arena_bytes: Callable[[int], int]
     deadline: float
@@ -78,7 +81,7 @@ class Startup:
         self.node_of_rank: list[int] = []
         self.arena = stack.enter_context(contextlib.closing(Arena()))
 
-    @property
+    @functools.cached_property
     def local_ranks(self) -> list[int]:
         """Return the ranks of this rank's node, ascending."""
         node = self.node_of_rank[self._request.rank]
@@ -89,6 +92,11 @@ class Startup:
         """Return how many ranks share this machine's cores, on whatever nodes."""
         here = self.ranks[self._request.rank].boot
         return sum(info.boot == here for info in self.ranks)
+
+    @functools.cached_property
+    def one_host(self) -> bool:
+        """Return whether all ranks reach each other by loopback."""
+        return len({info.identity.loopback for info in self.ranks}) == 1
 
     def exchange_infos(self) -> None:
         """Exchange RankInfos and lay out the nodes; all ranks get the same table or error."""
@@ -125,18 +133,18 @@ class Startup:
 
     def connect_mesh(self) -> MeshBuilder:
         """Connect with all ranks; what this rank wrote is removed from the store."""
-        request, first = self._request, self.ranks[0]
-        secret = request.secret if request.secret is not None else bytes.fromhex(first.secret)
+        request = self._request
         builder = MeshBuilder(
             rank=request.rank,
             node_of_rank=self.node_of_rank,
             lanes=request.lanes,
-            session=Session.derive(secret, first.group_id, request.generation),
+            connect_all=request.connect_all,
+            session=self._session(),
             listeners=self._listeners,
-            endpoints=self._endpoints(),
+            endpoints=self._endpoints,
             arena=self.arena,
             congestion=request.congestion,
-            loopback=self._one_host(),
+            loopback=self.one_host,
             dead_after=request.dead_after,
             deadline=request.deadline,
         )
@@ -145,13 +153,34 @@ class Startup:
         self._exchange.clean()
         return builder
 
-    def _one_host(self) -> bool:
-        return len({info.identity.loopback for info in self.ranks}) == 1
+    def make_connector(self) -> Connector | None:
+        """Return what connects this rank on demand; None where it is connected with all ranks."""
+        request = self._request
+        if request.connect_all or max(self.node_of_rank) == 0:
+            return None
+        connector = Connector(
+            rank=request.rank,
+            node_of_rank=self.node_of_rank,
+            lanes=request.lanes,
+            session=self._session(),
+            listener=self._stack.enter_context(self._listeners[-1].dup()),
+            endpoints=self._endpoints,
+            congestion=request.congestion,
+            loopback=self.one_host,
+            dead_after=request.dead_after,
+        )
+        self._stack.callback(connector.close)
+        return connector
+
+    def _session(self) -> Session:
+        request, first = self._request, self.ranks[0]
+        secret = request.secret if request.secret is not None else bytes.fromhex(first.secret)
+        return Session.derive(secret, first.group_id, request.generation)
 
     def _check_descriptors(self) -> None:
         rank, lanes = self._request.rank, self._request.lanes
-        needed = len(links_of(rank, self.node_of_rank, lanes)) + len(self.local_ranks)
-        needed += _SPARE_DESCRIPTORS
+        links = links_of(rank, self.node_of_rank, lanes, self._request.connect_all)
+        needed = len(links) + len(self.local_ranks) + _SPARE_DESCRIPTORS
         open_now = len(os.listdir("/proc/self/fd"))
         limit = raise_descriptor_limit(open_now + needed)
         if limit < open_now + needed:
@@ -168,12 +197,12 @@ class Startup:
         request = self._request
         route_to = request.route_to or store_host(request.store)
         route_to = route_to or request.environ.get("MASTER_ADDR")
-        host = choose_address(self._one_host(), route_to, request.environ)
+        host = choose_address(self.one_host, route_to, request.environ)
         family, address = resolve(host, 0)
         with contextlib.ExitStack() as undo:
             listener = undo.enter_context(socket.socket(family, socket.SOCK_STREAM))
             # Accepted sockets inherit it.
-            set_congestion_control(listener, request.congestion, self._one_host())
+            set_congestion_control(listener, request.congestion, self.one_host)
             try:
                 listener.bind(address)
             except OSError as error:
@@ -215,6 +244,7 @@ class Startup:
         with contextlib.suppress(ValueError, OSError):
             self._exchange.gather("address", json.dumps(entry).encode(), _accept_address)
 
+    @functools.cached_property
     def _endpoints(self) -> list[Endpoint]:
         endpoints = []
         for peer, info in enumerate(self.ranks):
@@ -243,6 +273,7 @@ def _rank_info(request: Request, unix: socket.socket) -> RankInfo:
     return RankInfo(
         world_size=request.world_size,
         lanes=request.lanes,
+        connect="all" if request.connect_all else "needed",
         checksum=request.checksum,
         nodes=request.option,
         authenticated=authenticated,

@@ -13,7 +13,7 @@ import random
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -23,6 +23,7 @@ __all__ = ["FileStore", "MemoryStore", "PrefixStore", "Store", "backoff", "wait_
 
 _POLL_SECONDS = 0.001
 _POLL_SECONDS_MAX = 0.05
+_POLL_SECONDS_PER_RANK = 0.0005
 
 
 class Store(Protocol):
@@ -138,6 +139,10 @@ class PrefixStore:
         """Tell whether all `keys` are there."""
         return self.underlying_store.check([self._prefix + key for key in keys])
 
+    def get_many(self, keys: Sequence[str], /) -> list[bytes | None]:
+        """Return the values of `keys` that are there, None for the others."""
+        return get_many(self.underlying_store, [self._prefix + key for key in keys])
+
     def delete_key(self, key: str, /) -> bool:
         """Remove `key`; False where it was not there or the store cannot delete."""
         return delete_key(self.underlying_store, self._prefix + key)
@@ -151,6 +156,15 @@ def delete_key(store: Store, key: str) -> bool:
         return False
 
 
+def get_many(store: Store, keys: Sequence[str]) -> list[bytes | None]:
+    """Return the values of `keys`, None where there is none yet; by one request if it can be."""
+    at_once = getattr(store, "get_many", None)  # not in the protocol
+    if at_once is not None:
+        found: list[bytes | None] = at_once(keys)
+        return found
+    return [bytes(store.get(key)) if store.check([key]) else None for key in keys]
+
+
 def store_host(store: object) -> str | None:
     """Return the host that serves `store`, if any; looks through prefixes, torch's included."""
     while store is not None:
@@ -161,8 +175,12 @@ def store_host(store: object) -> str | None:
     return None
 
 
-def backoff(deadline: float) -> Iterator[None]:
-    """Yield at once, then after growing pauses of 1 to 50 ms, until `deadline` (monotonic)."""
+def backoff(deadline: float, ranks: int = 1) -> Iterator[None]:
+    """Yield at once, then after growing pauses of 1 to 50 ms, until `deadline` (monotonic).
+
+    Where many ranks wait at one store, each asks it less often.
+    """
+    longest = max(_POLL_SECONDS_MAX, ranks * _POLL_SECONDS_PER_RANK)
     pause = _POLL_SECONDS
     while True:
         yield
@@ -170,7 +188,7 @@ def backoff(deadline: float) -> Iterator[None]:
         if left <= 0:
             return
         time.sleep(min(left, pause * random.uniform(0.7, 1.3)))
-        pause = min(_POLL_SECONDS_MAX, pause * 1.5)
+        pause = min(longest, pause * 1.5)
 
 
 def wait_for(
@@ -191,16 +209,16 @@ def wait_for(
     """
     start = time.monotonic()
     values: dict[int, bytes] = {}
-    for _ in backoff(deadline):
-        for rank, key in keys_by_rank.items():
-            if rank in values:
+    for _ in backoff(deadline, len(keys_by_rank)):
+        left = [rank for rank in keys_by_rank if rank not in values]
+        with store_errors(what):
+            found = get_many(store, [keys_by_rank[rank] for rank in left])
+        for rank, value in zip(left, found, strict=True):
+            if value is None:
                 continue
-            with store_errors(what):
-                if not store.check([key]):
-                    continue
-                values[rank] = bytes(store.get(key))
+            values[rank] = value
             if seen is not None:
-                seen(rank, values[rank])
+                seen(rank, value)
         if len(values) == len(keys_by_rank):
             return values
     missing = [rank for rank in keys_by_rank if rank not in values]

@@ -18,7 +18,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 from allreduce.errors import PeerError, SystemCallError, Timeout, UsageError
@@ -38,8 +38,9 @@ from allreduce.rendezvous.store import backoff
 
 _REQUEST = struct.Struct("<BHI")  # operation, bytes of key, bytes of value
 _REPLY = struct.Struct("<BI")  # found, bytes of value
-_SET, _GET, _CHECK, _DELETE = range(1, 5)
+_SET, _GET, _CHECK, _DELETE, _GET_MANY = range(1, 6)
 _VALUE_BYTES_MAX = 4 << 20
+_REPLY_BYTES_MAX = 1 << 20  # of several values, but for the last of them
 _STORE_BYTES_MAX = 256 << 20
 _LINK = Link(Kind.STORE, 0, 0, 0)
 
@@ -113,6 +114,22 @@ class TcpStore:
         """Tell whether all `keys` are there."""
         return self._ask(_CHECK, "", "\0".join(keys).encode())[0]
 
+    def get_many(self, keys: Sequence[str], /) -> list[bytes | None]:
+        """Return the values of `keys` that are there, None for the others.
+
+        Values of a megabyte in all are fetched by one request, more than that by several.
+        """
+        values: list[bytes | None] = []
+        while len(values) < len(keys):
+            reply = self._ask(_GET_MANY, "", "\0".join(keys[len(values) :]).encode())[1]
+            at = 0
+            while at < len(reply):
+                found, length = _REPLY.unpack_from(reply, at)
+                at += _REPLY.size
+                values.append(reply[at : at + length] if found else None)
+                at += length
+        return values
+
     def delete_key(self, key: str, /) -> bool:
         """Remove `key`; tell whether it was there."""
         return self._ask(_DELETE, key, b"")[0]
@@ -168,7 +185,7 @@ class TcpStore:
                 self._sock.settimeout(self._timeout)
                 self._sock.sendall(_REQUEST.pack(operation, len(name), len(value)) + name + value)
                 found, length = _REPLY.unpack(_receive(self._sock, _REPLY.size))
-                if length > _VALUE_BYTES_MAX:
+                if length > _VALUE_BYTES_MAX + _REPLY.size:
                     raise ConnectionError(f"a reply of {length} bytes")
                 return bool(found), _receive(self._sock, length)
             except BaseException as error:
@@ -319,7 +336,7 @@ class _Server:
         if len(client.received) < _REQUEST.size:
             return False
         operation, key_bytes, value_bytes = _REQUEST.unpack_from(client.received)
-        if value_bytes > _VALUE_BYTES_MAX or not _SET <= operation <= _DELETE:
+        if value_bytes > _VALUE_BYTES_MAX or not _SET <= operation <= _GET_MANY:
             raise ValueError("bad frame")
         end = _REQUEST.size + key_bytes + value_bytes
         if len(client.received) < end:
@@ -334,6 +351,8 @@ class _Server:
     def _do(self, operation: int, key: str, value: bytes) -> tuple[bool, bytes]:
         if operation == _CHECK:
             return all(name in self._values for name in value.decode().split("\0")), b""
+        if operation == _GET_MANY:
+            return True, self._get_many(value.decode().split("\0"))
         old = self._values.get(key)
         if operation == _GET:
             return old is not None, old or b""
@@ -347,3 +366,13 @@ class _Server:
         self._values.pop(key, None)
         self._bytes -= size
         return old is not None, b""
+
+    def _get_many(self, keys: list[str]) -> bytes:
+        """Return the first of the values, each behind a header as in a reply."""
+        reply = bytearray()
+        for key in keys:
+            value = self._values.get(key)
+            if reply and len(reply) + len(value or b"") > _REPLY_BYTES_MAX:
+                break
+            reply += _REPLY.pack(value is not None, len(value or b"")) + (value or b"")
+        return bytes(reply)

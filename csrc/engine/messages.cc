@@ -31,7 +31,10 @@ bool matches(const Transfer& receive, int source, int tag) {
 
 Messages::Messages(int rank, uint32_t group_id, uint16_t generation, std::vector<Channel*> channels)
     : rank_(rank), group_id_(group_id), generation_(generation), peers_(channels.size()) {
-  for (size_t i = 0; i < channels.size(); ++i) peers_[i].channel = channels[i];
+  for (size_t i = 0; i < channels.size(); ++i) {
+    peers_[i].channel = channels[i];
+    peers_[i].silent = channels[i] && !channels[i]->connected();
+  }
 }
 
 MessageHeader Messages::header_of(Type type, const Peer& peer) const {
@@ -161,10 +164,12 @@ bool Messages::wanted(int rank, const Peer& peer) const {
 
 bool Messages::advance(int rank, Peer& peer) {
   bool moved = false;
+  if (said_last_) tell_last(peer);
   try {
     for (int i = 0; i < kCallsPerTurn && receive_some(rank, peer); ++i) moved = true;
   } catch (const ChannelBroken& why) {
     peer.ended = any_ended_ = true;
+    if (!dynamic_cast<const EndOfStream*>(&why)) peer.silent = false;  // something may be lost
     if (waits_for(rank)) broken(rank, why);
   } catch (const Damaged&) {
     damaged(rank, peer);
@@ -218,6 +223,7 @@ bool Messages::receive_header(int rank, Peer& peer) {
   if (peer.header_done < whole.size()) return n > 0;
   if (checked) peer.opening.check();
   const MessageHeader& header = peer.opening.header;
+  peer.silent = false;
   opened(rank, peer);
   if (!has_payload(header.type) || header.bytes == 0) arrived(rank, peer);
   return true;

@@ -81,7 +81,7 @@ class Messages {
   bool idle() const { return unfinished_.empty(); }
   const std::list<std::shared_ptr<Transfer>>& unfinished() const { return unfinished_; }
   // This rank is about to leave: it sends no more messages, and tells every peer, behind all that
-  // it has sent. True the first time.
+  // it has sent; those that are not connected, once they are. True the first time.
   bool say_last();
   bool flushed() const;                        // nothing is left that a peer has still to be told
   bool any_last() const { return any_last_; }  // whether a peer has said so
@@ -98,6 +98,10 @@ class Messages {
   bool ended(int rank) const { return peers_[rank].ended; }  // nothing more comes from there
   bool left(int rank) const { return peers_[rank].last; }    // which it has said before
   bool any_ended() const { return any_ended_; }
+  // A peer that was connected on demand has left in order. If it never said anything, it has
+  // nothing more to say either: what waits for a message of it is hopeless. False if that is not
+  // so, or if more waits for the peer.
+  bool excuse(int rank);
   // Of a receive that waits: what has come from its peer instead, in words; "" if nothing.
   std::string others_from(const Transfer& transfer) const;
 
@@ -119,8 +123,10 @@ class Messages {
   };
   struct Peer {
     Channel* channel = nullptr;
-    bool ended = false;  // the peer has closed its stream
-    bool last = false;   // the peer has said that it sends no more messages
+    bool silent = false;     // connected on demand, and nothing has come yet, nor was lost
+    bool ended = false;      // the peer has closed its stream
+    bool last = false;       // the peer has said that it sends no more messages
+    bool told_last = false;  // that this rank does not
     std::deque<Outgoing> outgoing;
     std::map<uint64_t, std::shared_ptr<Transfer>> announced;  // own sends that wait for a grant
     std::map<uint64_t, std::shared_ptr<Transfer>> granted;    // receives that wait for their data
@@ -149,6 +155,7 @@ class Messages {
   bool receive_some(int rank, Peer& peer);
   bool receive_header(int rank, Peer& peer);
   void push(Peer& peer, const MessageHeader& header, std::shared_ptr<Transfer> transfer = nullptr);
+  void tell_last(Peer& peer);
   void opened(int rank, Peer& peer);
   void arrived(int rank, Peer& peer);
   void set_aside(Peer& peer, Early& early);

@@ -25,6 +25,7 @@ struct GroupConfig {
   int ranks_on_host = 1;           // that compete for the cores of this machine
   double status_after = 1;         // seconds of waiting after which a rank tells where it is
   double dead_after = 4;           // seconds without an answer after which a host is dead
+  bool one_host = false;           // all ranks talk over loopback, which loses much if crowded
   std::vector<std::string> hosts;  // of each rank, for errors
 };
 

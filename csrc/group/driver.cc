@@ -98,14 +98,18 @@ void Driver::take_turns(const std::function<bool()>& ended, Who who) {
 void Driver::accept_pending() {
   std::deque<std::unique_ptr<Run>> runs;
   std::deque<std::shared_ptr<Transfer>> transfers;
+  std::deque<std::function<void()>> changes;
   bool draining = false;
   {
     const std::lock_guard lock(mutex_);
     draining = std::exchange(draining_, false);
     runs.swap(pending_);
     transfers.swap(pending_transfers_);
+    changes.swap(pending_changes_);
     num_pending_.store(0, std::memory_order_release);
   }
+  for (const auto& change : changes) change();
+  driving_.arrivals.messages |= !changes.empty();
   // Not under the lock: to accept may be to end.
   for (auto& run : runs) member_.accept(std::move(run));
   member_.accept(std::move(transfers));
@@ -154,6 +158,29 @@ void Driver::look_at_signals(Who who, Clock::time_point now) {
     throw Interrupted{std::current_exception(), e.what()};
   }
   origin_.check();  // a handler may fork
+}
+
+bool Driver::pass_on() {
+  {
+    const std::lock_guard lock(mutex_);
+    if (driven_ || closing_) return false;
+    driven_ = true;
+  }
+  const auto stop = [this](void*) { stop_driving(); };
+  const std::unique_ptr<void, decltype(stop)> at_the_end(this, stop);
+  member_.pass_on();
+  return true;
+}
+
+bool Driver::at_next_turn(std::function<void()> change) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (closing_) return false;
+    pending_changes_.push_back(std::move(change));
+    num_pending_.fetch_add(1, std::memory_order_release);
+  }
+  wake();
+  return true;
 }
 
 void Driver::wake() { (void)::eventfd_write(wake_.get(), 1); }

@@ -42,6 +42,12 @@ class Driver {
   // As work.wait, and drives meanwhile if nobody does: that spares a hand-off.
   bool wait(Work& work, double seconds);
 
+  // Passes on what comes over the control links and others must hear, if nobody drives; the next
+  // call hears it too. False if somebody drives. From any thread.
+  bool pass_on();
+  // Runs it in the thread that drives, before anything else moves; if nobody drives, later. False
+  // if the group is closed. From any thread.
+  bool at_next_turn(std::function<void()> change);
   void wake();            // the thread that drives
   void accept_pending();  // by that thread: what others have submitted
   void drain();  // waits until nothing is in flight; then the others are told that no more comes
@@ -83,6 +89,7 @@ class Driver {
   RunNumbers numbers_;
   std::deque<std::unique_ptr<Run>> pending_;
   std::deque<std::shared_ptr<Transfer>> pending_transfers_;
+  std::deque<std::function<void()>> pending_changes_;  // of channels
   bool draining_ = false;  // the member is to be told, behind what is pending
   std::thread worker_;
 

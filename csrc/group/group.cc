@@ -30,6 +30,7 @@ void copy_alone(const Call& call, const Plan& plan) {
 Group::Group(GroupConfig config, Connections connections)
     : config_(std::move(config)),
       topology_(config_.rank, config_.node_of_rank),
+      on_demand_(std::move(connections.connector), config_.node_of_rank.size()),
       timeout_(config_.timeout) {
   if (topology_.local_size > 1) {
     const auto layout = ArenaLayout::plan(topology_.local_size, config_.lanes);
@@ -67,11 +68,16 @@ Links Group::open_links(Connections connections) {
 Channels Group::open_channels(int index, std::vector<Fd>& sockets) {
   Channels channels(sockets.size());
   for (size_t rank = 0; rank < channels.size(); ++rank) {
-    if (!sockets[rank]) continue;
-    channels[rank] = std::make_unique<TcpChannel>(std::move(sockets[rank]), config_.checksum);
+    channels[rank] = open_channel(static_cast<int>(rank), std::move(sockets[rank]));
   }
   if (arena_) open_rings(*arena_, index, topology_, bells_, channels);
   return channels;
+}
+
+std::unique_ptr<Channel> Group::open_channel(int rank, Fd socket) {
+  if (socket) return std::make_unique<TcpChannel>(std::move(socket), config_.checksum);
+  if (!on_demand_ || topology_.same_node(rank)) return nullptr;
+  return on_demand_.make_channel(rank, config_.checksum);
 }
 
 Group::~Group() { close(); }
@@ -209,6 +215,30 @@ void Group::settle(std::span<const ByteRange> ranges) {
     }
     if (!use->over()) use->deliver();
   }
+}
+
+void Group::connect(int rank, std::vector<Fd> sockets) {
+  check_member();
+  if (sockets.size() != static_cast<size_t>(config_.lanes) + 1) {
+    throw UsageError("connect: a socket for each lane and one for messages");
+  }
+  auto kept = std::make_shared<std::vector<Fd>>(std::move(sockets));
+  driver_->at_next_turn([this, rank, kept] { on_demand_.connect(rank, std::move(*kept)); });
+}
+
+void Group::give_up(int rank, const std::string& reason, bool unanswered) {
+  check_member();
+  driver_->at_next_turn([=, this] { on_demand_.give_up(rank, reason, unanswered); });
+}
+
+std::vector<int> Group::take_requests() {
+  check_member();
+  return on_demand_.take_requests();
+}
+
+bool Group::pass_on() {
+  check_member();
+  return driver_->pass_on();
 }
 
 Traffic Group::traffic() const {

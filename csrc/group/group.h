@@ -19,6 +19,7 @@
 #include "group/device_calls.h"
 #include "group/driver.h"
 #include "group/member.h"
+#include "group/on_demand.h"
 #include "group/order.h"
 #include "group/planner.h"
 #include "group/topology.h"
@@ -31,6 +32,7 @@ namespace hier {
 struct Connections {
   std::vector<Fd> control;
   std::vector<std::vector<Fd>> data;  // per lane, and one for messages; empty for this node's ranks
+  Fd connector;  // an eventfd: ranks of other nodes that have no data are connected on demand
   Fd arena;
   std::vector<Fd> doorbells;
 };
@@ -71,6 +73,13 @@ class Group {
   void publish(const std::shared_ptr<MemoryUse>& use, std::span<const ByteRange> ranges);
   void settle(std::span<const ByteRange> ranges);  // blocks until those earlier ones are over
 
+  // By whoever connects ranks on demand, in a thread of his own: see OnDemand. Nothing happens once
+  // the group is closed. `sockets`: one for each lane, and one for messages.
+  std::vector<int> take_requests();
+  void connect(int rank, std::vector<Fd> sockets);
+  void give_up(int rank, const std::string& reason, bool unanswered);
+  bool pass_on();  // see Driver::pass_on
+
   Traffic traffic() const;
   void abort(const std::string& reason);  // poisons the group on every rank; from any thread
   // Before the group is destroyed: waits until nothing is in flight. Receives that no rank will
@@ -84,6 +93,7 @@ class Group {
  private:
   Links open_links(Connections connections);
   Channels open_channels(int index, std::vector<Fd>& sockets);
+  std::unique_ptr<Channel> open_channel(int rank, Fd socket);
   void check_usable() const;
   std::unique_ptr<Run> make_run(Call call);
   std::shared_ptr<MemoryUse> claim(std::span<const ByteRange> ranges);
@@ -96,6 +106,7 @@ class Group {
   const Origin origin_;
   std::shared_ptr<Arena> arena_;  // null for a rank that is alone on its node
   Doorbells bells_;
+  OnDemand on_demand_;
   std::unique_ptr<Planner> planner_;
   std::unique_ptr<DeviceCalls> device_calls_;
   std::unique_ptr<Member> member_;

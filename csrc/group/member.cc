@@ -148,9 +148,12 @@ bool Member::look(Clock::time_point now, Arrivals arrivals) {
 
 bool Member::investigate(Clock::time_point now) {
   if (!suspicion_->until) suspicion_->until = now + kCauseWait;
+  const int rank = suspicion_->broken.rank;
   const auto cause = watch_.cause_of(suspicion_->broken, now < *suspicion_->until);
-  if (cause) std::rethrow_exception(cause);
-  return false;
+  if (!cause) return false;
+  if (!watch_.may_have_left(rank) || !messages_->excuse(rank)) std::rethrow_exception(cause);
+  suspicion_.reset();
+  return true;
 }
 
 // A rank that leaves in order says so behind its last message. A receive that waits for more ends
@@ -173,9 +176,11 @@ std::exception_ptr Member::error_of_hopeless(const Transfer& receive) const {
   }
   const bool any = receive.peer == kAnySource;
   const std::string who = any ? "all other ranks" : "rank " + std::to_string(receive.peer);
+  const bool unknown = !any && watch_.unknown(receive.peer);
   return std::make_exception_ptr(
       PeerError(any ? topology_.rank : receive.peer,
-                what + "no rank sends it: " + who + " left the group (destroyed it)"));
+                what + "no rank sends it: " + who +
+                    (unknown ? " is gone" : " left the group (destroyed it)")));
 }
 
 Member::Places Member::blocked_on(std::vector<pollfd>& fds) const {

@@ -13,7 +13,8 @@ namespace hier {
 namespace {
 
 constexpr auto kSilenceInterval =
-    std::chrono::milliseconds(250);  // between two questions to the kernel
+    std::chrono::milliseconds(250);   // between two questions to the kernel
+constexpr size_t kLongestList = 100;  // of ranks, in characters
 
 std::string seconds_text(double seconds) {
   std::string text = std::to_string(std::round(seconds * 1000) / 1000);
@@ -36,18 +37,45 @@ Watch::Watch(const GroupConfig& config, const Topology& topology, const Lanes& l
       lanes_(lanes),
       messages_(messages),
       message_channels_(message_channels),
-      control_(std::move(control)) {}
+      control_(config.rank, std::move(control)) {}
 
 void Watch::look_around(Clock::time_point now) {
   looked_ = now;
   receive();
   check_silence();
+  control_.tell_gone();
+  ask_for_needed(now);
   check_deadlines(now);
-  lanes_.for_each_current([&](Run& run) { tell_status(run, now); });
+  const bool again = std::exchange(entered_news_, false) && control_.sparse();
+  lanes_.for_each_current([&](Run& run) {
+    run.told_status &= !again;
+    tell_status(run, now);
+  });
 }
 
 void Watch::receive() {
-  control_.receive([this](int rank, const ControlFrame& frame) { handle(rank, frame); });
+  receive([this](int rank, const ControlFrame& frame) { handle(rank, frame); });
+}
+
+void Watch::receive(const std::function<void(int rank, const ControlFrame&)>& handle) {
+  while (!kept_.empty()) {
+    const auto [rank, frame] = kept_.front();
+    kept_.pop_front();
+    handle(rank, frame);
+  }
+  control_.receive(handle);
+}
+
+void Watch::pass_on() {
+  control_.receive([this](int rank, const ControlFrame& frame) {
+    const bool first = std::ranges::none_of(
+        kept_, [](const auto& kept) { return kept.second.type == ControlFrame::Type::abort; });
+    if (frame.type == ControlFrame::Type::abort && first) {
+      tell(frame_of(error_of(rank, frame), topology_.rank));
+    }
+    kept_.emplace_back(rank, frame);
+  });
+  control_.tell_gone();
 }
 
 void Watch::handle(int rank, const ControlFrame& frame) {
@@ -56,12 +84,39 @@ void Watch::handle(int rank, const ControlFrame& frame) {
   RunHeader theirs;
   std::memcpy(&theirs, frame.header.data(), sizeof theirs);
   statuses_[rank] = theirs;
+  hear_entered(rank, theirs.run);
+  const auto known = std::min<size_t>(topology_.world_size, ControlFrame::kBits);
+  for (size_t other = 0; other < known; ++other) {
+    if (frame.bit(other)) hear_entered(static_cast<int>(other), theirs.run);
+  }
   const auto compare = [&](const RunHeader& mine) {
     if (mine.run != theirs.run) return;
     if (auto wrong = disagreement(mine, theirs, rank)) throw MismatchError(*wrong);
   };
   lanes_.for_each_run([&](const Run& run) { compare(run.header); });
   for (const RunHeader& ended : lanes_.history()) compare(ended);
+}
+
+// Whoever writes connects. A rank that only waits for another one connects too, if that is gone or
+// does not come: the attempt tells what became of it, whoever else might have.
+void Watch::ask_for_needed(Clock::time_point now) const {
+  const auto since = [&](const auto& late) {
+    return Seconds(now - late.begun).count() >= config_.status_after;
+  };
+  for (int rank = 0; rank < topology_.world_size; ++rank) {
+    Channel* channel = message_channels_[rank].get();
+    if (!channel || channel->connected()) continue;
+    const bool is_gone = control_.presence(rank) != ControlLinks::Presence::present;
+    const bool run = std::ranges::any_of(lanes_.lanes(), [&](const Lane& lane) {
+      return !lane.runs.empty() && lane.engine->stuck_on(rank) &&
+             (is_gone || since(*lane.runs.front()));
+    });
+    const bool message = std::ranges::any_of(messages_.unfinished(), [&](const auto& transfer) {
+      const bool any = !transfer->send && transfer->peer == kAnySource;
+      return (any && is_gone) || (transfer->peer == rank && (is_gone || since(*transfer)));
+    });
+    if (run || message) channel->want();
+  }
 }
 
 void Watch::tell_status(Run& run, Clock::time_point now) {
@@ -73,11 +128,26 @@ void Watch::tell_status(Run& run, Clock::time_point now) {
   ControlFrame status;
   status.type = ControlFrame::Type::status;
   std::memcpy(status.header.data(), &run.header, sizeof run.header);
+  for (const auto& [rank, entered] : entered_) {
+    const auto bit = static_cast<size_t>(rank);
+    if (entered >= run.header.run && bit < ControlFrame::kBits) status.set_bit(bit);
+  }
   tell(status);
   for (const auto& [rank, theirs] : statuses_) {
     if (theirs.run != run.header.run) continue;
     if (auto wrong = disagreement(run.header, theirs, rank)) throw MismatchError(*wrong);
   }
+}
+
+void Watch::hear_entered(int rank, uint32_t run) {
+  if (has_entered(rank, run)) return;
+  entered_[rank] = run;
+  entered_news_ = true;
+}
+
+bool Watch::has_entered(int rank, uint32_t run) const {
+  const auto entered = entered_.find(rank);
+  return rank == topology_.rank || (entered != entered_.end() && entered->second >= run);
 }
 
 void Watch::check_deadlines(Clock::time_point now) const {
@@ -91,12 +161,16 @@ void Watch::check_deadlines(Clock::time_point now) const {
 
 void Watch::time_out(const Run& run) const {
   std::string absent;
+  int unnamed = 0;
   for (int rank = 0; rank < topology_.world_size; ++rank) {
-    const auto status = statuses_.find(rank);
-    const bool entered = status != statuses_.end() && status->second.run >= run.header.run;
-    if (rank == topology_.rank || entered) continue;
+    if (has_entered(rank, run.header.run)) continue;
+    if (absent.size() >= kLongestList) {
+      ++unnamed;
+      continue;
+    }
     absent += (absent.empty() ? "" : ", ") + std::to_string(rank);
   }
+  if (unnamed > 0) absent += " and " + std::to_string(unnamed) + " more";
   std::string text = timed_out(describe(run.header), run, topology_.rank);
   if (!absent.empty()) {
     text += ": no sign that rank " + absent + " entered it";
@@ -161,7 +235,9 @@ void Watch::check_presence(const Run& run) const {
   for (int i = 0; i < topology_.local_size; ++i) {
     const int rank = topology_.neighbours()[i];
     if (!gone(rank)) continue;
-    const bool died = control_.presence(rank) != ControlLinks::Presence::left;
+    const auto presence = control_.presence(rank);
+    const bool died =
+        presence != ControlLinks::Presence::left && presence != ControlLinks::Presence::failed;
     if (run.between_devices->stage->waits_for(i, run.between_devices->ticket, died)) {
       throw BrokenStream(rank, describe(run.header));
     }
@@ -191,7 +267,7 @@ void Watch::check_messages() const {
 // A host that does not answer is lost to the group, and the group with it: every later collective
 // needs it. So whatever is in flight ends here, and this rank tells the others.
 void Watch::check_silence() {
-  const bool due = looked_ - heard_ >= kSilenceInterval;
+  const bool due = looked_ - heard_ >= kSilenceInterval && !config_.one_host;
   if (due) control_.check_silence(config_.dead_after);
   if (control_.lost() >= 0) {
     if (const auto what = in_flight()) throw BrokenStream(control_.lost(), *what, true);
@@ -228,6 +304,9 @@ std::string Watch::fate_of(int rank, bool unanswered) const {
   const std::string name = "rank " + std::to_string(rank);
   const std::string& host = config_.hosts.at(static_cast<size_t>(rank));
   const auto presence = control_.presence(rank);
+  if (presence == ControlLinks::Presence::failed) {
+    return name + " left the group, which had failed there,";
+  }
   if (presence == ControlLinks::Presence::left) {
     return name + " left the group (it closed or destroyed it)";
   }
@@ -235,8 +314,19 @@ std::string Watch::fate_of(int rank, bool unanswered) const {
     return host + ", the host of " + name + ", has not answered for " +
            seconds_text(config_.dead_after) + " s (it is down, or the network to it),";
   }
+  if (unknown(rank)) {
+    return name + " on " + host + " is gone (it has left or died; those who knew have left too)";
+  }
   const bool sure = presence == ControlLinks::Presence::died;
   return name + " on " + host + (sure ? " has died" : " has probably died");
+}
+
+bool Watch::unknown(int rank) const {
+  return control_.sparse() && control_.presence(rank) == ControlLinks::Presence::present;
+}
+
+bool Watch::may_have_left(int rank) const {
+  return unknown(rank) || control_.presence(rank) == ControlLinks::Presence::left;
 }
 
 // It is often the echo of an error elsewhere, whose reason comes over the control link of the same
@@ -263,14 +353,16 @@ std::string Watch::leave(bool failed) {
   };
   for (bool all_read = false; !all_read;) {
     try {
-      control_.receive(hear);
+      receive(hear);
       all_read = true;
     } catch (const Error& heard) {
       error = heard.what();
     }
   }
+  control_.tell_gone();
   ControlFrame goodbye;
   goodbye.type = ControlFrame::Type::goodbye;
+  if (failed || !error.empty()) goodbye.culprit = topology_.rank;
   tell(goodbye);
   control_.close();
   return error;

@@ -4,11 +4,14 @@
 
 #include <poll.h>
 
+#include <deque>
 #include <exception>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/clock.h"
@@ -30,6 +33,8 @@ class Watch {
   // What needs no attention at every turn: control links, silent hosts, deadlines.
   void look_around(Clock::time_point now);
   Clock::time_point looked() const { return looked_; }  // when it last did
+  // While this rank is in no call: what others must know is passed on, and kept for the next call.
+  void pass_on();
   // Throws BrokenStream where what is in flight needs a rank that is gone. To be called when all
   // has been read that gone ranks have sent, and nothing moves.
   void check_presence() const;
@@ -37,6 +42,9 @@ class Watch {
   // The error behind a broken stream; null as long as it may still come over a control link.
   std::exception_ptr cause_of(const BrokenStream& broken, bool wait);
   void poll_fds(std::vector<pollfd>& fds) const { control_.poll_fds(fds); }
+  // Of a rank that is gone: nobody who knows how was left to tell this one.
+  bool unknown(int rank) const;
+  bool may_have_left(int rank) const;  // in order
 
   void tell(const ControlFrame& frame) noexcept { control_.broadcast(frame); }  // from any thread
   // Says goodbye. Returns what another rank has said last that no call has met; "" if nothing.
@@ -44,12 +52,16 @@ class Watch {
 
  private:
   void receive();
+  void receive(const std::function<void(int rank, const ControlFrame&)>& handle);
   void handle(int rank, const ControlFrame& frame);
   void tell_status(Run& run, Clock::time_point now);
+  void hear_entered(int rank, uint32_t run);
+  bool has_entered(int rank, uint32_t run) const;
   void check_deadlines(Clock::time_point now) const;
   [[noreturn]] void time_out(const Run& run) const;
   [[noreturn]] void time_out(const Transfer& transfer) const;
   bool gone(int rank) const;
+  void ask_for_needed(Clock::time_point now) const;
   void check_presence(const Lane& lane) const;
   void check_presence(const Run& run) const;
   void check_messages() const;
@@ -63,7 +75,10 @@ class Watch {
   const Messages& messages_;
   const Channels& message_channels_;
   ControlLinks control_;
-  std::map<int, RunHeader> statuses_;  // last status of each rank
+  std::deque<std::pair<int, ControlFrame>> kept_;  // by pass_on()
+  std::map<int, RunHeader> statuses_;  // last status of each rank that has told this one
+  std::map<int, uint32_t> entered_;    // the latest run in which a rank is known to be
+  bool entered_news_ = false;          // that others may not have heard
   Clock::time_point looked_{};
   Clock::time_point heard_{};  // when it last asked whether the other hosts answer
 };

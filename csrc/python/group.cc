@@ -23,7 +23,7 @@ using Descriptors = std::map<int, int>;                   // rank -> descriptor
 using LaneDescriptors = std::map<int, std::vector<int>>;  // rank -> one descriptor per lane
 
 Connections take(const GroupConfig& config, const Descriptors& control, const LaneDescriptors& data,
-                 int arena, const std::vector<int>& doorbells) {
+                 int connector, int arena, const std::vector<int>& doorbells) {
   const size_t world_size = config.node_of_rank.size();
   Connections connections;
   connections.control.resize(world_size);
@@ -35,6 +35,7 @@ Connections take(const GroupConfig& config, const Descriptors& control, const La
       connections.data.at(lane).at(rank) = Fd(fds[lane]);
     }
   }
+  connections.connector = Fd(connector);
   connections.arena = Fd(arena);
   for (int fd : doorbells) connections.doorbells.emplace_back(fd);
   return connections;
@@ -200,34 +201,36 @@ void define_calls(GroupClass& group) {
 }
 
 void define_init(GroupClass& group) {
-  group.def(
-      py::init([](int rank, std::vector<int> node_of_rank, uint32_t group_id, uint16_t generation,
-                  int lanes, double timeout, bool hierarchical, int rails, size_t segment_bytes,
-                  int ranks_on_host, bool checksum, double dead_after,
-                  std::vector<std::string> hosts, const Descriptors& control,
-                  const LaneDescriptors& data, int arena, const std::vector<int>& doorbells) {
-        GroupConfig config;
-        config.rank = rank;
-        config.node_of_rank = std::move(node_of_rank);
-        config.group_id = group_id;
-        config.generation = generation;
-        config.lanes = lanes;
-        config.timeout = timeout;
-        config.hierarchical = hierarchical;
-        config.rails = rails;
-        config.segment_bytes = segment_bytes;
-        config.ranks_on_host = ranks_on_host;
-        config.checksum = checksum;
-        config.dead_after = dead_after;
-        config.hosts = std::move(hosts);
-        Connections connections = take(config, control, data, arena, doorbells);
-        return make_group(std::move(config), std::move(connections));
-      }),
-      py::kw_only(), py::arg("rank"), py::arg("node_of_rank"), py::arg("group_id"),
-      py::arg("generation"), py::arg("lanes"), py::arg("timeout"), py::arg("hierarchical"),
-      py::arg("rails"), py::arg("segment_bytes"), py::arg("ranks_on_host"), py::arg("checksum"),
-      py::arg("dead_after"), py::arg("hosts"), py::arg("control"), py::arg("data"),
-      py::arg("arena"), py::arg("doorbells"));
+  group.def(py::init([](int rank, std::vector<int> node_of_rank, uint32_t group_id,
+                        uint16_t generation, int lanes, double timeout, bool hierarchical,
+                        int rails, size_t segment_bytes, int ranks_on_host, bool checksum,
+                        double dead_after, bool one_host, std::vector<std::string> hosts,
+                        const Descriptors& control, const LaneDescriptors& data, int connector,
+                        int arena, const std::vector<int>& doorbells) {
+              GroupConfig config;
+              config.rank = rank;
+              config.node_of_rank = std::move(node_of_rank);
+              config.group_id = group_id;
+              config.generation = generation;
+              config.lanes = lanes;
+              config.timeout = timeout;
+              config.hierarchical = hierarchical;
+              config.rails = rails;
+              config.segment_bytes = segment_bytes;
+              config.ranks_on_host = ranks_on_host;
+              config.checksum = checksum;
+              config.dead_after = dead_after;
+              config.one_host = one_host;
+              config.hosts = std::move(hosts);
+              Connections connections = take(config, control, data, connector, arena, doorbells);
+              return make_group(std::move(config), std::move(connections));
+            }),
+            py::kw_only(), py::arg("rank"), py::arg("node_of_rank"), py::arg("group_id"),
+            py::arg("generation"), py::arg("lanes"), py::arg("timeout"), py::arg("hierarchical"),
+            py::arg("rails"), py::arg("segment_bytes"), py::arg("ranks_on_host"),
+            py::arg("checksum"), py::arg("dead_after"), py::arg("one_host"), py::arg("hosts"),
+            py::arg("control"), py::arg("data"), py::arg("connector"), py::arg("arena"),
+            py::arg("doorbells"));
 }
 
 void define_planning(GroupClass& group) {
@@ -258,6 +261,21 @@ void define_planning(GroupClass& group) {
            })
       .def_property_readonly("known_symmetric",
                              [](const Group& self) { return self.planner().symmetric().size(); });
+}
+
+void define_connecting(GroupClass& group) {
+  group.def("take_requests", &Group::take_requests)
+      .def("pass_on", &Group::pass_on, py::call_guard<WithoutGil>())
+      .def(
+          "connect",
+          [](Group& self, int rank, const std::vector<int>& descriptors) {
+            std::vector<Fd> sockets;
+            for (const int fd : descriptors) sockets.emplace_back(fd);
+            self.connect(rank, std::move(sockets));
+          },
+          py::call_guard<WithoutGil>())
+      .def("give_up", &Group::give_up, py::arg("rank"), py::arg("reason"), py::arg("unanswered"),
+           py::call_guard<WithoutGil>());
 }
 
 void define_device_calls(GroupClass& group) {
@@ -291,6 +309,7 @@ void register_group(py::module_& m) {
   define_init(group);
   define_calls(group);
   define_planning(group);
+  define_connecting(group);
   define_device_calls(group);
   group.def("wait", &Group::wait, py::arg("work"), py::arg("timeout"), py::call_guard<WithoutGil>())
       .def(

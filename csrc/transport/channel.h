@@ -20,6 +20,11 @@ struct ChannelBroken : std::runtime_error {
   bool unanswered;  // the other end's host does not answer
 };
 
+// The peer has closed it, behind all that it had to say; or had closed before there was a stream.
+struct EndOfStream : ChannelBroken {
+  using ChannelBroken::ChannelBroken;
+};
+
 // The stream to a peer is broken, and something needs it: what the engine knows. The peer's control
 // link knows what became of the peer itself.
 struct BrokenStream : PeerError {
@@ -49,6 +54,11 @@ class Channel {
 
   // What to poll while blocked on this channel; -1 if the node's doorbell tells.
   virtual int fd() const = 0;
+  // Whether there is a stream yet; some are made at their first use. What is not connected takes
+  // nothing, and nothing arrives.
+  virtual bool connected() const { return true; }
+  // Asks for the stream, if nobody has. To write asks too.
+  virtual void want() {}
   // Something has been read from there already, so that poll does not tell of it.
   virtual bool has_read_ahead() const { return false; }
   virtual bool over_network() const = 0;

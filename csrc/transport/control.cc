@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 #include <span>
+#include <utility>
 
 #include "base/crc32c.h"
 
@@ -22,6 +23,8 @@ size_t whole_characters(std::string_view text, size_t most) {
   return most;  // this is no UTF-8
 }
 
+constexpr size_t kGoneRanks = ControlFrame::kBits / 4;  // that a frame tells of
+
 }  // namespace
 
 void ControlFrame::set_text(std::string_view message) {
@@ -39,8 +42,10 @@ uint32_t ControlFrame::sum() const {
   return crc32c(0, std::as_bytes(std::span(&frame, 1)));
 }
 
-ControlLinks::ControlLinks(std::vector<std::unique_ptr<Channel>> channels)
-    : links_(channels.size()) {
+ControlLinks::ControlLinks(int rank, std::vector<std::unique_ptr<Channel>> channels)
+    : rank_(rank),
+      sparse_(std::ranges::count_if(channels, [](const auto& channel) { return !channel; }) > 1),
+      links_(channels.size()) {
   for (size_t i = 0; i < channels.size(); ++i) links_[i].channel = std::move(channels[i]);
 }
 
@@ -85,15 +90,54 @@ void ControlLinks::receive_from(int rank, Link& link,
     if (frame.magic != ControlFrame::kMagic || frame.checksum != frame.sum()) {
       return note(rank, Presence::died);
     }
-    if (frame.type == ControlFrame::Type::goodbye) return note(rank, Presence::left);
-    handle(rank, frame);
+    if (frame.type == ControlFrame::Type::goodbye) {
+      return note(rank, frame.culprit < 0 ? Presence::left : Presence::failed);
+    }
+    if (frame.type == ControlFrame::Type::gone) {
+      hear_gone(frame);
+    } else {
+      handle(rank, frame);
+    }
   }
 }
 
 void ControlLinks::note(int rank, Presence presence) {
   links_[rank].presence = presence;
-  anybody_gone_ = true;
+  anybody_gone_ = news_ = true;
   if (presence == Presence::lost) lost_ = rank;
+}
+
+void ControlLinks::tell_gone() noexcept {
+  if (!std::exchange(news_, false) || !sparse_) return;
+  for (size_t first = 0; first < links_.size(); first += kGoneRanks) {
+    ControlFrame frame;
+    frame.type = ControlFrame::Type::gone;
+    frame.culprit = static_cast<int32_t>(first);
+    bool any = false;
+    for (size_t i = 0; i < std::min(kGoneRanks, links_.size() - first); ++i) {
+      const Presence presence = links_[first + i].presence;
+      if (presence == Presence::present) continue;
+      any = true;
+      frame.set_bit((static_cast<size_t>(presence) - 1) * kGoneRanks + i);
+    }
+    if (any) broadcast(frame);
+  }
+}
+
+// Of a rank that this one is linked with, the link itself tells, behind all that came before.
+void ControlLinks::hear_gone(const ControlFrame& frame) {
+  for (size_t i = 0; i < kGoneRanks; ++i) {
+    const size_t rank = static_cast<size_t>(std::max(frame.culprit, 0)) + i;
+    if (rank >= links_.size()) return;
+    if (static_cast<int>(rank) == rank_ || links_[rank].channel) continue;
+    if (links_[rank].presence != Presence::present) continue;
+    for (const Presence presence :
+         {Presence::left, Presence::failed, Presence::died, Presence::lost}) {
+      if (frame.bit((static_cast<size_t>(presence) - 1) * kGoneRanks + i)) {
+        note(static_cast<int>(rank), presence);
+      }
+    }
+  }
 }
 
 void ControlLinks::check_silence(double seconds) {

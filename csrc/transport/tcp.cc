@@ -12,6 +12,7 @@
 #include <cerrno>
 #include <cstring>
 #include <system_error>
+#include <utility>
 
 #include "transport/silence.h"
 
@@ -30,7 +31,33 @@ bool would_block(int error) { return error == EAGAIN || error == EWOULDBLOCK || 
 
 }  // namespace
 
+void TcpChannel::connect(Fd socket) {
+  if (!socket) return;
+  buffer_ = std::make_unique_for_overwrite<std::byte[]>(buffer_bytes_);
+  socket_ = std::move(socket);
+  want_ = nullptr;
+}
+
+void TcpChannel::give_up(const std::string& reason, bool unanswered) {
+  if (!socket_) unreachable_ = {reason, unanswered};
+}
+
+void TcpChannel::want() {
+  if (const auto want = std::exchange(want_, nullptr)) want();
+}
+
+void TcpChannel::check_reachable() const {
+  if (!unreachable_) return;
+  if (unreachable_->unanswered) throw ChannelBroken(unreachable_->reason, /*no_answer=*/true);
+  throw EndOfStream(unreachable_->reason);
+}
+
 size_t TcpChannel::try_write(std::span<const Bytes> parts) {
+  if (!socket_) {
+    check_reachable();
+    want();
+    return 0;
+  }
   std::array<iovec, kMaxParts> vectors;
   size_t used = 0, wanted = 0;
   for (Bytes part : parts.first(std::min(parts.size(), kMaxParts))) {
@@ -63,13 +90,20 @@ bool TcpChannel::writable() const {
 
 // Linux counts there what has not been acknowledged.
 bool TcpChannel::delivered() const {
+  if (!socket_) return true;
   int bytes = 0;
   return ::ioctl(fd(), SIOCOUTQ, &bytes) != 0 || bytes == 0;
 }
 
-double TcpChannel::seconds_unanswered() const { return hier::seconds_unanswered(fd()); }
+double TcpChannel::seconds_unanswered() const {
+  return socket_ ? hier::seconds_unanswered(fd()) : 0;
+}
 
 size_t TcpChannel::receive(std::span<std::byte> dst, std::span<std::byte> then) {
+  if (!socket_) {
+    check_reachable();
+    return 0;
+  }
   iovec vectors[] = {{dst.data(), dst.size()}, {then.data(), then.size()}};
   msghdr message{};
   message.msg_iov = vectors;
@@ -77,7 +111,7 @@ size_t TcpChannel::receive(std::span<std::byte> dst, std::span<std::byte> then) 
   const ssize_t got = then.empty() ? ::recv(socket_.get(), dst.data(), dst.size(), MSG_DONTWAIT)
                                    : ::recvmsg(socket_.get(), &message, MSG_DONTWAIT);
   if (got > 0) return static_cast<size_t>(got);
-  if (got == 0) throw ChannelBroken("connection closed by the peer");
+  if (got == 0) throw EndOfStream("connection closed by the peer");
   if (!would_block(errno)) broken("recv", errno);
   return 0;
 }

@@ -1,7 +1,11 @@
-// TCP channel: one nonblocking socket, eager sends, one buffer for small reads.
+// TCP channel: one nonblocking socket, eager sends, one buffer for small reads. It may be connected
+// from the beginning, or at its first use.
 #pragma once
 
+#include <functional>
 #include <memory>
+#include <optional>
+#include <string>
 
 #include "base/fd.h"
 #include "transport/channel.h"
@@ -14,7 +18,16 @@ class TcpChannel final : public Channel {
 
   // Takes a connected, nonblocking stream socket. Small reads go through a buffer.
   explicit TcpChannel(Fd socket, bool checked = false, size_t buffer_bytes = kBufferBytes)
-      : socket_(std::move(socket)), checked_(checked), buffer_bytes_(buffer_bytes) {}
+      : checked_(checked), buffer_bytes_(buffer_bytes) {
+    connect(std::move(socket));
+  }
+  // To be connected later: `want` asks for that, from the driving thread, at most once.
+  TcpChannel(std::function<void()> want, bool checked)
+      : checked_(checked), buffer_bytes_(kBufferBytes), want_(std::move(want)) {}
+
+  void connect(Fd socket);
+  // Nobody can be reached: from here on the stream is broken.
+  void give_up(const std::string& reason, bool unanswered);
 
   size_t try_write(std::span<const Bytes> parts) override;
   size_t try_read(std::span<std::byte> dst) override;
@@ -22,6 +35,8 @@ class TcpChannel final : public Channel {
   Bytes peek(size_t wanted) override;
   void consume(size_t n) override { lo_ += n, consumed_ += n; }
   int fd() const override { return socket_.get(); }
+  bool connected() const override { return static_cast<bool>(socket_); }
+  void want() override;
   bool has_read_ahead() const override { return lo_ < hi_; }
   bool over_network() const override { return true; }
   bool checked() const override { return checked_; }
@@ -37,15 +52,24 @@ class TcpChannel final : public Channel {
   void fill();
   bool writable() const;
 
+  void check_reachable() const;
+
   Fd socket_;
   const bool checked_;
   const size_t buffer_bytes_;
   bool full_ = false;  // it did not take all of the last write
   // Received and not consumed: [lo_, hi_). Untouched pages take no memory: most connections of a
   // large group carry nothing.
-  std::unique_ptr<std::byte[]> buffer_ = std::make_unique_for_overwrite<std::byte[]>(buffer_bytes_);
+  std::unique_ptr<std::byte[]> buffer_;
   size_t lo_ = 0, hi_ = 0;
   uint64_t consumed_ = 0;  // bytes of the stream; lo_ keeps its phase modulo 8
+  // While there is no socket:
+  std::function<void()> want_;  // null once it was called
+  struct Unreachable {
+    std::string reason;
+    bool unanswered;
+  };
+  std::optional<Unreachable> unreachable_;
 };
 
 }  // namespace hier

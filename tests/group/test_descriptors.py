@@ -18,18 +18,18 @@ BOTH_WAYS = 2 * LANES * (RANKS - 1)  # directions of sockets for collectives
 def wait_in_all_lanes(member) -> list:
     from pathlib import Path
 
-    from allreduce.communicator import communicator
+    from allreduce.communicator import options
 
-    connect = communicator.connect
+    connect = options.connect
 
-    def connect_narrowly(*arguments, **options):
-        connections = connect(*arguments, **options)
+    def connect_narrowly(*arguments, **asked):
+        connections = connect(*arguments, **asked)
         for fd in (fd for fds in connections.data.values() for fd in fds):
             with socket.socket(fileno=os.dup(fd)) as sock:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
         return connections
 
-    communicator.connect = connect_narrowly
+    options.connect = connect_narrowly
     comm = member.connect(lanes=4)
     arrays = [np.full(1 << 20, comm.rank + lane) for lane in range(4)]
     limit = max(int(fd.name) for fd in Path("/proc/self/fd").iterdir()) + 4

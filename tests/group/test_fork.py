@@ -105,6 +105,16 @@ def test_the_group_of_a_child_outlives_the_one_it_inherits(tmp_path, nodes, orde
     assert [o.result for o in outcomes] == [0, 0]
 
 
+def connecting(comm, group) -> dict:
+    return {
+        "allreduce": lambda: comm.allreduce(np.ones(4)),
+        "Group.take_requests": group.take_requests,
+        "Group.connect": lambda: group.connect(0, []),
+        "Group.give_up": lambda: group.give_up(0, "", False),
+        "Group.pass_on": group.pass_on,
+    }
+
+
 def wrong_answers(comm, work) -> str:
     """Call all that an inherited communicator, group and works have but what is `free` to use."""
     x, group = np.ones(4), comm._group
@@ -114,7 +124,7 @@ def wrong_answers(comm, work) -> str:
     message |= {"address": x.ctypes.data, "count": 4, "dtype": "float64"}
     schedule = allreduce.schedules.by_name("ring", 2)  # noqa: F821
     refused = {
-        "allreduce": lambda: comm.allreduce(x),
+        **connecting(comm, group),
         "async allreduce": lambda: comm.allreduce(x, async_op=True),
         "broadcast": lambda: comm.broadcast(x),
         "barrier": comm.barrier,
@@ -195,7 +205,7 @@ def try_everything_in_child(comm, out: str) -> int:
 
 def test_everything_inherited_refuses_at_once_even_what_another_thread_has_locked(tmp_path):
     out = str(tmp_path / "answers")
-    helpers = (exit_code, wrong_answers)
+    helpers = (exit_code, wrong_answers, connecting)
     options = {"local": "none", "segment_bytes": 64}
     outcomes = run_processes(2, try_everything_in_child, tmp_path, out, helpers=helpers, **options)
     assert [o.result for o in outcomes] == [0, 0]

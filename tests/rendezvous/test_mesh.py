@@ -101,7 +101,8 @@ def test_tcp_sockets_are_tuned(mesh: list[Connections]) -> None:
                     assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
                     assert sock.getpeername()[0] == "127.0.0.1"
             with socket.socket(fileno=os.dup(connections.control[peer])) as sock:
-                assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+                # No host is silent here, and a crowded loopback loses probes.
+                assert not sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
             with socket.socket(fileno=os.dup(lanes[0])) as sock:
                 name = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
                 assert name.rstrip(b"\0").decode() == connections.congestion
@@ -195,7 +196,7 @@ def test_one_rank_is_connected_with_nobody() -> None:
 
 
 def test_forty_ranks_connect_on_five_nodes() -> None:
-    with connected(40, nodes=5, lanes=1) as mesh:
+    with connected(40, nodes=5, lanes=1, connect_to="all") as mesh:
         assert sum(len(connections.control) for connections in mesh) == 40 * 39
         assert sum(len(connections.data) for connections in mesh) == 40 * 32
 

@@ -99,13 +99,14 @@ Wire& Life::wire(int from, int to, size_t kind) {
 Links Life::connect(int rank) {
   Links links;
   const int p = scenario_.world_size();
-  const auto open = [&](size_t kind, bool within_node) {
+  static End always;
+  const auto open = [&](size_t kind, bool control) {
     Channels channels(static_cast<size_t>(p));
     for (int other = 0; other < p; ++other) {
       const bool apart = scenario_.node_of_rank[other] != scenario_.node_of_rank[rank];
-      if (other == rank || (!apart && !within_node)) continue;
-      channels[static_cast<size_t>(other)] =
-          std::make_unique<SimulatedChannel>(wire(rank, other, kind), wire(other, rank, kind));
+      if (other == rank || (control ? !scenario_.linked(rank, other) : !apart)) continue;
+      channels[static_cast<size_t>(other)] = std::make_unique<SimulatedChannel>(
+          wire(rank, other, kind), wire(other, rank, kind), control ? always : end_of(rank, other));
     }
     return channels;
   };
@@ -171,7 +172,8 @@ void Life::deliver() {
     const Event event = events_.top();
     events_.pop();
     if (event.rank < 0) {
-      apply(static_cast<size_t>(-1 - event.rank));
+      const auto number = static_cast<size_t>(-1 - event.rank), faults = scenario_.faults.size();
+      number < faults ? apply(number) : later_[number - faults]();
       continue;
     }
     awake_[static_cast<size_t>(event.rank)] = 1;

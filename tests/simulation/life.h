@@ -3,6 +3,7 @@
 #pragma once
 
 #include <array>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <queue>
@@ -28,7 +29,7 @@ class Life {
  private:
   struct Event {
     Clock::time_point at;
-    int rank;                     // below 0: fault number -1 - rank
+    int rank;                     // below 0: number -1 - rank of the faults, and then of `later_`
     std::optional<Carries> what;  // none: its clock
     bool operator>(const Event& other) const { return at > other.at; }
   };
@@ -36,6 +37,12 @@ class Life {
 
   Links connect(int rank);
   Wire& wire(int from, int to, size_t kind);
+  // meeting.cc
+  End& end_of(int rank, int other);
+  void ask(int rank, int other);
+  void meet(int rank, int other);
+  void settle(int rank, int other, End::State state);
+  void at_time(Clock::time_point at, std::function<void()> action);
   SharedMemory shared_memory_of(int node) const;
   std::shared_ptr<Arena> arena_of(int node, int local_size) const;
   Rank& at(int rank) const { return *ranks_[static_cast<size_t>(rank)]; }
@@ -63,7 +70,9 @@ class Life {
   const Model model_;
   std::priority_queue<Event, std::vector<Event>, std::greater<>> events_;
   std::vector<std::unique_ptr<Wire>> wires_;  // by kind, writer and reader
-  std::vector<std::unique_ptr<Rank>> ranks_;
+  std::vector<std::unique_ptr<End>> ends_;    // by rank and other rank
+  std::vector<std::unique_ptr<Rank>> ranks_;  // their channels use those
+  std::vector<std::function<void()>> later_;
   std::vector<char> awake_;
   std::vector<char> called_;   // by more than its clock
   std::vector<char> applied_;  // faults that had any effect

@@ -177,4 +177,22 @@ MUTANTS = [
         "return doubtful_ = local_ && is_symmetric() && local_->failed().has_value();",
         "return false;",
     ),
+    Mutant(
+        "a rank that waits for one that is gone does not try to connect",
+        "group/watch.cc",
+        "if (run || message) channel->want();",
+        "(void)run, (void)message;",
+    ),
+    Mutant(
+        "a rank that left without a word poisons the group",
+        "group/member.cc",
+        "if (!watch_.may_have_left(rank) || !messages_->excuse(rank)) ",
+        "if (true) ",
+    ),
+    Mutant(
+        "a rank that waits for long does not try to connect",
+        "group/watch.cc",
+        "return Seconds(now - late.begun).count() >= config_.status_after;",
+        "return (void)late, false;",
+    ),
 ]

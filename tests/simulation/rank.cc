@@ -2,6 +2,7 @@
 #include "rank.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "base/error.h"
 
@@ -104,7 +105,11 @@ bool Rank::step(bool by_clock) {
   wake_by_ = timing_.now + std::chrono::seconds(1);
   bool done = collect();
   done |= use();
-  if (member_ && member_->in_flight() > 0) done |= drive(by_clock && !done);
+  if (member_ && member_->in_flight() > 0) return drive(by_clock && !done) || done;
+  if (member_ && scenario_.sparse && std::exchange(arrivals_.control, false)) {
+    member_->pass_on();  // as the connector's thread does
+    done = true;
+  }
   return done;
 }
 

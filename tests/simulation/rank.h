@@ -1,6 +1,7 @@
 // One rank of a simulated group: a process with memory of its own, a program, and a real member.
 #pragma once
 
+#include <algorithm>
 #include <exception>
 #include <memory>
 #include <optional>
@@ -80,6 +81,9 @@ class Rank {
     std::exception_ptr error;
   };
   const std::vector<Made>& made() const { return made_; }
+  bool failed() const {
+    return std::ranges::any_of(made_, [](const Made& made) { return made.error != nullptr; });
+  }
   // Nothing has touched memory after its call; "" or what is wrong.
   std::string check_memory() const;
 

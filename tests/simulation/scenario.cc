@@ -2,6 +2,8 @@
 #include "scenario.h"
 
 #include <algorithm>
+#include <bit>
+#include <cstdlib>
 
 #include "schedule/registry.h"
 
@@ -170,10 +172,23 @@ Scenario draw(uint64_t seed) {
   if (!random.one_in(3)) s.faults.push_back(draw_fault(random, s));
   if (random.one_in(8)) s.faults.push_back(draw_fault(random, s));
   if (seed % 16 == 0) s.faults.push_back(draw_lack_of_memory(seed, s));
+  // Likewise.
+  s.on_demand = seed % 8 == 1 || seed % 8 == 3;
+  s.sparse = seed % 8 == 3;
+  s.ring = seed % 16 == 3;
   return s;
 }
 
 size_t Scenario::symmetric_bytes() const { return static_cast<size_t>(num_buffers) * kBufferBytes; }
+
+// As links_of() in allreduce/rendezvous/mesh_builder.py, or fewer, for there are few ranks.
+bool Scenario::linked(int a, int b) const {
+  if (!sparse || node_of_rank[a] == node_of_rank[b]) return true;
+  const auto distance = static_cast<unsigned>(std::abs(a - b));
+  if (ring) return distance == 1 || distance == static_cast<unsigned>(world_size()) - 1;
+  return std::has_single_bit(distance) ||
+         std::has_single_bit(static_cast<unsigned>(world_size()) - distance);
+}
 
 bool Scenario::has_stranger() const {
   return std::ranges::any_of(operations, [](const Operation& op) { return op.stranger >= 0; });

@@ -58,6 +58,9 @@ struct Scenario {
   bool hierarchical = true, checksum = true;
   bool drains = false;     // ranks wait for what is in flight before they leave
   bool symmetric = false;  // the buffers lie in memory that the ranks of a node share
+  bool on_demand = false;  // nodes are connected at the first use of a pair of ranks
+  bool sparse = false;     // and not all ranks have control links,
+  bool ring = false;       // but for those of a node only the next and the one before
   size_t segment_bytes = 1 << 10, slot_bytes = 1 << 12, ring_bytes = 1 << 10;
   size_t one_shot_bytes = 1 << 9, one_rail_bytes = 1 << 9;
   Clock::duration most_delay{};
@@ -66,7 +69,8 @@ struct Scenario {
   std::vector<Operation> operations;
   std::vector<Fault> faults;
 
-  size_t symmetric_bytes() const;  // of a rank
+  size_t symmetric_bytes() const;   // of a rank
+  bool linked(int a, int b) const;  // by a control link
   bool has_stranger() const;
   int world_size() const { return static_cast<int>(node_of_rank.size()); }
 };

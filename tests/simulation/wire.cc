@@ -93,7 +93,7 @@ void Wire::check_open(size_t wanted) {
   const bool over = ended_at_ && *ended_at_ <= timing_.now && under_way_.empty() && !dropped_since_;
   const size_t have = arrived_ - read_;
   if (over && have < std::clamp<size_t>(wanted, 1, 64)) {
-    throw ChannelBroken("connection closed by the peer");
+    throw EndOfStream("connection closed by the peer");
   }
 }
 
@@ -139,8 +139,18 @@ void Wire::start_drop() {
   timing_.wake(timing_.now + options_.dead_after, reader_, options_.carries);
 }
 
+void End::check_reachable() const {
+  const Unrationed kernel;
+  if (state == State::refused) throw EndOfStream("no connection: refused");
+  if (state == State::unanswered) throw ChannelBroken("no connection: no answer", true);
+}
+
 size_t SimulatedChannel::try_read(std::span<std::byte> dst) {
   if (dst.empty()) return 0;
+  if (!connected()) {
+    end_.check_reachable();
+    return 0;
+  }
   const Bytes ready = in_.arrived();
   if (ready.empty()) {
     in_.check_open(1);
@@ -153,6 +163,10 @@ size_t SimulatedChannel::try_read(std::span<std::byte> dst) {
 }
 
 Bytes SimulatedChannel::peek(size_t wanted) {
+  if (!connected()) {
+    end_.check_reachable();
+    return {};
+  }
   const Bytes ready = in_.arrived();
   if (ready.size() < wanted && ready.size() < 64) in_.check_open(wanted);
   return ready;

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "base/clock.h"
+#include "memory.h"
 #include "random.h"
 #include "transport/channel.h"
 
@@ -57,6 +58,7 @@ class Wire {
   void start_unanswered() { unanswered_from_ = timing_.now; }
   double seconds_unanswered() const;
   const WireOptions& options() const { return options_; }
+  bool in_black_hole() const { return dropping_ || unanswered_from_; }
 
  private:
   struct Portion {
@@ -79,12 +81,31 @@ class Wire {
       unanswered_from_, unanswered_since_;
 };
 
+// One rank's end of the connections to another one, where they are made at their first use.
+struct End {
+  enum class State : uint8_t { waiting, connected, refused, unanswered };
+  State state = State::connected;
+  std::function<void()> want;  // null once it was called
+  bool met = false;            // the two processes are connected, if the rank has yet to hear of it
+  void check_reachable() const;
+};
+
 class SimulatedChannel final : public Channel {
  public:
-  SimulatedChannel(Wire& out, Wire& in) : out_(out), in_(in) {}
+  SimulatedChannel(Wire& out, Wire& in, End& end) : out_(out), in_(in), end_(end) {}
   ~SimulatedChannel() override { out_.end(), in_.abandon(); }
 
+  bool connected() const override { return end_.state == End::State::connected; }
+  void want() override {
+    const Unrationed elsewhere;
+    if (const auto want = std::exchange(end_.want, nullptr)) want();
+  }
   size_t try_write(std::span<const Bytes> parts) override {
+    if (!connected()) {
+      end_.check_reachable();
+      want();
+      return 0;
+    }
     const size_t n = out_.write(parts);
     bytes_sent += n;
     return n;
@@ -99,6 +120,7 @@ class SimulatedChannel final : public Channel {
 
  private:
   Wire &out_, &in_;
+  End& end_;
 };
 
 }  // namespace hier::simulation

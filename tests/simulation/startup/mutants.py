@@ -8,14 +8,14 @@ MUTANTS = [
     Mutant(
         "rank 0 lets all go before they are ready",
         "allreduce/rendezvous/mesh_builder.py",
-        "if self._rank == 0 and self._complete and not self._not_ready:",
-        "if self._rank == 0 and self._complete:",
+        "if self._ready or not self._complete or self._not_ready:",
+        "if self._ready or not self._complete:",
     ),
     Mutant(
         "a rank is ready before it has the node's memory",
         "allreduce/rendezvous/mesh_builder.py",
-        "if not self._missing and not self._awaits_fds and not self._complete:",
-        "if not self._missing and not self._complete:",
+        "self._complete = not self._missing and not self._awaits_fds",
+        "self._complete = not self._missing",
     ),
     Mutant(
         "a peer that has closed is not missed",
