@@ -72,6 +72,7 @@ BENCHMARK_PACKAGES = {
     "gpu": set(),
     "gpu_check": {"gpu"},
     "kills": set(),
+    "many_ranks": set(),
 }
 TREES = {"allreduce": PACKAGES, "trainer": TRAINER_PACKAGES, "benchmarks": BENCHMARK_PACKAGES}
 # Of these modules others may use the names without an underscore.
