@@ -69,12 +69,12 @@ def make_group(connections: Connections, options: dict[str, Any]) -> _C.Group:
             arena=connections.arena_fd,
             doorbells=connections.doorbells,
         )
+        if connections.connector:
+            connections.connector.start(group, connections.control.values())
     except TypeError as error:  # before the core owned the descriptors
         connections.close()
         raise UsageError(f"an option has the wrong type: {error}") from None
     except BaseException:
         connections.close_own()
         raise
-    if connections.connector:
-        connections.connector.start(group, connections.control.values())
     return group

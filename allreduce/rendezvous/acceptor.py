@@ -12,7 +12,7 @@ import struct
 import time
 from collections.abc import Callable
 
-from allreduce.rendezvous.handshake import Dialogue, Link, Rejected
+from allreduce.rendezvous.handshake import NOT_EXPECTED, Dialogue, Link, Rejected
 
 BUDGET_SECONDS = 5.0  # from accept to welcome
 GRACE_SECONDS = 0.05  # to say hello while others wait
@@ -37,7 +37,10 @@ class EventLoop:
     def watch(self, fd: int, events: int, handler: Callable[[int], None]) -> None:
         """Call `handler(events)` when `fd` is ready; replaces an earlier handler."""
         if fd in self._handlers:
-            self._epoll.modify(fd, events)
+            try:
+                self._epoll.modify(fd, events)
+            except FileNotFoundError:  # closed by its owner, and the number has come again
+                self._epoll.register(fd, events)
         else:
             self._epoll.register(fd, events)
         self._handlers[fd] = handler
@@ -234,8 +237,10 @@ class Acceptor:
         self._release(connection)
         connection.sock.close()
         if reason not in self.dropped and len(self.dropped) < 16:  # strangers do not fill the log
-            level = logging.DEBUG if reason in _HARMLESS else logging.WARNING
-            log.log(level, "dropped a connection during start-up: %s", reason)
+            harmless = reason in _HARMLESS or reason.endswith(NOT_EXPECTED)
+            log.log(
+                logging.DEBUG if harmless else logging.WARNING, "dropped a connection: %s", reason
+            )
         if reason in self.dropped or len(self.dropped) < 16:
             self.dropped[reason] = self.dropped.get(reason, 0) + 1
 

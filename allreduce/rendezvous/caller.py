@@ -17,13 +17,16 @@ from allreduce.rendezvous.acceptor import EventLoop, HandshakeSocket, same_user
 from allreduce.rendezvous.address import Address, set_congestion_control
 from allreduce.rendezvous.handshake import Link, Rejected, Session, call
 
-_REFUSED_PROOFS = 3
 _SYN_SENT = 2  # a state of TCP
 _RETRY = (errno.EAGAIN, errno.ETIMEDOUT, errno.ECONNRESET, errno.EHOSTUNREACH, errno.ENETUNREACH)
 
 
 class NoAnswer(PeerError):
     """The peer's host does not answer."""
+
+
+class Refused(PeerError):
+    """The peer does not listen any more."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -81,12 +84,14 @@ class Caller:
         welcome: Callable[[Link, socket.socket], None],
         refused_for: float = 2.0,
         unanswered_for: float = math.inf,
+        refused_proofs: float = 3,
     ) -> None:
         """Call nobody yet.
 
         Args:
             refused_for, unanswered_for: seconds after which a peer is given up whose host refuses
                 calls or does not answer them. (A listener is there before its address is known.)
+            refused_proofs: how often a peer may end the handshake behind this rank's proof.
         """
         self._loop = loop
         self._session = session
@@ -94,6 +99,7 @@ class Caller:
         self._congestion, self._loopback = congestion, loopback
         self._welcome = welcome
         self._refused_for, self._unanswered_for = refused_for, unanswered_for
+        self._refused_proofs = refused_proofs
         self._calls: dict[Link, _Call] = {}  # those that nobody has welcomed yet
 
     def call(self, link: Link) -> None:
@@ -191,7 +197,7 @@ class Caller:
                 )
                 return
             self._loop.forget(connection.sock.fileno())
-            del self._calls[link]  # from here on it is the mesh's
+            del self._calls[link]  # from here on the socket is `welcome`'s
             self._welcome(link, connection.sock)
 
     def _failed(self, pending: _Call, status: int) -> None:
@@ -204,7 +210,7 @@ class Caller:
             now = time.monotonic()
             pending.refused_since = pending.refused_since or now
             if now - pending.refused_since > self._refused_for:
-                raise PeerError(
+                raise Refused(
                     f"{name} no longer listens although it was there: it has died or given up (see "
                     "its output), or it runs on another machine that looks like this one (then set "
                     "ALLREDUCE_NODES)",
@@ -221,9 +227,10 @@ class Caller:
     def _closed_on_us(self, pending: _Call, connection: HandshakeSocket, error: OSError) -> None:
         if connection.replies:  # it has seen our proof
             pending.refused_proofs += 1
-        if pending.refused_proofs >= _REFUSED_PROOFS:
+        if pending.refused_proofs >= self._refused_proofs:
+            name = self._endpoints[pending.link.dst].name
             raise PeerError(
-                f"{self._endpoints[pending.link.dst].name} closed the connection {_REFUSED_PROOFS} "
+                f"{name} closed the connection {pending.refused_proofs} "
                 "times during the handshake: it is shutting down, or its ALLREDUCE_SECRET_FILE or "
                 "ALLREDUCE_SECRET differs",
                 pending.link.dst,

@@ -35,6 +35,7 @@ MIN_SECRET_BYTES = 16
 # magic, version, kind, lane, group id, generation, source, destination, nonce; padded to 64 bytes
 _HELLO = struct.Struct("<4sHBBIQII32s4x")
 HELLO_BYTES = _HELLO.size
+NOT_EXPECTED = "is not expected here"  # by now, or any more
 
 # A dialogue yields (bytes to send, bytes wanted back) and returns the link that it proved.
 Dialogue = Generator[tuple[bytes, int], bytes, "Link"]
@@ -116,7 +117,7 @@ def answer(session: Session, expected: set[Link]) -> Dialogue:
     hello = yield b"", HELLO_BYTES
     link = _read_hello(session, hello)
     if link not in expected:
-        raise Rejected(f"{link} is not expected here")
+        raise Rejected(f"{link} {NOT_EXPECTED}")
     nonce = secrets.token_bytes(NONCE_BYTES)
     transcript = hello + nonce
     proof = yield nonce, PROOF_BYTES

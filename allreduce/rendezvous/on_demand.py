@@ -13,6 +13,7 @@ listener stays open as long as the group. It admits ranks of the group only, eac
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import math
 import os
@@ -21,13 +22,12 @@ import socket
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
-from allreduce.errors import PeerError
+from allreduce.errors import PeerError, SystemCallError
 from allreduce.rendezvous.acceptor import Acceptor, EventLoop, close_all
 from allreduce.rendezvous.address import congestion_control, set_keepalive
-from allreduce.rendezvous.caller import Caller, Endpoint, NoAnswer
+from allreduce.rendezvous.caller import Caller, Endpoint, NoAnswer, Refused
 from allreduce.rendezvous.handshake import Kind, Link, Session, answer
 
 __all__ = ["Connector", "Group"]
@@ -36,7 +36,8 @@ log = logging.getLogger("allreduce")
 
 # Seconds. A crowded machine loses a call now and then, and the kernel repeats it after 1, 3, 7.
 _LOST_CALLS = 10.0
-_ONCE_MORE = 0.05  # seconds
+_PAUSE = 0.05  # seconds
+_SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 
 
 class Group(Protocol):
@@ -50,8 +51,8 @@ class Group(Protocol):
         """Take ownership of the connected sockets to `rank`: one per lane, one for messages."""
         ...
 
-    def give_up(self, rank: int, reason: str, unanswered: bool) -> None:
-        """Hear that `rank` cannot be reached."""
+    def give_up(self, rank: int, reason: str, unanswered: bool, closed: bool) -> None:
+        """Hear that `rank` cannot be reached: its host is silent, or it listens no more, or why."""
         ...
 
     def pass_on(self) -> bool:
@@ -63,14 +64,6 @@ class Group(Protocol):
     def abort(self, reason: str, /) -> None:
         """Hear that no more connections can be made at all."""
         ...
-
-
-@dataclass(slots=True)
-class _Pair:
-    """The connections to one peer that are being made."""
-
-    sockets: dict[int, socket.socket]  # by lane
-    request: socket.socket | None = None
 
 
 class Connector:
@@ -109,13 +102,16 @@ class Connector:
             welcome=self._welcome,
             refused_for=0.0,  # whoever was in the group and does not listen has left it
             unanswered_for=math.inf if loopback else max(dead_after, _LOST_CALLS),
+            # The secret is right, or the start-up would have failed: this process is slow.
+            refused_proofs=math.inf,
         )
-        self._pairs: dict[int, _Pair] = {}
+        self._pairs: dict[int, dict[int, socket.socket]] = {}  # half connected: peer, lane
+        self._requests: dict[int, socket.socket] = {}
         self._called: set[int] = set()
         self._connected: set[int] = set()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._once_more_at = math.inf
-        self._closing = False
+        self._look_at, self._pause = math.inf, _PAUSE  # at the control connections once more
+        self._closing = self._ends_alone = False
         self._group: Group | None = None
         self._thread: threading.Thread | None = None
 
@@ -132,8 +128,16 @@ class Connector:
         for fd in control:
             self._loop.watch(fd, select.EPOLLIN | select.EPOLLET, lambda _events: self._pass_on())
         self._loop.watch(self._wake, select.EPOLLIN, lambda _events: self._take_requests())
-        self._thread = threading.Thread(target=self._run, name="allreduce-connect", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, name="allreduce-connect", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise SystemCallError(
+                errno.EAGAIN,
+                f"rank {self._rank} cannot start the thread that connects it (raise ulimit -u, or "
+                "the container's limit of pids)",
+            ) from error
+        self._thread = thread
 
     def close(self) -> None:
         """Connect nobody any more; what was handed to the group is the group's. Idempotent."""
@@ -142,7 +146,10 @@ class Connector:
         self._closing = True
         if self._thread is None:
             self._close_sockets()
-        elif self._thread is not threading.current_thread():  # the garbage collector's choice
+        elif self._thread is threading.current_thread():  # the garbage collector's choice
+            self._ends_alone = True
+            return
+        else:
             os.eventfd_write(self._wake, 1)
             self._thread.join()
         os.close(self._wake)
@@ -166,24 +173,34 @@ class Connector:
             self._group.abort(f"rank {self._rank} can make no more connections: {error}")
         finally:
             self._close_sockets()
+            if self._ends_alone:
+                os.close(self._wake)
 
     def _turn(self) -> None:
         try:
             now = time.monotonic()
             self._acceptor.expire(now)
             self._caller.dial(now)
-            if now >= self._once_more_at:
-                self._once_more_at = math.inf
-                self._pass_on(once_more=False)
-            wake = min(self._acceptor.next_expiry(), self._caller.next_call(), self._once_more_at)
+            if now >= self._look_at:
+                self._pass_on()
+            wake = min(self._acceptor.next_expiry(), self._caller.next_call(), self._look_at)
             self._loop.turn(None if wake == math.inf else wake - time.monotonic())
         except PeerError as error:
-            self._give_up(error.rank, str(error), isinstance(error, NoAnswer))
+            self._give_up(error)
+            self._pass_on()  # the rest of the loop's turn is lost
+        except OSError as error:
+            if error.errno not in _SCARCE:
+                raise
+            log.warning("rank %d cannot connect for now: %s", self._rank, error)
+            time.sleep(_PAUSE)
+            self._pass_on()
 
-    def _pass_on(self, once_more: bool = True) -> None:
-        # Whoever drives the group may be about to stop, and leave what has just come.
-        if self._group is not None and not self._group.pass_on() and once_more:
-            self._once_more_at = time.monotonic() + _ONCE_MORE
+    def _pass_on(self) -> None:
+        if self._group is None or self._group.pass_on():
+            self._look_at, self._pause = math.inf, _PAUSE
+        else:  # whoever drives the group may be about to stop, and leave what has just come
+            self._look_at = time.monotonic() + self._pause
+            self._pause = min(1.0, 2 * self._pause)
 
     def _take_requests(self) -> None:
         assert self._group is not None
@@ -194,7 +211,7 @@ class Connector:
 
     def _connect(self, peer: int) -> None:
         """Call the peer, or ask it to call; once."""
-        if peer in self._called:
+        if peer in self._called or peer in self._connected:
             return
         self._called.add(peer)
         for link in self._links(peer, self._rank, peer):
@@ -208,50 +225,70 @@ class Connector:
 
     def _welcome(self, link: Link, sock: socket.socket) -> None:
         peer = link.peer_of(self._rank)
-        if peer in self._connected:  # it has asked, and was called before that came
-            sock.close()
-            return
         if not self._loopback:
             set_keepalive(sock, self._dead_after)
-        pair = self._pairs.setdefault(peer, _Pair({}))
         if link.kind is Kind.REQUEST:
-            if pair.request is not None:  # it asks once more
-                self._drop(pair)
-            pair.request = sock
-            watch = select.EPOLLRDHUP
-            self._loop.watch(sock.fileno(), watch, lambda _events: self._request_ended(peer))
-            if link.dst == self._rank:
-                self._connect(peer)
+            self._take_request(peer, sock)
         else:
-            self._answered.discard(link)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            pair.sockets[link.lane] = sock
-        if len(pair.sockets) == len(self._lanes):
+            self._take_data(peer, link.lane, sock)
+
+    def _take_request(self, peer: int, sock: socket.socket) -> None:
+        """Keep a request until the higher rank closes it, which knows that both are connected."""
+        self._forget_request(peer)
+        if peer < self._rank and peer in self._connected:  # it has asked before it was called
+            sock.close()
+            return
+        self._requests[peer] = sock
+        self._loop.watch(
+            sock.fileno(), select.EPOLLRDHUP, lambda _events: self._request_ended(peer)
+        )
+        if peer < self._rank:
+            self._connect(peer)
+
+    def _take_data(self, peer: int, lane: int, sock: socket.socket) -> None:
+        if peer in self._connected:
+            sock.close()
+            return
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sockets = self._pairs.setdefault(peer, {})
+        if lane in sockets:  # its caller has not heard that it was welcome
+            sockets[lane].close()
+        sockets[lane] = sock
+        if len(sockets) == len(self._lanes):
             self._hand_over(peer)
 
     def _hand_over(self, peer: int) -> None:
         assert self._group is not None
-        pair = self._pairs.pop(peer)
+        sockets = self._pairs.pop(peer)
         self._connected.add(peer)
-        self._group.connect(peer, [pair.sockets[lane].detach() for lane in self._lanes])
-        self._drop(pair)
+        self._answered.difference_update(self._links(peer, peer, self._rank))
+        self._group.connect(peer, [sockets[lane].detach() for lane in self._lanes])
+        if peer < self._rank:
+            self._forget_request(peer)
 
     def _request_ended(self, peer: int) -> None:
-        self._give_up(peer, f"rank {peer} has closed its connection", unanswered=False)
+        self._forget_request(peer)
+        if peer not in self._connected:
+            self._give_up(Refused(f"rank {peer} has closed its connection", peer))
 
-    def _give_up(self, peer: int, reason: str, unanswered: bool) -> None:
+    def _give_up(self, error: PeerError) -> None:
+        """Let the core know, and the peer that may have asked; it may ask again."""
         assert self._group is not None
+        peer = error.rank
         self._caller.give_up(peer)
-        if pair := self._pairs.pop(peer, None):
-            self._drop(pair)
-        self._group.give_up(peer, reason, unanswered)
+        self._called.discard(peer)
+        close_all(list(self._pairs.pop(peer, {}).values()))
+        if peer in self._requests:
+            log.warning("rank %d cannot connect to rank %d: %s", self._rank, peer, error)
+            self._forget_request(peer)
+        self._group.give_up(
+            peer, str(error), isinstance(error, NoAnswer), isinstance(error, Refused)
+        )
 
-    def _drop(self, pair: _Pair) -> None:
-        if pair.request is not None:
-            self._loop.forget(pair.request.fileno())
-            pair.request.close()
-            pair.request = None
-        close_all(list(pair.sockets.values()))
+    def _forget_request(self, peer: int) -> None:
+        if sock := self._requests.pop(peer, None):
+            self._loop.forget(sock.fileno())
+            sock.close()
 
     def _close_sockets(self) -> None:
         # The loop first: its epoll set may be a parent's too, in which all must stay registered.
@@ -259,6 +296,8 @@ class Connector:
         self._group = None
         self._acceptor.close()
         self._caller.close()
-        for pair in self._pairs.values():
-            close_all([*pair.sockets.values(), *([pair.request] if pair.request else [])])
+        for sockets in self._pairs.values():
+            close_all(list(sockets.values()))
+        close_all(list(self._requests.values()))
         self._pairs.clear()
+        self._requests.clear()

@@ -3,7 +3,7 @@
     exchange_infos   each rank publishes its RankInfo; rank 0 compares them and publishes a table
     allocate         nodes, descriptors, shared memory; with several nodes also a TCP listener
     connect_mesh     the higher rank of a pair connects to the lower, and both prove who they are;
-                     rank 0 releases all ranks at once
+                     rank 0 releases all ranks, down a tree
 
 What fails on one rank is published where the others can see it, so that they fail at once too.
 """
@@ -182,7 +182,8 @@ class Startup:
         links = links_of(rank, self.node_of_rank, lanes, self._request.connect_all)
         needed = len(links) + len(self.local_ranks) + _SPARE_DESCRIPTORS
         open_now = len(os.listdir("/proc/self/fd"))
-        limit = raise_descriptor_limit(open_now + needed)
+        most = len(links_of(rank, self.node_of_rank, lanes, connect_all=True))
+        limit = raise_descriptor_limit(open_now + max(needed, most + _SPARE_DESCRIPTORS))
         if limit < open_now + needed:
             raise SystemCallError(
                 errno.EMFILE,

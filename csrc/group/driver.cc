@@ -98,7 +98,7 @@ void Driver::take_turns(const std::function<bool()>& ended, Who who) {
 void Driver::accept_pending() {
   std::deque<std::unique_ptr<Run>> runs;
   std::deque<std::shared_ptr<Transfer>> transfers;
-  std::deque<std::function<void()>> changes;
+  std::vector<std::function<void()>> changes;
   bool draining = false;
   {
     const std::lock_guard lock(mutex_);
@@ -363,6 +363,8 @@ bool Driver::close() {
     driven_ = true;  // nobody else will any more, and nobody starts a worker
   }
   if (worker_.joinable()) worker_.join();
+  // Connections that came while nobody drove: to be closed with the others.
+  for (const auto& change : std::exchange(pending_changes_, {})) change();
   return true;
 }
 

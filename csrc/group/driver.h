@@ -89,7 +89,7 @@ class Driver {
   RunNumbers numbers_;
   std::deque<std::unique_ptr<Run>> pending_;
   std::deque<std::shared_ptr<Transfer>> pending_transfers_;
-  std::deque<std::function<void()>> pending_changes_;  // of channels
+  std::vector<std::function<void()>> pending_changes_;  // of channels
   bool draining_ = false;  // the member is to be told, behind what is pending
   std::thread worker_;
 

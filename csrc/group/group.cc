@@ -11,7 +11,7 @@ namespace hier {
 
 namespace {
 
-constexpr size_t kControlBuffer = 4 * sizeof(ControlFrame);  // there is a link to every rank
+constexpr size_t kControlBuffer = 4 * sizeof(ControlFrame);  // there may be a link to every rank
 
 // In a group of one rank an alltoall is a copy, and nothing else moves.
 void copy_alone(const Call& call, const Plan& plan) {
@@ -226,9 +226,9 @@ void Group::connect(int rank, std::vector<Fd> sockets) {
   driver_->at_next_turn([this, rank, kept] { on_demand_.connect(rank, std::move(*kept)); });
 }
 
-void Group::give_up(int rank, const std::string& reason, bool unanswered) {
+void Group::give_up(int rank, const std::string& reason, bool unanswered, bool closed) {
   check_member();
-  driver_->at_next_turn([=, this] { on_demand_.give_up(rank, reason, unanswered); });
+  driver_->at_next_turn([=, this] { on_demand_.give_up(rank, reason, unanswered, closed); });
 }
 
 std::vector<int> Group::take_requests() {

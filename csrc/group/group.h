@@ -77,7 +77,7 @@ class Group {
   // the group is closed. `sockets`: one for each lane, and one for messages.
   std::vector<int> take_requests();
   void connect(int rank, std::vector<Fd> sockets);
-  void give_up(int rank, const std::string& reason, bool unanswered);
+  void give_up(int rank, const std::string& reason, bool unanswered, bool closed);
   bool pass_on();  // see Driver::pass_on
 
   Traffic traffic() const;

@@ -15,6 +15,7 @@ namespace {
 constexpr auto kDeviceInterval = std::chrono::microseconds(50);  // it cannot ring: it is looked at
 // Longest wait for the reason behind a broken stream, if the control link of that peer goes on.
 constexpr auto kCauseWait = std::chrono::milliseconds(200);
+constexpr auto kCauseWaitAfar = std::chrono::seconds(1);  // where it comes by way of others
 
 // Closing a socket with unread bytes would destroy what it has still to send.
 void discard_unread(Channel& channel) {
@@ -147,7 +148,9 @@ bool Member::look(Clock::time_point now, Arrivals arrivals) {
 }
 
 bool Member::investigate(Clock::time_point now) {
-  if (!suspicion_->until) suspicion_->until = now + kCauseWait;
+  if (!suspicion_->until) {
+    suspicion_->until = now + (watch_.hears_of_all() ? kCauseWait : kCauseWaitAfar);
+  }
   const int rank = suspicion_->broken.rank;
   const auto cause = watch_.cause_of(suspicion_->broken, now < *suspicion_->until);
   if (!cause) return false;

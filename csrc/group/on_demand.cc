@@ -29,8 +29,8 @@ void OnDemand::connect(int rank, std::vector<Fd> sockets) {
   for (size_t i = 0; i < channels.size(); ++i) channels[i]->connect(std::move(sockets[i]));
 }
 
-void OnDemand::give_up(int rank, const std::string& reason, bool unanswered) {
-  for (TcpChannel* channel : channels_[rank]) channel->give_up(reason, unanswered);
+void OnDemand::give_up(int rank, const std::string& reason, bool unanswered, bool closed) {
+  for (TcpChannel* channel : channels_[rank]) channel->give_up(reason, unanswered, closed);
 }
 
 }  // namespace hier

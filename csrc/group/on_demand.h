@@ -27,7 +27,7 @@ class OnDemand {
 
   // By the thread that drives:
   void connect(int rank, std::vector<Fd> sockets);  // in the order in which channels were made
-  void give_up(int rank, const std::string& reason, bool unanswered);
+  void give_up(int rank, const std::string& reason, bool unanswered, bool closed);
 
  private:
   void request(int rank);

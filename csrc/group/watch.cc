@@ -163,7 +163,8 @@ void Watch::time_out(const Run& run) const {
   std::string absent;
   int unnamed = 0;
   for (int rank = 0; rank < topology_.world_size; ++rank) {
-    if (has_entered(rank, run.header.run)) continue;
+    const bool never_told = control_.sparse() && static_cast<size_t>(rank) >= ControlFrame::kBits;
+    if (never_told || has_entered(rank, run.header.run)) continue;
     if (absent.size() >= kLongestList) {
       ++unnamed;
       continue;
@@ -357,6 +358,7 @@ std::string Watch::leave(bool failed) {
       all_read = true;
     } catch (const Error& heard) {
       error = heard.what();
+      if (control_.sparse()) tell(frame_of(std::current_exception(), topology_.rank));
     }
   }
   control_.tell_gone();

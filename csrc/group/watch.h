@@ -42,6 +42,7 @@ class Watch {
   // The error behind a broken stream; null as long as it may still come over a control link.
   std::exception_ptr cause_of(const BrokenStream& broken, bool wait);
   void poll_fds(std::vector<pollfd>& fds) const { control_.poll_fds(fds); }
+  bool hears_of_all() const { return !control_.sparse(); }  // by links of its own
   // Of a rank that is gone: nobody who knows how was left to tell this one.
   bool unknown(int rank) const;
   bool may_have_left(int rank) const;  // in order

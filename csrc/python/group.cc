@@ -275,7 +275,7 @@ void define_connecting(GroupClass& group) {
           },
           py::call_guard<WithoutGil>())
       .def("give_up", &Group::give_up, py::arg("rank"), py::arg("reason"), py::arg("unanswered"),
-           py::call_guard<WithoutGil>());
+           py::arg("closed"), py::call_guard<WithoutGil>());
 }
 
 void define_device_calls(GroupClass& group) {

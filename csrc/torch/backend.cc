@@ -63,9 +63,9 @@ class Backend final : public DeviceBackend {
     if (group_->inherited()) return;  // a forked child is no member
     const WithoutGil nogil;
     group_->drain();  // works outlive their group
-    group_->close();
+    if (!communicator_) return group_->close();
     const py::gil_scoped_acquire gil;
-    if (communicator_) communicator_.attr("close")();
+    communicator_.attr("close")();  // the group too, behind what connects it
   }
 
   c10d::ErrorType getError() override {

@@ -38,8 +38,8 @@ void TcpChannel::connect(Fd socket) {
   want_ = nullptr;
 }
 
-void TcpChannel::give_up(const std::string& reason, bool unanswered) {
-  if (!socket_) unreachable_ = {reason, unanswered};
+void TcpChannel::give_up(const std::string& reason, bool unanswered, bool closed) {
+  if (!socket_) unreachable_ = {reason, unanswered, closed};
 }
 
 void TcpChannel::want() {
@@ -48,8 +48,8 @@ void TcpChannel::want() {
 
 void TcpChannel::check_reachable() const {
   if (!unreachable_) return;
-  if (unreachable_->unanswered) throw ChannelBroken(unreachable_->reason, /*no_answer=*/true);
-  throw EndOfStream(unreachable_->reason);
+  if (unreachable_->closed) throw EndOfStream(unreachable_->reason);
+  throw ChannelBroken(unreachable_->reason, unreachable_->unanswered);
 }
 
 size_t TcpChannel::try_write(std::span<const Bytes> parts) {

@@ -26,8 +26,8 @@ class TcpChannel final : public Channel {
       : checked_(checked), buffer_bytes_(kBufferBytes), want_(std::move(want)) {}
 
   void connect(Fd socket);
-  // Nobody can be reached: from here on the stream is broken.
-  void give_up(const std::string& reason, bool unanswered);
+  // The peer cannot be reached: from here on the stream is broken. Closed: it listens no more.
+  void give_up(const std::string& reason, bool unanswered, bool closed);
 
   size_t try_write(std::span<const Bytes> parts) override;
   size_t try_read(std::span<std::byte> dst) override;
@@ -67,7 +67,7 @@ class TcpChannel final : public Channel {
   std::function<void()> want_;  // null once it was called
   struct Unreachable {
     std::string reason;
-    bool unanswered;
+    bool unanswered, closed;
   };
   std::optional<Unreachable> unreachable_;
 };

@@ -260,6 +260,29 @@ def test_a_rank_that_left_without_a_connection_is_named():
     assert run("8x1", body) == [True] * SPARSE
 
 
+def test_a_rank_that_was_connected_while_it_called_nothing_closes_that_too():
+    sent, closed, over = threading.Event(), threading.Event(), threading.Event()
+
+    def body(comm):
+        if comm.rank == FAR[0]:
+            assert sent.wait(10)
+            comm.close()
+            closed.set()
+            return over.wait(30)  # its communicator lives on
+        if comm.rank != FAR[1]:
+            return over.wait(30)
+        comm.send(np.ones(10), FAR[0])
+        sent.set()
+        assert closed.wait(10)
+        begin = time.monotonic()
+        with pytest.raises(PeerError, match=f"rank {FAR[0]}"):
+            comm.recv(np.zeros(1), FAR[0])
+        over.set()
+        return time.monotonic() - begin < 10
+
+    assert run("8x1", body) == [True] * SPARSE
+
+
 def test_ranks_that_disagree_are_told_by_way_of_others():
     def body(comm):
         count = 11 if comm.rank == FAR[0] else 10

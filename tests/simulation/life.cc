@@ -173,7 +173,12 @@ void Life::deliver() {
     events_.pop();
     if (event.rank < 0) {
       const auto number = static_cast<size_t>(-1 - event.rank), faults = scenario_.faults.size();
-      number < faults ? apply(number) : later_[number - faults]();
+      if (number < faults) {
+        apply(number);
+      } else {
+        const auto action = later_[number - faults];  // others may be added meanwhile
+        action();
+      }
       continue;
     }
     awake_[static_cast<size_t>(event.rank)] = 1;
