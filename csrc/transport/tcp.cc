@@ -141,6 +141,7 @@ size_t TcpChannel::try_read(std::span<std::byte> dst) {
       return n;
     }
     fill();
+    if (lo_ == hi_) return 0;  // there may be no buffer yet
   }
   const size_t n = std::min(dst.size(), hi_ - lo_);
   std::memcpy(dst.data(), buffer_.get() + lo_, n);
