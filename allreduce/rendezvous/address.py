@@ -181,6 +181,13 @@ def dead_after_option(seconds: float | None, environ: Mapping[str, str]) -> floa
     return float(seconds)
 
 
+def tune(sock: socket.socket, dead_after: float, loopback: bool) -> None:
+    """Set what a connected TCP socket between two ranks has. On loopback no host falls silent."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if not loopback:
+        set_keepalive(sock, dead_after)
+
+
 def set_keepalive(sock: socket.socket, dead_after: float) -> None:
     """Let the kernel end a connection whose other host has not answered for `dead_after` seconds.
 

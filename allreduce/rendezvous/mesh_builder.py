@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 
 from allreduce.errors import PeerError, Timeout
 from allreduce.rendezvous.acceptor import Acceptor, EventLoop, close_all
-from allreduce.rendezvous.address import set_keepalive
+from allreduce.rendezvous.address import tune
 from allreduce.rendezvous.caller import Caller, Endpoint
 from allreduce.rendezvous.handshake import Kind, Link, Session, answer
 from allreduce.rendezvous.shared_memory import Arena
@@ -180,9 +180,7 @@ class MeshBuilder:
 
     def _greet(self, link: Link, sock: socket.socket) -> None:
         if sock.family != socket.AF_UNIX:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if not self._loopback:
-                set_keepalive(sock, self._dead_after)
+            tune(sock, self._dead_after, self._loopback)
         if link.kind is Kind.FDS and link.dst == self._rank:
             self._arena.send(sock)
 

@@ -26,7 +26,7 @@ from typing import Protocol
 
 from allreduce.errors import PeerError, SystemCallError
 from allreduce.rendezvous.acceptor import Acceptor, EventLoop, close_all
-from allreduce.rendezvous.address import congestion_control, set_keepalive
+from allreduce.rendezvous.address import congestion_control, tune
 from allreduce.rendezvous.caller import Caller, Endpoint, NoAnswer, Refused
 from allreduce.rendezvous.handshake import Kind, Link, Session, answer
 
@@ -225,8 +225,7 @@ class Connector:
 
     def _welcome(self, link: Link, sock: socket.socket) -> None:
         peer = link.peer_of(self._rank)
-        if not self._loopback:
-            set_keepalive(sock, self._dead_after)
+        tune(sock, self._dead_after, self._loopback)
         if link.kind is Kind.REQUEST:
             self._take_request(peer, sock)
         else:
@@ -249,7 +248,6 @@ class Connector:
         if peer in self._connected:
             sock.close()
             return
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sockets = self._pairs.setdefault(peer, {})
         if lane in sockets:  # its caller has not heard that it was welcome
             sockets[lane].close()
