@@ -32,6 +32,12 @@ Known known(const std::exception_ptr& error) {
   }
 }
 
+// After another rank has failed a call ends within kSoon. Where nobody is left to tell, a rank that
+// only waits asks for a connection after a second, learns that nobody answers, and gives the reason
+// a second to come by way of others; it looks around every 50 ms.
+constexpr auto kSoon = std::chrono::milliseconds(600);
+constexpr auto kSoonAfar = std::chrono::milliseconds(2200);
+
 bool contains(const std::string& text, const std::string& part) {
   return text.find(part) != std::string::npos;
 }
@@ -125,7 +131,7 @@ void Life::check_time(const Rank::Made& made, int rank, Clock::time_point told) 
   check(*made.ended - deadline, std::chrono::seconds(1), "its deadline");
   if (told == Clock::time_point::max()) return;
   check(*made.ended - std::max(told, made.at),
-        std::chrono::milliseconds(scenario_.on_demand ? 2000 : 600) + 4 * scenario_.most_delay,
+        (scenario_.on_demand ? kSoonAfar : kSoon) + 4 * scenario_.most_delay,
         "another rank had failed");
 }
 
