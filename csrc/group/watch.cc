@@ -339,7 +339,7 @@ std::exception_ptr Watch::cause_of(const BrokenStream& broken, bool wait) {
     return std::current_exception();
   }
   const bool present = control_.presence(broken.rank) == ControlLinks::Presence::present;
-  if (present && !broken.unanswered && wait) return nullptr;
+  if (present && !broken.unanswered && wait && control_.any_open()) return nullptr;
   return std::make_exception_ptr(PeerError(
       broken.rank, fate_of(broken.rank, broken.unanswered) + " while rank " +
                        std::to_string(topology_.rank) + " needs it for " + broken.what()));

@@ -66,9 +66,7 @@ void ControlLinks::broadcast(ControlFrame frame) noexcept {
 
 void ControlLinks::receive(const std::function<void(int rank, const ControlFrame&)>& handle) {
   for (size_t i = 0; i < links_.size(); ++i) {
-    if (links_[i].channel && links_[i].presence == Presence::present) {
-      receive_from(static_cast<int>(i), links_[i], handle);
-    }
+    if (links_[i].open()) receive_from(static_cast<int>(i), links_[i], handle);
   }
 }
 
@@ -143,18 +141,18 @@ void ControlLinks::hear_gone(const ControlFrame& frame) {
 void ControlLinks::check_silence(double seconds) {
   for (size_t i = 0; i < links_.size(); ++i) {
     const Link& link = links_[i];
-    if (!link.channel || link.presence != Presence::present) continue;
+    if (!link.open()) continue;
     if (link.channel->seconds_unanswered() >= seconds) {
       note(static_cast<int>(i), Presence::lost);
     }
   }
 }
 
+bool ControlLinks::any_open() const { return std::ranges::any_of(links_, &Link::open); }
+
 void ControlLinks::poll_fds(std::vector<pollfd>& fds) const {
   for (const Link& link : links_) {
-    if (link.channel && link.presence == Presence::present && link.channel->fd() >= 0) {
-      fds.push_back({link.channel->fd(), POLLIN, 0});
-    }
+    if (link.open() && link.channel->fd() >= 0) fds.push_back({link.channel->fd(), POLLIN, 0});
   }
 }
 

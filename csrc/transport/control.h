@@ -70,6 +70,7 @@ class ControlLinks {
   void receive(const std::function<void(int rank, const ControlFrame&)>& handle);
   Presence presence(int rank) const { return links_[rank].presence; }
   bool anybody_gone() const { return anybody_gone_; }
+  bool any_open() const;  // whether anything can still come
   // Notes as lost whoever has left something unacknowledged for so long.
   void check_silence(double seconds);
   int lost() const { return lost_; }  // a rank whose host does not answer; -1 if there is none
@@ -83,6 +84,8 @@ class ControlLinks {
     bool writable = true;  // a partial write ends the sending direction: frames must stay whole
     size_t filled = 0;
     std::array<std::byte, sizeof(ControlFrame)> buffer;
+
+    bool open() const { return channel && presence == Presence::present; }
   };
   void receive_from(int rank, Link& link,
                     const std::function<void(int rank, const ControlFrame&)>& handle);
