@@ -6,6 +6,10 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+Array = npt.NDArray[Any]
+Bounds = int | Sequence[int]
+Ports = Sequence[tuple[int, int, float]]
+
 class Chunks:
     any: ClassVar[Chunks]
     per_rank: ClassVar[Chunks]
@@ -85,7 +89,7 @@ class Program:
     def __len__(self) -> int: ...
 
 def even_bounds(count: int, num_chunks: int) -> list[int]: ...
-def lower(schedule: Schedule, rank: int, bounds: int | Sequence[int], segment: int) -> Program: ...
+def lower(schedule: Schedule, rank: int, bounds: Bounds, segment: int) -> Program: ...
 
 class Link:
     def __init__(self, alpha: float, beta: float, overhead: float = 0.0) -> None: ...
@@ -118,28 +122,20 @@ class Simulation:
     def timeline(self) -> npt.NDArray[np.void]: ...
 
 def simulate(
-    schedule: Schedule,
-    bounds: int | Sequence[int],
-    element_size: int,
-    segment: int,
-    network: Network,
+    schedule: Schedule, bounds: Bounds, element_size: int, segment: int, network: Network
 ) -> Simulation: ...
 def reduce(
-    dst: npt.NDArray[Any],
-    src: npt.NDArray[Any],
-    dtype: str,
-    op: str = "sum",
-    instruction_set: str = "",
+    dst: Array, src: Array, dtype: str, op: str = "sum", instruction_set: str = ""
 ) -> None: ...
 def reduce_many(
-    outs: Sequence[npt.NDArray[Any]],
-    sources: Sequence[npt.NDArray[Any]],
+    outs: Sequence[Array],
+    sources: Sequence[Array],
     dtype: str,
     op: str = "sum",
     divisor: int = 1,
     instruction_set: str = "",
 ) -> None: ...
-def divide(data: npt.NDArray[Any], dtype: str, divisor: int, instruction_set: str = "") -> None: ...
+def divide(data: Array, dtype: str, divisor: int, instruction_set: str = "") -> None: ...
 def instruction_set() -> str: ...
 def instruction_sets() -> list[str]: ...
 
@@ -395,6 +391,9 @@ def find_nccl(nccl_lib: str, wheels: Sequence[str]) -> NcclLibrary: ...
 def nccl_unique_id(library: NcclLibrary) -> bytes: ...
 def set_exiting() -> None: ...
 def arena_bytes(local_size: int, lanes: int) -> int: ...
+def run_switch(
+    *, ports: Ports, delay: float, jitter: float, loss: float, queue: int, seed: int, stop: int
+) -> dict[str, float]: ...
 
 source_hash: str
 testing: Any

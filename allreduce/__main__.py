@@ -3,6 +3,7 @@
 COMMANDS = {
     "allreduce.bench": "measures collectives on a cluster of yours, or here with --ranks 4",
     "allreduce.tune": "measures the ranks of a job thoroughly, and writes a tuning file",
+    "allreduce.emulate": "runs a command on hosts of an emulated network, with a rate and a delay",
     "allreduce.show": "draws a schedule: python -m allreduce.show halving_doubling 6",
     "allreduce.cuda": "says what GPUs were found, and what would be chosen for them",
     "trainer.run": "trains ResNet-50: python -m trainer.run --algo halving_doubling",

@@ -27,7 +27,8 @@ ARROWS = {
     "nccl": {"base"},
     "group": {"engine", "local", "transport", "device"},
     "cuda": {"group", "engine", "reduce", "device", "base"},
-    "python": {"cuda", "group", "nccl", "analysis"},
+    "emulation": {"base"},
+    "python": {"cuda", "group", "nccl", "analysis", "emulation"},
     "torch": {"group"},
 }
 # What a package or module of allreduce may import besides itself, when it is imported.
@@ -42,6 +43,7 @@ PACKAGES = {
     "show": {"schedules"},
     "bench": {"commands"},
     "tune": {"commands"},
+    "emulate": {"commands"},
     "optim": {"cuda"},
     "torch": {"commands", "optim"},
 }
@@ -84,7 +86,7 @@ PUBLIC = {
     "allreduce.commands.parent_death",
 }
 IN_NO_PACKAGE = {"__init__"}
-MARKERS = {"__main__.py", "py.typed"}  # what Python and type checkers ask for by name
+MARKERS = {"__main__.py", "py.typed", "_C.pyi"}  # what Python and type checkers ask for by name
 MOST_ENTRIES = 14  # at the top of each
 MOST_FLOORS = 8
 BACKEND = "torch/backend.cc"

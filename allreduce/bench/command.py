@@ -23,6 +23,7 @@ and between nodes.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -37,6 +38,7 @@ from allreduce.commands.run_on_ranks import InitArguments, run_command
 from allreduce.communicator.communicator import Communicator
 from allreduce.communicator.init import init
 from allreduce.errors import UsageError
+from allreduce.rendezvous.launcher_environment import EMULATED
 
 __all__ = ["main"]
 
@@ -95,8 +97,10 @@ def _report(comm: Communicator, options: Options) -> int:
     mean = sum(row.busbw_gbps for row in rows) / len(rows)
     print(f"# Avg bus bandwidth    : {mean:g}")
     if options.json is not None:
+        emulated = os.environ.get(EMULATED)
         whole = {
-            "label": "MEASURED",
+            "label": "EMULATED" if emulated else "MEASURED",
+            "emulated": emulated,
             "options": {**asdict(options), "json": str(options.json)},
             "job": asdict(job),
             "rows": [asdict(row) for row in rows],
@@ -107,7 +111,9 @@ def _report(comm: Communicator, options: Options) -> int:
 
 
 def _head(options: Options, job: Job) -> list[str]:
-    lines = [f"allreduce.bench: {options.collective}, MEASURED on this job's ranks", *job.lines()]
+    emulated = os.environ.get(EMULATED)
+    label = f"EMULATED: {emulated}" if emulated else "MEASURED on this job's ranks"
+    lines = [f"allreduce.bench: {options.collective}, {label}", *job.lines()]
     lines.append(
         "time: of a call after a barrier, the maximum over the ranks by their own clocks; "
         f"{options.calls_in_words}, after {options.warmup_iters}"

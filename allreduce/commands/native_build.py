@@ -27,7 +27,7 @@ from types import ModuleType
 
 CORE_DIRS = (
     *("base", "schedule", "program", "analysis", "reduce", "transport", "local", "engine"),
-    *("device", "group", "nccl", "python"),
+    *("device", "group", "nccl", "emulation", "python"),
 )
 CUDA_BINDINGS = ("python/cuda.cc", "python/cuda_kernels.cc")
 BACKEND = "torch/backend.cc"

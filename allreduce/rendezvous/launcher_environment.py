@@ -15,7 +15,9 @@ from allreduce.errors import Timeout, UsageError
 from allreduce.rendezvous.store import MemoryStore, PrefixStore, Store
 from allreduce.rendezvous.tcp_store import TcpStore
 
-__all__ = ["Launch", "detect_launch", "first_host", "open_store"]
+__all__ = ["EMULATED", "Launch", "detect_launch", "first_host", "open_store"]
+
+EMULATED = "ALLREDUCE_EMULATED"  # set where the network is emulated: which, in words
 
 # Below the range from which the kernel takes ephemeral ports.
 _PORT_BASE, _PORT_COUNT = 15000, 15000

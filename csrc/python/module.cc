@@ -17,4 +17,5 @@ PYBIND11_MODULE(_C, m) {
   hier::register_group(m);
   hier::register_nccl(m);
   hier::register_optimizer(m);
+  hier::register_emulation(m);
 }

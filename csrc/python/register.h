@@ -14,5 +14,6 @@ void register_device(pybind11::module_& m);
 void register_group(pybind11::module_& m);
 void register_nccl(pybind11::module_& m);
 void register_optimizer(pybind11::module_& m);
+void register_emulation(pybind11::module_& m);
 
 }  // namespace hier
