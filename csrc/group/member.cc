@@ -149,7 +149,9 @@ bool Member::look(Clock::time_point now, Arrivals arrivals) {
 
 bool Member::investigate(Clock::time_point now) {
   if (!suspicion_->until) {
-    suspicion_->until = now + (watch_.hears_of_all() ? kCauseWait : kCauseWaitAfar);
+    const auto patience = watch_.hears_of_all() ? kCauseWait : kCauseWaitAfar;
+    const auto in_time = std::max(now + kCauseWait, watch_.first_deadline());
+    suspicion_->until = std::min(now + patience, in_time);
   }
   const int rank = suspicion_->broken.rank;
   const auto cause = watch_.cause_of(suspicion_->broken, now < *suspicion_->until);

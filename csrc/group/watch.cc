@@ -150,6 +150,13 @@ bool Watch::has_entered(int rank, uint32_t run) const {
   return rank == topology_.rank || (entered != entered_.end() && entered->second >= run);
 }
 
+Clock::time_point Watch::first_deadline() const {
+  auto first = Clock::time_point::max();
+  lanes_.for_each_run([&](const Run& run) { first = std::min(first, run.deadline); });
+  for (const auto& transfer : messages_.unfinished()) first = std::min(first, transfer->deadline);
+  return first;
+}
+
 void Watch::check_deadlines(Clock::time_point now) const {
   lanes_.for_each_run([&](const Run& run) {
     if (now >= run.deadline) time_out(run);

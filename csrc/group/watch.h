@@ -45,7 +45,8 @@ class Watch {
   bool hears_of_all() const { return !control_.sparse(); }  // by links of its own
   // Of a rank that is gone: nobody who knows how was left to tell this one.
   bool unknown(int rank) const;
-  bool may_have_left(int rank) const;  // in order
+  bool may_have_left(int rank) const;        // in order
+  Clock::time_point first_deadline() const;  // of what is in flight
 
   void tell(const ControlFrame& frame) noexcept { control_.broadcast(frame); }  // from any thread
   // Says goodbye. Returns what another rank has said last that no call has met; "" if nothing.
