@@ -1,9 +1,11 @@
-"""The cost model: what an allreduce takes on links of given alpha, beta and gamma.
+"""The cost model: what an allreduce takes on links of given alpha, overhead, beta and gamma.
 
 alpha is seconds per message, beta seconds per byte sent, gamma seconds per byte reduced. A round of
 a schedule takes what its busiest rank needs for its messages, in or out, and for its reductions
-(Hockney's model, as in Thakur, Rabenseifner and Gropp 2005), but that the rounds of a long message
-overlap, segment by segment: all but its first segment take what its busiest rank needs in all.
+(Hockney's model, as in Thakur, Rabenseifner and Gropp 2005). Where a rank has several messages in a
+round, alpha is that of one, and each further one takes the overhead: they are under way at the same
+time (LogP; Culler et al. 1993). The rounds of a long message overlap, segment by segment: all but
+its first segment take what its busiest rank needs in all.
 Where ranks share cores, nothing takes less than the work of all of them by the number of cores.
 docs/tuning.md has the formulas.
 """
@@ -25,6 +27,7 @@ __all__ = [
     "LOCAL_STAGE",
     "NETWORK",
     "SHARED_MEMORY",
+    "Demand",
     "Layout",
     "Link",
     "distinct_algorithms",
@@ -40,18 +43,48 @@ _SYNCHRONISATIONS = 2  # of the local stage: contributions are there, shards are
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """How fast ranks exchange messages: seconds per message, per byte, per byte reduced."""
+    """How fast ranks exchange messages: seconds per message, per byte, per byte reduced.
+
+    overhead: seconds for each further message of a rank in a round; None: alpha.
+    """
 
     alpha: float
     beta: float
     gamma: float
+    overhead: float | None = None
+
+    def seconds(self, demand: Demand) -> float:
+        """Return what a critical path takes."""
+        further = self.alpha if self.overhead is None else self.overhead
+        return (
+            demand.rounds * self.alpha
+            + demand.further_messages * further
+            + demand.sent * self.beta
+            + demand.reduced * self.gamma
+        )
 
     def __str__(self) -> str:
-        """Return the three figures in the units that people use."""
+        """Return the figures in the units that people use."""
+        further = (
+            "" if self.overhead is None else f"overhead {self.overhead * 1e6:.1f} us/message, "
+        )
         return (
-            f"alpha {self.alpha * 1e6:.1f} us/message, beta {self.beta * 1e9:.3f} ns/B, "
+            f"alpha {self.alpha * 1e6:.1f} us/message, {further}beta {self.beta * 1e9:.3f} ns/B, "
             f"gamma {self.gamma * 1e9:.3f} ns/B"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What the critical path of an allreduce asks of a class of links.
+
+    further_messages: of the busiest rank of each round, besides one. sent, reduced: bytes.
+    """
+
+    rounds: float
+    further_messages: float
+    sent: float
+    reduced: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,18 +131,19 @@ class Layout:
         most = min(self.nodes)
         return 1 if self.local == "reduce_bcast" else min(self.rails or most, most)
 
-    def demands(self, algorithm: str, nbytes: int) -> dict[str, tuple[float, float, float]]:
-        """Return (messages, bytes sent, bytes reduced) of the critical path by class of links."""
-        found: dict[str, tuple[float, float, float]] = {}
+    def demands(self, algorithm: str, nbytes: int) -> dict[str, Demand]:
+        """Return what the critical path demands, by class of links."""
+        found: dict[str, Demand] = {}
         if self.has_local_stage:
             others = nbytes * (1 - 1 / max(self.nodes))
-            found[LOCAL_STAGE] = (float(_SYNCHRONISATIONS), 2 * others, others)
+            found[LOCAL_STAGE] = Demand(_SYNCHRONISATIONS, 0, 2 * others, others)
         if self.ranks_of_schedule > 1:
             path = _path(algorithm, self.ranks_of_schedule, self.ranks_per_core)
             shard = nbytes / self.shards
             first = min(shard, self.segment_bytes)
-            found[self.schedule_link] = (
-                path.messages,
+            found[self.schedule_link] = Demand(
+                path.rounds,
+                path.further_messages,
                 path.sent.of(first, shard),
                 path.reduced.of(first, shard),
             )
@@ -118,8 +152,7 @@ class Layout:
     def predict(self, algorithm: str, nbytes: int, links: Mapping[str, Link]) -> float:
         """Return the predicted seconds of an allreduce of `nbytes`; KeyError without its links."""
         return sum(
-            messages * links[kind].alpha + sent * links[kind].beta + reduced * links[kind].gamma
-            for kind, (messages, sent, reduced) in self.demands(algorithm, nbytes).items()
+            links[kind].seconds(demand) for kind, demand in self.demands(algorithm, nbytes).items()
         )
 
     def seconds_per_byte(self, algorithm: str, links: Mapping[str, Link]) -> float:
@@ -149,7 +182,8 @@ class _Volume:
 
 @dataclass(frozen=True, slots=True)
 class _Path:
-    messages: float
+    rounds: int
+    further_messages: float
     sent: _Volume
     reduced: _Volume
 
@@ -178,7 +212,9 @@ def _path(algorithm: str, num_ranks: int, ranks_per_core: float) -> _Path:
     def volume(work: npt.NDArray[np.float64]) -> _Volume:
         return _Volume(sum(map(busiest, work)), busiest(work.sum(axis=0)))
 
-    return _Path(volume(messages).by_round, volume(sent), volume(reduced))
+    rounds = len(schedule.rounds)
+    further = volume(messages).by_round - rounds
+    return _Path(rounds, further, volume(sent), volume(reduced))
 
 
 @lru_cache(maxsize=64)

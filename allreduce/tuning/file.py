@@ -148,8 +148,9 @@ class _Table:
 
 
 def _link(table: _Table) -> Link:
-    table.only("alpha", "beta", "gamma")
-    return Link(table.seconds("alpha"), table.seconds("beta"), table.seconds("gamma"))
+    table.only("alpha", "overhead", "beta", "gamma")
+    overhead = table.seconds("overhead") if "overhead" in table.values else None
+    return Link(table.seconds("alpha"), table.seconds("beta"), table.seconds("gamma"), overhead)
 
 
 def _layout(table: _Table) -> LayoutTuning:
@@ -200,6 +201,8 @@ def _lines(tuning: Tuning, made: str) -> Iterator[str]:
     for kind, link in tuning.links.items():
         yield f"\n[links.{kind}]"
         yield f"alpha = {link.alpha!r}  # seconds a message"
+        if link.overhead is not None:
+            yield f"overhead = {link.overhead!r}  # seconds a further message of a round"
         yield f"beta = {link.beta!r}  # seconds a byte"
         yield f"gamma = {link.gamma!r}  # seconds a byte reduced"
     for tuned in tuning.layouts:

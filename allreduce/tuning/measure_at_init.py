@@ -37,6 +37,8 @@ _EFFORT = TimeBudget(seconds=0.06, least_turns=2, most_turns=32)
 _EFFORT_ALONE = TimeBudget(
     seconds=0.04, least_turns=2, most_turns=6
 )  # nothing to choose: figures only
+_EFFORT_ONCE = TimeBudget(seconds=0.0, least_turns=1, most_turns=2)
+_BYTES_THAT_COUNT = 256 << 10
 _CALLS_LEAST = 7  # of each algorithm at a size
 _CATCHES_UP = 1.01  # an algorithm that sends so much more than the least never does at large sizes
 _LOST = 1.6  # times the fastest
@@ -53,7 +55,7 @@ def measure(comm: Communicator) -> Tuning:
     field = allreduce_contestants(layout)
     effort = _EFFORT if len(field.sent) > 1 else _EFFORT_ALONE
     times = size_sweep(comm, field, _SIZES, effort, _BUDGET)
-    links = fit(comm, times)
+    links = fit(comm, _with_bytes(comm, field, times))
     rows = decide(times, slopes(layout, times, links))
     choices = {} if layout.ranks_of_schedule == 1 else {"allreduce": rows}
     tuned = LayoutTuning(
@@ -77,8 +79,24 @@ def allreduce_contestants(layout: Layout) -> Contestants:
     demands = {name: layout.demands(name, _LARGE).get(layout.schedule_link) for name in names}
     return Contestants(
         collective="allreduce",
-        sent={name: found[1] if found else 0.0 for name, found in demands.items()},
+        sent={name: found.sent if found else 0.0 for name, found in demands.items()},
     )
+
+
+def _with_bytes(comm: Communicator, field: Contestants, times: Times) -> Times:
+    """Return times that tell beta: on a slow network the sweep ends where a message costs all.
+
+    Of those that send the least, the one that was fastest is timed once more. It is no time to
+    choose by: the others have none at this size.
+    """
+    if max(points[-1][0] for points in times.values()) >= _BYTES_THAT_COUNT:
+        return times
+    lean = [name for name in times if field.sent[name] <= _CATCHES_UP * min(field.sent.values())]
+    name = min(lean, key=lambda name: times[name][-1][1])
+    buffer = np.zeros(_BYTES_THAT_COUNT // 4, np.float32)
+    call = call_of(comm, field.collective, buffer, _BYTES_THAT_COUNT, name)
+    seconds, _ = time_alternating(comm, {name: call}, _EFFORT_ONCE)
+    return {**times, name: (*times[name], (_BYTES_THAT_COUNT, seconds[name]))}
 
 
 def size_sweep(
@@ -136,17 +154,16 @@ def fit(comm: Communicator, times: Times) -> dict[str, Link]:
     kinds = list(layout.demands(next(iter(times)), 0))
     figures = _figures(layout, kinds, times, float(gamma[0]))
     comm.broadcast(figures, root=0)  # two machines may round differently
-    pairs = figures.reshape(-1, 2)
     return {
-        kind: Link(float(alpha), float(beta), float(gamma[0]))
-        for kind, (alpha, beta) in zip(kinds, pairs, strict=True)
+        kind: Link(float(alpha), float(beta), float(gamma[0]), float(overhead))
+        for kind, (alpha, overhead, beta) in zip(kinds, figures.reshape(-1, 3), strict=True)
     }
 
 
 def _figures(
     layout: Layout, kinds: Sequence[str], times: Times, gamma: float
 ) -> npt.NDArray[np.float64]:
-    """Return alpha and beta of each class in a row; relative errors count."""
+    """Return alpha, overhead and beta of each class in a row; relative errors count."""
     rows, left = [], []
     for name, points in times.items():
         for nbytes, seconds in points:
@@ -154,10 +171,10 @@ def _figures(
             row: list[float] = []
             reducing = 0.0
             for kind in kinds:
-                messages, sent, reduced = demands[kind]
-                row += [messages / seconds, sent / seconds]
-                reducing += reduced * gamma
-            rows.append(row)
+                demand = demands[kind]
+                row += [demand.rounds, demand.further_messages, demand.sent]
+                reducing += demand.reduced * gamma
+            rows.append([figure / seconds for figure in row])
             left.append(max(0.0, 1 - reducing / seconds))
     return _nonnegative(np.array(rows), np.array(left))
 

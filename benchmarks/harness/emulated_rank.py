@@ -51,7 +51,7 @@ class Rank:
         if verb == "link":
             link = self._comm.link
             assert link is not None
-            return np.array([link.alpha, link.beta, link.gamma]).tobytes()
+            return np.array([link.alpha, link.beta, link.gamma, link.overhead]).tobytes()
         algorithm, nbytes, _, _, warm_up, calls, check = rest
         return self._measure(algorithm, int(nbytes), int(warm_up), int(calls), check == "1")
 

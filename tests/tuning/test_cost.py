@@ -83,3 +83,16 @@ def test_algorithms_of_the_same_moves_are_one() -> None:
     five = distinct_of(5)
     assert five["ring"] == "ring" != five["halving_doubling"]
     assert five["torus"] == "ring"  # five ranks are a torus of one ring
+
+
+def test_further_messages_of_a_round_take_the_overhead() -> None:
+    link = Link(alpha=1e-2, beta=1e-9, gamma=0.0, overhead=1e-5)
+    for p in (4, 8, 32):
+        volume = 2 * (p - 1) / p * N * link.beta
+        direct = 2 * (1e-2 + (p - 2) * 1e-5) + volume
+        assert predict("direct", p, N, link) == pytest.approx(direct)
+        ring = 2 * (p - 1) * 1e-2 + volume  # one message each round
+        assert predict("ring", p, N, link) == pytest.approx(ring)
+    # A core with several ranks is alpha behind once; further messages are its work.
+    crowded = predict("ring", 4, 0, link, ranks_per_core=2.0)
+    assert crowded == pytest.approx(6 * (1e-2 + 1e-5))

@@ -57,14 +57,14 @@ def test_a_part_of_a_measured_group_is_not_measured_again() -> None:
 
 def test_the_figures_of_a_model_are_found_again() -> None:
     layout = Layout(node_of_rank=(0, 0, 1, 1, 2, 2, 3, 3))
-    links = {LOCAL_STAGE: Link(3e-6, 2e-10, 1e-11), NETWORK: Link(2e-5, 1e-9, 1e-11)}
+    links = {LOCAL_STAGE: Link(3e-6, 2e-10, 1e-11), NETWORK: Link(2e-5, 1e-9, 1e-11, 4e-6)}
     sizes = (1 << 10, 1 << 16, 1 << 22)
     times = {
         name: tuple((n, layout.predict(name, n, links)) for n in sizes)
-        for name in ("ring", "halving_doubling", "recursive_doubling")
+        for name in ("ring", "halving_doubling", "recursive_doubling", "direct")
     }
     found = measure_at_init._figures(layout, [LOCAL_STAGE, NETWORK], times, 1e-11)
-    assert found == pytest.approx([3e-6, 2e-10, 2e-5, 1e-9])
+    assert found == pytest.approx([3e-6, 0, 2e-10, 2e-5, 4e-6, 1e-9])
 
 
 def test_no_figure_is_negative() -> None:
