@@ -6,7 +6,7 @@ What is missing is an absence with its reason, which the tables show.
 from __future__ import annotations
 
 import functools
-import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -36,7 +36,8 @@ def compiled(
     """
     output = BUILT / f"{Path(source).stem}-{suffix or compiler}"
     BUILT.mkdir(parents=True, exist_ok=True)
-    unfinished = output.with_suffix(f".{os.getpid()}")
+    # By no process id: emulated hosts count processes alike.
+    unfinished = output.with_suffix(f".{secrets.token_hex(4)}")
     command = [compiler, *_FLAGS, *flags, "-o", str(unfinished), str(SOURCES / source), *libraries]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     if done.returncode != 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import secrets
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,7 +136,8 @@ def _write(file: Path, stamp: str, index: FolderIndex) -> None:
         **{f"{split}_names": names for split, names in index.names.items()},
         **{f"{split}_labels": labels for split, labels in index.labels.items()},
     }
-    part = file.with_name(f"{file.name}.{os.getpid()}")
+    # By no process id: two hosts that share the folder may have given the same one.
+    part = file.with_name(f"{file.name}.{secrets.token_hex(4)}")
     with contextlib.suppress(OSError):  # no room, or no right to write: the next run lists again
         file.parent.mkdir(parents=True, exist_ok=True)
         with part.open("wb") as stream:
