@@ -22,6 +22,7 @@ _IFREQ = struct.Struct("16s24x")
 _ANY_HOST = "198.51.100.1"  # a documentation address: asking for the route to it sends nothing
 _CONGESTION_DIR = Path("/proc/sys/net/ipv4")
 _CONGESTION_NAME_MAX = 16
+_UNSENT_BYTES = 512 << 10  # that wait in the kernel: some time for a wake-up on a fast network
 _DEAD_AFTER = 4.0  # seconds: with what it takes to tell all ranks, less than 5
 _DEAD_AFTER_MIN, _DEAD_AFTER_MAX = 2, 86400
 
@@ -186,6 +187,8 @@ def tune(sock: socket.socket, dead_after: float, loopback: bool) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if not loopback:
         set_keepalive(sock, dead_after)
+        # What is in the kernel is no longer ours to order: a later round would share the rate.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
 
 
 def set_keepalive(sock: socket.socket, dead_after: float) -> None:

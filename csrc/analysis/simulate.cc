@@ -244,7 +244,7 @@ Simulation simulate(const Schedule& schedule, std::span<const size_t> bounds, si
                     size_t segment, const Network& network) {
   std::vector<Program> programs;
   for (int rank = 0; rank < schedule.world_size; ++rank)
-    programs.push_back(lower(schedule, rank, bounds, segment));
+    programs.push_back(lower(schedule, rank, bounds, segment, network.node_of));
   return simulate(programs, element_size, network);
 }
 

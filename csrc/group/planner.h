@@ -35,7 +35,7 @@ class Planner {
       : config_(config),
         topology_(topology),
         slot_bytes_(slot_bytes),
-        programs_(topology, config.segment_bytes) {}
+        programs_(topology, config.segment_bytes, config.one_host) {}
 
   // The run of a call that is made now, by these and the call's own deadlines (seconds).
   std::unique_ptr<Run> make_run(Call call, Clock::time_point now, double timeout);

@@ -2,6 +2,7 @@
 #include "group/programs.h"
 
 #include <algorithm>
+#include <numeric>
 #include <span>
 #include <stdexcept>
 
@@ -125,13 +126,25 @@ std::shared_ptr<const Program> Programs::lowered(
   return programs_.emplace(key, std::move(program)).first->second;
 }
 
+std::vector<int> Programs::machine_of_rank() const {
+  if (one_host_) return std::vector<int>(topology_.node_of_rank.size(), 0);
+  return topology_.node_of_rank;
+}
+
+std::vector<int> Programs::machine_of_node() const {
+  std::vector<int> machines(static_cast<size_t>(topology_.num_nodes), 0);
+  if (!one_host_) std::iota(machines.begin(), machines.end(), 0);
+  return machines;
+}
+
 std::shared_ptr<const Program> Programs::full(const Call& call, const Named& schedule) {
   const Schedule& s = *schedule.schedule;
   const auto bounds = info(call.collective).chunks == Chunks::per_rank
                           ? parts_of(call.bounds, call.count, topology_.world_size)
                           : even_bounds(call.count, s.num_chunks);
-  return lowered(name_of(call.collective), schedule, size_of(call.dtype), bounds, call.root,
-                 [&](size_t segment) { return lower(s, topology_.rank, bounds, segment); });
+  return lowered(
+      name_of(call.collective), schedule, size_of(call.dtype), bounds, call.root,
+      [&](size_t segment) { return lower(s, topology_.rank, bounds, segment, machine_of_rank()); });
 }
 
 std::shared_ptr<const Program> Programs::alltoall(const Named& schedule, size_t element_bytes,
@@ -151,7 +164,7 @@ std::shared_ptr<const Program> Programs::alltoall(const Named& schedule, size_t 
         bounds.push_back(bounds.back() + size);
       }
     }
-    Program program = lower(*schedule.schedule, me, bounds, segment);
+    Program program = lower(*schedule.schedule, me, bounds, segment, machine_of_rank());
     for (size_t i = 0; i < program.num_steps(); ++i) {
       Step& step = program.steps[i];
       const size_t place = step.kind == StepKind::send ? in[step.peer] : out[step.peer];
@@ -186,7 +199,8 @@ std::shared_ptr<const Program> Programs::rail(const Named& schedule, size_t coun
                                               size_t element_bytes) {
   const Schedule& s = *schedule.schedule;
   return lowered("rail", schedule, element_bytes, {count}, 0, [&](size_t segment) {
-    Program program = lower(s, topology_.node, even_bounds(count, s.num_chunks), segment);
+    Program program =
+        lower(s, topology_.node, even_bounds(count, s.num_chunks), segment, machine_of_node());
     const std::vector<int> ranks = topology_.rail(topology_.local_rank);
     for (size_t i = 0; i < program.num_steps(); ++i) {
       program.steps[i].peer = ranks[program.steps[i].peer];

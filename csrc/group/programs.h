@@ -30,9 +30,10 @@ struct Named {
 
 class Programs {
  public:
-  // Steps carry at most segment_bytes. The topology outlives this object.
-  Programs(const Topology& topology, size_t segment_bytes)
-      : topology_(topology), segment_bytes_(segment_bytes) {}
+  // Steps carry at most segment_bytes. one_host: no network card is between the ranks. The topology
+  // outlives this object.
+  Programs(const Topology& topology, size_t segment_bytes, bool one_host)
+      : topology_(topology), segment_bytes_(segment_bytes), one_host_(one_host) {}
 
   // A schedule of the user's, for all ranks or for as many as there are nodes; its root is a rank,
   // or a node. Takes the place of one of that name and root, and of all of that name and another
@@ -64,11 +65,16 @@ class Programs {
                                          int root,
                                          const std::function<Program(size_t segment)>& lower);
 
+  // The machine of each rank, or of each node of a rail: what goes to others passes a network card.
+  std::vector<int> machine_of_rank() const;
+  std::vector<int> machine_of_node() const;
+
   // By collective, name, ranks and root.
   using Schedules = std::map<std::tuple<Collective, std::string, int, int>, Named>;
 
   const Topology& topology_;
   const size_t segment_bytes_;
+  const bool one_host_;
   mutable std::mutex mutex_;  // guards what follows
   Schedules own_;             // the user's
   Schedules schedules_;       // a user's fingerprint is part of the name

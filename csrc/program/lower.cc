@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "program/program.h"
 
@@ -50,9 +51,11 @@ class Dependencies {
       : writer_(num_cells, kNone), last_reader_(num_cells, kNone) {}
 
   // A reader waits for the writer; a writer waits for the readers since, and with them for the
-  // writer before. Returns how many steps `step` waits for.
-  uint32_t add(uint32_t step, bool writes, size_t first_cell, size_t end_cell) {
+  // writer before. `earlier`, unless it is kNone, is one more to wait for. Returns how many steps
+  // `step` waits for.
+  uint32_t add(uint32_t step, bool writes, size_t first_cell, size_t end_cell, uint32_t earlier) {
     const size_t first_edge = edges_.size();
+    if (earlier != kNone) edges_.push_back({earlier, step});
     for (size_t cell = first_cell; cell < end_cell; ++cell) {
       const bool was_read = last_reader_[cell] != kNone;
       if (writer_[cell] != kNone && !(writes && was_read)) edges_.push_back({writer_[cell], step});
@@ -72,6 +75,8 @@ class Dependencies {
     return static_cast<uint32_t>(edges_.size() - first_edge);
   }
 
+  uint32_t writer(size_t cell) const { return writer_[cell]; }
+
   std::vector<Edge> sorted_edges() && {
     std::sort(edges_.begin(), edges_.end());
     return std::move(edges_);
@@ -88,23 +93,52 @@ class Dependencies {
 
 class Lowering {
  public:
-  Lowering(std::span<const size_t> bounds, size_t segment)
-      : segment_(segment), cells_(bounds, segment), dependencies_(cells_.size()) {}
+  Lowering(int rank, std::span<const size_t> bounds, size_t segment,
+           std::span<const int> machine_of_rank)
+      : rank_(rank),
+        segment_(segment),
+        machine_of_rank_(machine_of_rank),
+        cells_(bounds, segment),
+        dependencies_(cells_.size()) {}
+
+  // To be called before the moves of a round. What came in a round leaves for other machines when
+  // all has left for there that goes out in that round, whichever the peers: all of it passes one
+  // network card, and a peer gets a round's data later if those of the next take a part of the
+  // rate. (A tree sends one thing to several peers, in turns.)
+  void begin_round(const Round& round) {
+    earlier_send_ = kNone;
+    if (last_send_ == kNone) return;
+    const int last_round = program_.steps[last_send_].round;
+    for (const Move& move : round) {
+      if (move.src != rank_ || !is_elsewhere(move.dst)) continue;
+      for (size_t cell = cells_.first_of(move.lo); cell < cells_.first_of(move.hi); ++cell) {
+        const uint32_t writer = dependencies_.writer(cell);
+        if (writer == kNone || program_.steps[writer].round < last_round) continue;
+        earlier_send_ = last_send_;
+        return;
+      }
+    }
+  }
 
   // Neighbouring cells share a step as long as it stays within the segment.
   void emit(StepKind kind, int peer, const Move& move, int round) {
-    const size_t end = cells_.first_of(move.hi);
-    for (size_t cell = cells_.first_of(move.lo); cell < end;) {
+    const size_t begin = cells_.first_of(move.lo), end = cells_.first_of(move.hi);
+    const bool leaves = kind == StepKind::send && begin < end && is_elsewhere(peer);
+    uint32_t earlier = leaves ? earlier_send_ : kNone;
+    if (earlier != kNone && program_.steps[earlier].peer == peer) earlier = kNone;  // in its queue
+    for (size_t cell = begin; cell < end;) {
       size_t stop = cell + 1;
       while (stop < end && cells_.begin(stop + 1) - cells_.begin(cell) <= segment_) ++stop;
       Step step{kind, peer, cells_.begin(cell), cells_.begin(stop) - cells_.begin(cell)};
       const auto id = static_cast<uint32_t>(program_.steps.size());
-      step.waits = dependencies_.add(id, kind != StepKind::send, cell, stop);
+      step.waits =
+          dependencies_.add(id, kind != StepKind::send, cell, stop, std::exchange(earlier, kNone));
       step.round = round;
       step.chunk = cells_.chunk_of(cell);
       program_.steps.push_back(step);
       cell = stop;
     }
+    if (leaves) last_send_ = size32(program_.steps) - 1;
   }
 
   Program finish(int world_size) && {
@@ -115,6 +149,10 @@ class Lowering {
   }
 
  private:
+  bool is_elsewhere(int peer) const {
+    return machine_of_rank_.empty() || machine_of_rank_[peer] != machine_of_rank_[rank_];
+  }
+
   template <class T>
   static uint32_t size32(const std::vector<T>& values) {
     return static_cast<uint32_t>(values.size());
@@ -158,10 +196,14 @@ class Lowering {
       program_.order[fill[queue_index(program_.steps[id])]++] = id;
   }
 
-  size_t segment_;
+  const int rank_;
+  const size_t segment_;
+  const std::span<const int> machine_of_rank_;
   Cells cells_;
   Dependencies dependencies_;
   Program program_;
+  uint32_t earlier_send_ = kNone;  // to another node, for which this round's sends wait
+  uint32_t last_send_ = kNone;     // to another node: the last step of the last move
 };
 
 void check_arguments(const Schedule& schedule, int rank, std::span<const size_t> bounds,
@@ -193,11 +235,13 @@ std::vector<size_t> even_bounds(size_t count, int num_chunks) {
   return bounds;
 }
 
-Program lower(const Schedule& schedule, int rank, std::span<const size_t> bounds, size_t segment) {
+Program lower(const Schedule& schedule, int rank, std::span<const size_t> bounds, size_t segment,
+              std::span<const int> machine_of_rank) {
   check_arguments(schedule, rank, bounds, segment);
-  Lowering lowering(bounds, segment);
+  Lowering lowering(rank, bounds, segment, machine_of_rank);
   int index = 0;
   for (const Round& round : schedule.rounds) {  // sends first: a round reads before it writes
+    lowering.begin_round(round);
     for (const Move& move : round)
       if (move.src == rank) lowering.emit(StepKind::send, move.dst, move, index);
     for (const Move& move : round)

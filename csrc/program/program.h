@@ -47,6 +47,9 @@ std::vector<size_t> even_bounds(size_t count, int num_chunks);
 // Where a rank sends a chunk and adds to it in one round (recursive_doubling, dissemination), the
 // receive waits for the send of the same elements, so that channels must hold a whole step. All
 // other schedules of build() run on channels of any capacity.
-Program lower(const Schedule& schedule, int rank, std::span<const size_t> bounds, size_t segment);
+// machine_of_rank: what goes to other machines leaves in the order of rounds; empty: each rank has
+// one of its own.
+Program lower(const Schedule& schedule, int rank, std::span<const size_t> bounds, size_t segment,
+              std::span<const int> machine_of_rank = {});
 
 }  // namespace hier

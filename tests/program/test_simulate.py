@@ -180,6 +180,31 @@ def test_a_slower_network_is_never_faster():
     assert times[-1] > times[0]
 
 
+@pytest.mark.parametrize("p", [4, 8, 16, 32])
+@pytest.mark.parametrize("algorithm", ["halving_doubling", "ring", "circulant", "torus"])
+def test_segments_cost_nothing_where_all_links_are_busy(algorithm, p):
+    """What leaves a rank leaves in the order of rounds, whoever the peers are."""
+    nbytes = 16 << 20
+    timeline = simulate(
+        by_name(algorithm, p),
+        nbytes // ELEMENT,
+        network=replace(FLAT, inter=Link(alpha=1e-6, beta=8e-9), gamma=0.0),
+        segment=(256 << 10) // ELEMENT,
+    )
+    assert timeline.seconds < 1.02 * 2 * (p - 1) / p * nbytes * 8e-9
+
+
+def test_a_tree_serves_its_peers_in_turns():
+    """One thing goes to all of them: none has to wait until another one has it all."""
+    segments, segment = 100, 16
+    tree = from_moves(4, 1, [(0, 3, 0, 0, 1, 0), (1, 0, 1, 0, 1, 0), (2, 0, 2, 0, 1, 0)])
+    spans = simulate(tree, segments * segment, network=FLAT, segment=segment).spans
+    assert spans is not None
+    sends = spans[(spans["kind"] == 0) & (spans["rank"] == 0)]
+    first, last = (sends[sends["peer"] == peer]["start"] for peer in (2, 1))
+    assert first.min() < last.max()
+
+
 def test_segments_flow_down_a_chain():
     chain = from_moves(4, 1, [(t, t, t + 1, 0, 1, 0) for t in range(3)])
     count, segment = 6400, 64
