@@ -34,6 +34,11 @@ _SPACES = (
     | system.NEW_IPC
     | system.NEW_PROCESSES
 )
+_TCP = Path("/proc/sys/net/ipv4")  # of this network namespace
+_RETRANSMIT_AFTER, _RETRANSMIT_AFTER_MAX = 0.2, 100  # seconds: TCP's least, and below its most
+# A late timer must not cost a part of the rate, and a packet must pass whole.
+_BURST_SECONDS, _BURST_BYTES = 0.005, 80_000
+_HOST_QUEUE_BYTES = 256 << 20
 _GO = b"g"
 _FAILED = 125  # status of a host that could not be made, as of other tools that run commands
 _NOT_FOUND = 127
@@ -113,8 +118,25 @@ class _Keeper:
         tun = system.open_tun(DEVICE, segments=not self._network.loss)
         system.set_address(DEVICE, self._network.address(self._number), self._network.mtu)
         system.bring_up("lo")
-        Path("/proc/sys/net/ipv4/tcp_congestion_control").write_text(self._network.congestion)
+        self._limit_rate()
+        (_TCP / "tcp_congestion_control").write_text(self._network.congestion)
+        # The kernel's clock runs as it does. Without this a connection would seem to have rested,
+        # and TCP would look for the rate anew, after a time that is short on the network.
+        least = _TCP / "tcp_rto_min_us"
+        if least.exists():  # from Linux 6.11 on
+            dilated = int(_RETRANSMIT_AFTER * 1e6 * self._network.dilation)
+            least.write_text(str(min(dilated, _RETRANSMIT_AFTER_MAX * 1_000_000)))
         return tun
+
+    def _limit_rate(self) -> None:
+        """Keep what a host sends in the kernel until it can leave.
+
+        The switch has the same rate. But what waits in front of it has left TCP's sight: TCP would
+        go on until its window is full, and acknowledgements would wait behind all of that.
+        """
+        rate = self._network.slowed_rate(self._number)
+        burst = max(_BURST_BYTES, int(rate * _BURST_SECONDS))
+        system.limit_rate(DEVICE, rate, burst, _HOST_QUEUE_BYTES)
 
     def _mount(self) -> None:
         """Give the host its own view of processes and shared memory, and names of all hosts."""

@@ -25,6 +25,9 @@ _TUN, _NO_PACKET_INFO, _VIRTIO_HEADER = 0x0001, 0x1000, 0x4000
 _CHECKSUMS, _TCP4_SEGMENTS = 0x01, 0x02
 VIRTIO_HEADER_BYTES = 10
 _QUEUE_PACKETS = 4096
+# linux/rtnetlink.h and linux/pkt_sched.h
+_NEW_QDISC, _CREATE_AND_ANSWER, _ROOT, _ETHERNET = 36, 0x505, 0xFFFFFFFF, 1
+_KIND, _OPTIONS, _TBF_PARAMETERS, _TBF_RATE, _TBF_BURST = 1, 2, 1, 4, 6
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -84,6 +87,32 @@ def set_address(device: str, address: str, mtu: int) -> None:
         set_inet(_SET_ADDRESS, address)
         set_inet(_SET_NETMASK, "255.255.0.0")
     bring_up(device)
+
+
+def limit_rate(device: str, rate: float, burst: int, queue: int) -> None:
+    """Let a device send at most `rate` bytes per second: a token bucket filter as its queue.
+
+    burst: bytes that a device that was idle may send at once, at least those of a packet. queue:
+    bytes that wait.
+    """
+    spec = struct.pack("BBHhHI", 0, _ETHERNET, 0, 0, 0, min(int(rate), 0xFFFFFFFF))
+    bucket = spec + bytes(len(spec)) + struct.pack("III", queue, 0, 0)
+    options = _attribute(_TBF_PARAMETERS, bucket)
+    options += _attribute(_TBF_RATE, struct.pack("Q", int(rate)))
+    options += _attribute(_TBF_BURST, struct.pack("I", burst))
+    body = struct.pack("BxxxiIII", 0, socket.if_nametoindex(device), 0, _ROOT, 0)
+    body += _attribute(_KIND, b"tbf\0") + _attribute(_OPTIONS, options)
+    header = struct.pack("IHHII", 16 + len(body), _NEW_QDISC, _CREATE_AND_ANSWER, 1, 0)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as kernel:
+        kernel.send(header + body)
+        (error,) = struct.unpack_from("i", kernel.recv(4096), 16)
+    if error:
+        raise OSError(-error, f"limit the rate of {device} by tbf: {os.strerror(-error)}")
+
+
+def _attribute(kind: int, data: bytes) -> bytes:
+    padding = bytes(-len(data) % 4)
+    return struct.pack("HH", 4 + len(data), kind) + data + padding
 
 
 def bring_up(device: str) -> None:

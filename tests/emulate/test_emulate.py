@@ -5,7 +5,6 @@ No time is asserted, but for one that cannot be undercut: what the network's rat
 
 from __future__ import annotations
 
-import functools
 import os
 import re
 import signal
@@ -15,35 +14,17 @@ import time
 from pathlib import Path
 
 import pytest
+from emulate_cases import DELAY, RATE, command, emulate, why_not
 
-_ROOT = Path(__file__).resolve().parents[2]
 _DEADLINE = 60.0
-_DELAY, _RATE = 0.02, 40e6  # slow enough for any machine
 
 pytestmark = pytest.mark.timeout(118)
-
-
-def _command(*words: str) -> list[str]:
-    return [sys.executable, "-m", "allreduce.emulate", *words]
-
-
-def _emulate(*words: str, hosts: int = 2) -> subprocess.CompletedProcess[str]:
-    network = ("--hosts", str(hosts), "--rate", f"{_RATE:.0f}", "--delay", f"{_DELAY}s")
-    return subprocess.run(
-        _command(*network, *words), capture_output=True, text=True, timeout=_DEADLINE, cwd=_ROOT
-    )
-
-
-@functools.cache
-def _why_not() -> str:
-    done = _emulate("--", "true")
-    return done.stderr.strip() if done.returncode else ""
 
 
 @pytest.fixture(autouse=True)
 def hosts() -> None:
     """Skip, and say why, where no hosts can be made."""
-    if reason := _why_not():
+    if reason := why_not():
         pytest.skip(f"no emulated hosts here: {reason}")
 
 
@@ -64,7 +45,7 @@ def test_a_host_has_a_name_and_processes_and_memory_of_its_own() -> None:
         'print(f\'{rank} {socket.gethostname()} {socket.gethostbyname("host1")} {os.getpid() < 20}'
         " {os.listdir(\"/dev/shm\")}\\n', end='')"
     )
-    done = _emulate(*_python(code))
+    done = emulate(*_python(code))
     assert done.returncode == 0, done.stderr
     assert sorted(done.stdout.splitlines()) == [
         "0 host0 10.231.0.2 True ['mine0']",
@@ -78,7 +59,7 @@ def test_ranks_of_a_host_see_what_a_launcher_sets() -> None:
         f"import os; values = [os.environ[name] for name in '{names}'.split()];"
         "print(' '.join(values) + chr(10), end='')"
     )
-    done = _emulate("--ranks-per-host", "2", *_python(code))
+    done = emulate("--ranks-per-host", "2", *_python(code))
     assert sorted(done.stdout.splitlines()) == [
         "0 4 0 2 0 2 10.231.0.1",
         "1 4 1 2 0 2 10.231.0.1",
@@ -88,10 +69,10 @@ def test_ranks_of_a_host_see_what_a_launcher_sets() -> None:
 
 
 def test_the_first_status_that_is_not_zero_counts() -> None:
-    done = _emulate("--", "sh", "-c", "exit $((3 * RANK))")
+    done = emulate("--", "sh", "-c", "exit $((3 * RANK))")
     assert done.returncode == 3
     assert "host 1 ended with 3" in done.stderr
-    assert _emulate("--", "no-such-command").returncode == 127
+    assert emulate("--", "no-such-command").returncode == 127
 
 
 _ALLREDUCE = """
@@ -110,13 +91,13 @@ print(f"{{comm.num_nodes}} {{seconds}}\\n", end="")
 @pytest.mark.parametrize("options", [(), ("--loss", "1%"), ("--jitter", "5ms")])
 def test_an_allreduce_is_right_and_no_faster_than_the_network(options: tuple[str, ...]) -> None:
     hosts, count = 3, 100_000
-    done = _emulate(*options, *_python(_ALLREDUCE.format(count=count)), hosts=hosts)
+    done = emulate(*options, *_python(_ALLREDUCE.format(count=count)), hosts=hosts)
     assert done.returncode == 0, done.stderr
-    crossing = 2 * (hosts - 1) / hosts * 4 * count / (_RATE / 8)
+    crossing = 2 * (hosts - 1) / hosts * 4 * count / (RATE / 8)
     for line in done.stdout.splitlines():
         nodes, seconds = line.split()
         assert int(nodes) == hosts
-        assert float(seconds) > 0.95 * (crossing + 2 * (hosts - 1) * _DELAY)
+        assert float(seconds) > 0.95 * (crossing + 2 * (hosts - 1) * DELAY)
     lost, _ = _dropped(done.stderr)
     assert (lost > 0) == ("--loss" in options)
 
@@ -124,9 +105,9 @@ def test_an_allreduce_is_right_and_no_faster_than_the_network(options: tuple[str
 def test_a_slow_host_is_slow() -> None:
     count = 50_000
     slowed = ("--slow-host", "1:0.25")
-    done = _emulate(*slowed, *_python(_ALLREDUCE.format(count=count)))
+    done = emulate(*slowed, *_python(_ALLREDUCE.format(count=count)))
     assert done.returncode == 0, done.stderr
-    at_least = 0.95 * 4 * count / (0.25 * _RATE / 8)
+    at_least = 0.95 * 4 * count / (0.25 * RATE / 8)
     assert all(float(line.split()[1]) > at_least for line in done.stdout.splitlines())
 
 
@@ -139,14 +120,14 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as here:
 
 
 def test_what_finds_no_room_in_a_queue_is_dropped() -> None:
-    done = _emulate("--queue", "20K", *_python(_FLOOD + "import time; time.sleep(1)"), hosts=4)
+    done = emulate("--queue", "20K", *_python(_FLOOD + "import time; time.sleep(1)"), hosts=4)
     assert done.returncode == 0, done.stderr
     assert _dropped(done.stderr)[1] > 0
 
 
 def test_the_network_is_what_was_asked_for() -> None:
     """By the clock of this machine, which other work may hold up: what it prints is looked at."""
-    done = _emulate("--check", hosts=3)
+    done = emulate("--check", hosts=3)
     rows = re.findall(r"^(.*\S) +[\d.]+ \S+ +[\d.]+ \S+ +([+-][\d.]+)%$", done.stdout, re.MULTILINE)
     assert [row[0] for row in rows] == ["round trip", "one stream", "2 streams into one host"]
     assert all(float(error) < 5 for what, error in rows if "stream" in what)
@@ -170,7 +151,7 @@ def test_nothing_is_left_when_it_is_killed(number: signal.Signals) -> None:
     mark = f"{os.getpid()}.{int(number)}"  # in the command lines of all that it starts
     script = f"sleep 1000{mark} & setsid sleep 1001{mark} & wait"
     words = ("--hosts", "2", "--rate", "1Gbit", "--delay", "1ms", "--", "sh", "-c", script)
-    with subprocess.Popen(_command(*words), cwd=_ROOT, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(command(*words), stderr=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + _DEADLINE
         while len(_processes_of(mark)) < 7:  # this command, two shells, four that sleep
             assert time.monotonic() < deadline

@@ -1,0 +1,42 @@
+"""Commands on emulated hosts, and why there can be none."""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import sys
+from pathlib import Path
+
+_ROOT = Path(__file__).resolve().parents[1]
+DELAY, RATE = 0.02, 40e6  # slow enough for any machine
+
+
+def command(*words: str) -> list[str]:
+    """Return the words of `python -m allreduce.emulate`."""
+    return [sys.executable, "-m", "allreduce.emulate", *words]
+
+
+def emulate(
+    *words: str,
+    hosts: int = 2,
+    rate: str = f"{RATE:.0f}",
+    delay: str = f"{DELAY}s",
+    timeout: float = 60,
+) -> subprocess.CompletedProcess[str]:
+    """Run it; `words` are further options, then -- and the command."""
+    network = ("--hosts", str(hosts), "--rate", rate, "--delay", delay)
+    return subprocess.run(
+        command(*network, *words),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        cwd=_ROOT,
+        check=False,
+    )
+
+
+@functools.cache
+def why_not() -> str:
+    """Return why no hosts can be made here, and what to do; empty where they can."""
+    done = emulate("--", "true")
+    return done.stderr.strip() if done.returncode else ""
