@@ -65,7 +65,7 @@ TRAINER_PACKAGES = {
 # The same of benchmarks.
 BENCHMARK_PACKAGES = {
     "peers": set(),
-    "networks": set(),
+    "networks": {"peers"},
     "harness": {"peers", "networks"},
     "report": {"harness"},
     "large_minibatch": {"report"},

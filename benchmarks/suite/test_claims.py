@@ -4,8 +4,8 @@
 the same bytes; halving/doubling needs 2 lg p messages in a row, the ring 2 (p-1). So the ratio of
 their times is (p-1) / lg p for the smallest buffers (6.2 at 32), and 1 for the largest.
 
-EMULATED: real ranks over TCP between network namespaces whose links have a rate, but no delay.
-SIMULATED: the paper's fabric. The two never share a column. docs/claims.md says what they show.
+SIMULATED: the paper's fabric. docs/claims.md says what it shows; test_emulated_networks.py has real
+ranks over TCP.
 """
 
 from __future__ import annotations
@@ -14,32 +14,14 @@ from typing import Any
 
 import pytest
 
-from benchmarks.conftest import Report, is_smoke
-from benchmarks.harness import cells
-from benchmarks.harness.cells import Cell
-from benchmarks.harness.emulated_worlds import EmulatedWorlds, Setup
+from benchmarks.conftest import Report
 from benchmarks.networks import paper
-from benchmarks.peers import Absent
-from benchmarks.report.tables import microseconds, size_name
+from benchmarks.report.tables import size_name
 
 _KIB, _MIB = 1 << 10, 1 << 20
 _SIZES = (_KIB, 16 * _KIB, 64 * _KIB, 256 * _KIB, _MIB, 4 * _MIB, 16 * _MIB)
-_SECONDS = 0.25  # that each of the two gets for a size
-_FEW = (_KIB, 64 * _KIB, _MIB, 16 * _MIB)
-# Two cores can forward about 20 Gbit/s between namespaces.
-_SETUPS = {
-    Setup(4, 1000): _FEW,
-    Setup(8, 1000): _SIZES,
-    Setup(16, 1000): _FEW,
-    Setup(32, 500): _SIZES,
-}
 _HALVING, _RING = "halving_doubling", "ring"
 
-_EMULATED = (
-    "EMULATED: hosts in network namespaces, links limited by tbf at both ends, {congestion};"
-    " allreduce of float32, us a call, p50\n"
-    "hosts       link     size            ring  halving/doubling   ring/h-d   limit (p-1)/lg p"
-)
 _BY_SIZE = (
     f"SIMULATED: {paper.GIGABITS} Gbit/s Ethernet, a float32 buffer of one size: ring/h-d\n"
     "servers  alpha us" + "".join(f"{size_name(nbytes):>9}" for nbytes in (*_SIZES, 64 * _MIB))
@@ -50,35 +32,6 @@ _MODEL = (
     + f"{'messages':<38}"
     + "".join(f"{f'alpha {alpha} us':>26}" for alpha in paper.ALPHAS_US)
 )
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "setup" in metafunc.fixturenames:
-        smoke = is_smoke(metafunc.config)
-        found = [(setup, n) for setup, sizes in _SETUPS.items() for n in sizes]
-        metafunc.parametrize(("setup", "nbytes"), found[:2] if smoke else found, ids=str)
-
-
-@pytest.mark.timeout(118)
-@pytest.mark.benchmark(timer=cells.clock)
-def test_halving_doubling_beside_ring(
-    setup: Setup, nbytes: int, emulated_worlds: EmulatedWorlds, benchmark: Any, report: Report
-) -> None:
-    """Measure both, turn by turn, between namespaces."""
-    try:
-        world = emulated_worlds.of(setup)
-    except Absent as reason:
-        report.row(_EMULATED.format(congestion="absent"), f"absent: {reason}")
-        pytest.skip(str(reason))
-    cell = Cell("claims", setup.layout, nbytes)
-    cells.measure(cell, world, (_HALVING, _RING), benchmark, _SECONDS)
-    ranks = setup.ranks
-    report.row(
-        _EMULATED.format(congestion=world.congestion),
-        f"{ranks:>5} {setup.network:>10} {size_name(nbytes):>8}"
-        f" {microseconds(cell.p50(_RING)):>15} {microseconds(cell.p50(_HALVING)):>17}"
-        f" {cell.ratio(_RING, _HALVING):>10.2f} {(ranks - 1) / (ranks - 1).bit_length():>18.2f}",
-    )
 
 
 @pytest.mark.parametrize(

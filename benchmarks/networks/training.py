@@ -1,0 +1,160 @@
+"""Training steps on emulated hosts, as in the paper's figures 7 and 8: one rank.
+
+    python -m allreduce.emulate --hosts 8 --rate 6.25Gbit --delay 80us --dilation 24 -- \
+        python -m benchmarks.networks.training --bytes-scale 8 --json found.json
+
+Real: the ranks, the reducer of our DistributedDataParallel (or torch's, over Gloo), its buckets,
+TCP. The model has the 161 parameters of ResNet-50. Not real: computation, which is a sleep. The
+forward pass takes what is left of an iteration, and the backward pass is spread over the layers by
+their multiplications. All ways of reducing take turns in the same processes.
+
+Everything that is scaled must be scaled alike: `--bytes-scale 8` makes gradients 8 times smaller,
+for the memory of one machine, so the network's rate must be 8 times lower too. The dilation comes
+from the emulator: sleeps are as many times longer. Each host is one rank. Its 8 GPUs, and what they
+do among themselves, are part of the sleep.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel as StockDDP
+
+from allreduce.commands.parser import at_least
+from allreduce.torch import DistributedDataParallel
+from trainer.model.resnet import build_model
+
+ITERATION, BACKWARD = 0.2318, 0.120  # seconds on the paper's P100s: section 5, and section 4
+_PIXELS = 224
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One parameter: its elements, and the part of the backward pass after which it is ready."""
+
+    elements: int
+    share: float
+
+
+def layers() -> list[Layer]:
+    """Return the parameters of ResNet-50 in the order of the forward pass."""
+    with torch.device("meta"):
+        model = build_model("resnet50")
+        work: dict[Tensor, float] = {}
+
+        def note(module: nn.Module, _: Any, output: Tensor) -> None:
+            weight = module.weight
+            work[weight] = weight.numel() * output[0, 0].numel() if output.ndim == 4 else 1.0
+
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d):
+                module.register_forward_hook(note)
+        model(torch.empty(1, 3, _PIXELS, _PIXELS))
+    whole = sum(work.values())
+    return [Layer(p.numel(), work.get(p, 0.0) / whole) for p in model.parameters()]
+
+
+class _Compute(torch.autograd.Function):
+    """A layer: nothing on the way forth; on the way back a sleep, then the parameter's gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, parameter: Tensor, seconds: float) -> Tensor:
+        ctx.save_for_backward(parameter)
+        ctx.seconds = seconds
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        (parameter,) = ctx.saved_tensors
+        if ctx.seconds:
+            time.sleep(ctx.seconds)
+        return gradients[0], torch.zeros_like(parameter), None
+
+
+class Model(nn.Module):
+    """Parameters of ResNet-50's sizes, and the time that it takes."""
+
+    def __init__(self, scale: int, dilation: float) -> None:
+        super().__init__()
+        found = layers()
+        self.seconds = [dilation * BACKWARD * layer.share for layer in found]
+        self.forward_seconds = dilation * (ITERATION - BACKWARD)
+        self.weights = nn.ParameterList(
+            torch.zeros(max(1, layer.elements // scale)) for layer in found
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Sleep for the forward pass, and remember the layers."""
+        time.sleep(self.forward_seconds)
+        for weight, seconds in zip(self.weights, self.seconds, strict=True):
+            x = _Compute.apply(x, weight, seconds)
+        return x
+
+
+def ways(model: Callable[[], Model]) -> Iterator[tuple[str, nn.Module]]:
+    """Return the ways to reduce gradients, by name."""
+    for algo in ("halving_doubling", "ring"):
+        yield f"tensors, {algo}", DistributedDataParallel(model(), bucket_bytes=0, algo=algo)
+    scale = model().weights[-2].numel() / (1000 * 2048)
+    for algo in ("halving_doubling", "ring", "auto"):
+        capacity = int((4 << 20) * scale)
+        yield (
+            f"buckets of 4 MiB, {algo}",
+            DistributedDataParallel(model(), bucket_bytes=capacity, algo=algo),
+        )
+    gloo = dist.new_group(backend="gloo")
+    yield "Gloo, stock DDP", StockDDP(model(), process_group=gloo, bucket_cap_mb=25 * scale)
+
+
+def main() -> None:
+    """Be one rank, and print seconds of an iteration on the emulated network."""
+    options = _parser().parse_args()
+    dilation = float(os.environ["ALLREDUCE_DILATION"])
+    torch.set_num_threads(1)
+    dist.init_process_group("hier")
+    found = {}
+    chosen = options.ways.split(",") if options.ways else None
+    for name, module in ways(lambda: Model(options.bytes_scale, dilation)):
+        if chosen and not any(word in name for word in chosen):
+            continue
+        seconds = [_step(module) for _ in range(options.warm_up + options.steps)]
+        found[name] = [s / dilation for s in seconds[options.warm_up :]]
+        if dist.get_rank() == 0:
+            best = sorted(found[name])[len(found[name]) // 2]
+            print(f"{dist.get_world_size():>4} hosts  {name:<36} {best:.4f} s", flush=True)
+    if dist.get_rank() == 0 and options.json:
+        network = os.environ["ALLREDUCE_EMULATED"]
+        options.json.write_text(json.dumps({"network": network, "seconds": found}))
+    dist.destroy_process_group()
+
+
+def _step(module: nn.Module) -> float:
+    """Return the seconds of an iteration, of which each rank begins when the last one has ended."""
+    begin = time.perf_counter()
+    module(torch.zeros(1, requires_grad=True)).backward()
+    return time.perf_counter() - begin
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.networks.training")
+    add = parser.add_argument
+    add("--bytes-scale", type=at_least(1), default=8)
+    add("--steps", type=at_least(1), default=3)
+    add("--warm-up", type=at_least(1), default=3)
+    add("--ways", default="", help="words of the names of those that run")
+    add("--json", type=Path)
+    return parser
+
+
+if __name__ == "__main__":
+    main()
