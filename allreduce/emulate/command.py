@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import signal
 import sys
 from collections.abc import Sequence
@@ -128,6 +129,8 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Network]:
         parser.error(f"--hosts {options.hosts}: at most {HOSTS_MAX}")
     if bool(options.command) == options.check:
         parser.error("give a command behind --, or --check")
+    if options.check and options.ranks_per_host > 1:
+        parser.error("--check runs once on each host: leave --ranks-per-host out")
     if options.mtu > 65535:
         parser.error(f"--mtu {options.mtu}: at most 65535")
     for host, _ in options.slow_host:
@@ -145,6 +148,8 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Network]:
 
 def _run(network: Network, command: Sequence[str], ranks: int) -> int:
     signal.signal(signal.SIGTERM, _leave)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)  # two descriptors for each host
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     hosts: list[Host] = []
     switch = None
     try:
@@ -178,8 +183,8 @@ def _wait(hosts: Sequence[Host], switch: Switch) -> int:
             print(f"allreduce.emulate: host {host.number} ended with {code}", file=sys.stderr)
             status = status or (code if code > 0 else 128 - code)
     report = switch.end()
-    print(f"switch: {report}", file=sys.stderr)
-    return status
+    print(f"switch: {report or 'it has failed'}", file=sys.stderr)
+    return status if report else status or 1
 
 
 def _leave(number: int, _: FrameType | None) -> NoReturn:

@@ -73,7 +73,8 @@ class Host:
 
     def go(self) -> None:
         """Run the commands."""
-        self._line.send(_GO)
+        with contextlib.suppress(BrokenPipeError):  # it has ended, and its status says why
+            self._line.send(_GO)
 
     def kill(self) -> None:
         """End it, and all that runs on it."""
@@ -92,20 +93,44 @@ class _Keeper:
         """Make the namespaces, and end as the commands do."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the commands hear of it themselves
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        status = _FAILED
         try:
             tun = self._make(parent)
-            socket.send_fds(line, [b"made"], [tun])
-            os.close(tun)
+            alive, of_keeper = os.pipe()  # ends with this process
+            first = os.fork()
+            if first == 0:
+                os.close(of_keeper)
+                os.close(tun)
+                status = self._be_first(line, alive)
+            else:
+                socket.send_fds(line, [b"made"], [tun])
+                os.close(tun)
+                line.close()
+                status = _status(os.waitpid(first, 0)[1])
         except BaseException as error:  # whatever it is, nobody else would say it
-            line.send(str(error).encode()[:4000])
-            os._exit(_FAILED)
-        first = os.fork()
-        if first == 0:
-            # Its parent is in another process namespace: seen from here it has no number.
-            die_with_parent(0)
-            self._run_commands(line)
+            with contextlib.suppress(OSError):
+                line.send(str(error).encode()[:4000])
+        finally:
+            os._exit(status)  # never back into what the parent was doing
+
+    def _be_first(self, line: socket.socket, alive: int) -> int:
+        """Be the first process of the new namespace; return the status."""
+        # The parent is in another process namespace: seen from here it has no number. So the pipe
+        # tells whether it has ended before this process was tied to it.
+        die_with_parent(0)
+        os.set_blocking(alive, False)
+        with contextlib.suppress(BlockingIOError):
+            if os.read(alive, 1) == b"":
+                return _FAILED
+        try:
+            self._mount()
+        except OSError as error:
+            print(f"allreduce.emulate: host {self._number}: {error}", file=sys.stderr, flush=True)
+            return _FAILED
+        if line.recv(1) != _GO:  # whoever started this has ended
+            return _FAILED
         line.close()
-        os._exit(_status(os.waitpid(first, 0)[1]))
+        return self._run_commands()
 
     def _make(self, parent: int) -> int:
         try:
@@ -119,6 +144,8 @@ class _Keeper:
         system.set_address(DEVICE, self._network.address(self._number), self._network.mtu)
         system.bring_up("lo")
         self._limit_rate()
+        with contextlib.suppress(FileNotFoundError):  # a kernel without it
+            Path("/proc/sys/net/ipv6/conf/all/disable_ipv6").write_text("1")
         (_TCP / "tcp_congestion_control").write_text(self._network.congestion)
         # The kernel's clock runs as it does. Without this a connection would seem to have rested,
         # and TCP would look for the rate anew, after a time that is short on the network.
@@ -149,15 +176,7 @@ class _Keeper:
         system.mount(str(names), "/etc/hosts", "", system.BIND)
         names.unlink()
 
-    def _run_commands(self, line: socket.socket) -> NoReturn:
-        try:
-            self._mount()
-        except OSError as error:
-            print(f"allreduce.emulate: host {self._number}: {error}", file=sys.stderr)
-            os._exit(_FAILED)
-        if line.recv(1) != _GO:  # whoever started this has ended
-            os._exit(_FAILED)
-        line.close()
+    def _run_commands(self) -> int:
         ranks = {os.fork() or self._exec(rank) for rank in range(self._ranks)}
         status = 0
         while ranks:
@@ -165,10 +184,15 @@ class _Keeper:
             if process in ranks:
                 ranks.remove(process)
                 status = status or _status(ended)
-        os._exit(status)
+        return status
 
     def _exec(self, local_rank: int) -> NoReturn:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        for number in (
+            signal.SIGINT,
+            signal.SIGPIPE,
+            signal.SIGXFSZ,
+        ):  # Python ignores the last two
+            signal.signal(number, signal.SIG_DFL)
         environment = os.environ | self._variables(local_rank)
         try:
             os.execvpe(self._command[0], list(self._command), environment)

@@ -51,7 +51,8 @@ class Rank:
         if verb == "link":
             link = self._comm.link
             assert link is not None
-            return np.array([link.alpha, link.beta, link.gamma, link.overhead]).tobytes()
+            further = link.alpha if link.overhead is None else link.overhead
+            return np.array([link.alpha, link.beta, link.gamma, further]).tobytes()
         algorithm, nbytes, _, _, warm_up, calls, check = rest
         return self._measure(algorithm, int(nbytes), int(warm_up), int(calls), check == "1")
 

@@ -86,12 +86,12 @@ bool Switch::serve(Clock::time_point now) {
     if (event.step == Step::arrive) {
       arrive(event.packet, event.at);
     } else {
-      hand_over(*event.packet, now);
+      hand_over(*event.packet);
     }
   }
   for (size_t i = 0; i < ports_.size(); ++i) {
     for (int taken = 0; taken < kBatch && ports_[i].sends_until <= now; ++taken, served = true) {
-      if (!take_from(i, now)) break;
+      if (!take_from(i)) break;
     }
   }
   return served;
@@ -99,7 +99,7 @@ bool Switch::serve(Clock::time_point now) {
 
 // The host's next packet. Where one was ready as soon as the cable was free, it began then, however
 // late this switch comes to see it.
-bool Switch::take_from(size_t number, Clock::time_point now) {
+bool Switch::take_from(size_t number) {
   Port& port = ports_[number];
   const ssize_t n = ::read(port.is.tun.get(), buffer_.data(), buffer_.size());
   if (n < 0) {
@@ -107,13 +107,13 @@ bool Switch::take_from(size_t number, Clock::time_point now) {
     port.waiting = false;
     return false;
   }
-  const auto begun = port.waiting ? port.sends_until : now;
-  port.waiting = true;
   const std::span<const std::byte> content(buffer_.data(), static_cast<size_t>(n));
   if (content.size() < kVirtioBytes + kIpBytes) return true;
   const auto ip = content.subspan(kVirtioBytes);
   if (number_at(ip, 0) >> 4 != kIpVersion4) return true;
   const auto sizes = sizes_of(content);
+  // The clock is read anew: much may have been handed over since `now`.
+  const auto begun = std::exchange(port.waiting, true) ? port.sends_until : Clock::now();
   port.sends_until = begun + duration(sizes.wire / port.is.rate);
   uint32_t address;
   std::memcpy(&address, ip.data() + kIpDestination, sizeof address);
@@ -155,13 +155,13 @@ void Switch::arrive(const std::shared_ptr<Packet>& packet, Clock::time_point now
   push(packet->handed_over, Step::hand_over, packet);
 }
 
-void Switch::hand_over(const Packet& packet, Clock::time_point now) {
+void Switch::hand_over(const Packet& packet) {
+  const double late = Seconds(Clock::now() - packet.handed_over).count();
   const int tun = ports_[packet.to].is.tun.get();
   // A host that is gone, or has no memory, loses packets.
   (void)!::write(tun, packet.content.data(), packet.content.size());
   ++report_.packets;
   report_.bytes += static_cast<uint64_t>(packet.wire_bytes);
-  const double late = Seconds(now - packet.handed_over).count();
   report_.late_most = std::max(report_.late_most, late);
   const auto place = static_cast<size_t>(kPerOctave * std::log2(std::max(1.0, late * 1e9)));
   if (late_.size() <= place) late_.resize(place + 1);

@@ -81,9 +81,9 @@ class Switch {
     bool waiting = false;                // the host may have had a packet ready while it was busy
   };
   bool serve(Clock::time_point now);
-  bool take_from(size_t number, Clock::time_point now);
+  bool take_from(size_t number);
   void arrive(const std::shared_ptr<Packet>& packet, Clock::time_point now);
-  void hand_over(const Packet& packet, Clock::time_point now);
+  void hand_over(const Packet& packet);
   void push(Clock::time_point at, Step step, std::shared_ptr<Packet> packet);
   void wait(int stop, bool& stopped);
 

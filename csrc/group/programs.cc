@@ -189,7 +189,7 @@ std::shared_ptr<const Relay> Programs::relay(const Named& schedule, int rails, s
     if (const auto known = relays_.find(key); known != relays_.end()) return known->second;
   }
   auto relay = std::make_shared<const Relay>(
-      make_relay(*schedule.schedule, topology_, rails, part, segment));
+      make_relay(*schedule.schedule, topology_, machine_of_rank(), rails, part, segment));
   const std::lock_guard lock(mutex_);
   if (relays_.size() >= kMaxPrograms) relays_.clear();
   return relays_.emplace(key, std::move(relay)).first->second;

@@ -53,8 +53,8 @@ void append(std::vector<Relay::Copy>& copies, size_t from, size_t to, size_t cou
 
 }  // namespace
 
-Relay make_relay(const Schedule& schedule, const Topology& topology, int rails, size_t part,
-                 size_t segment) {
+Relay make_relay(const Schedule& schedule, const Topology& topology,
+                 std::span<const int> machine_of_rank, int rails, size_t part, size_t segment) {
   const int me = topology.rank, p = topology.world_size;
   const std::vector<int> chunks = in_order_of_messages(topology, rails);
   std::vector<int> numbers(chunks.size());
@@ -69,7 +69,7 @@ Relay make_relay(const Schedule& schedule, const Topology& topology, int rails, 
   const auto place = [&](int source, int target) {
     return bounds[static_cast<size_t>(numbers[static_cast<size_t>(source * p + target)])];
   };
-  Relay relay{lower(own, me, bounds, segment), bounds.back(), {}, {}};
+  Relay relay{lower(own, me, bounds, segment, machine_of_rank), bounds.back(), {}, {}};
   for (size_t i = 0; i < relay.program.num_steps(); ++i) {
     Step& step = relay.program.steps[i];
     step.chunk = chunks[static_cast<size_t>(step.chunk)];  // as errors call it

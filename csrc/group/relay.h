@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <span>
 #include <vector>
 
 #include "group/topology.h"
@@ -23,7 +24,7 @@ struct Relay {
 };
 
 // Of the stages as one schedule, with so many rails; each part has `part` elements.
-Relay make_relay(const Schedule& schedule, const Topology& topology, int rails, size_t part,
-                 size_t segment);
+Relay make_relay(const Schedule& schedule, const Topology& topology,
+                 std::span<const int> machine_of_rank, int rails, size_t part, size_t segment);
 
 }  // namespace hier

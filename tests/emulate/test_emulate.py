@@ -88,7 +88,7 @@ print(f"{{comm.num_nodes}} {{seconds}}\\n", end="")
 """
 
 
-@pytest.mark.parametrize("options", [(), ("--loss", "1%"), ("--jitter", "5ms")])
+@pytest.mark.parametrize("options", [(), ("--loss", "5%"), ("--jitter", "5ms")])
 def test_an_allreduce_is_right_and_no_faster_than_the_network(options: tuple[str, ...]) -> None:
     hosts, count = 3, 100_000
     done = emulate(*options, *_python(_ALLREDUCE.format(count=count)), hosts=hosts)
@@ -97,7 +97,8 @@ def test_an_allreduce_is_right_and_no_faster_than_the_network(options: tuple[str
     for line in done.stdout.splitlines():
         nodes, seconds = line.split()
         assert int(nodes) == hosts
-        assert float(seconds) > 0.95 * (crossing + 2 * (hosts - 1) * DELAY)
+        # The last to enter a barrier leaves it a delay behind the others.
+        assert float(seconds) > 0.95 * (crossing + (2 * (hosts - 1) - 2) * DELAY)
     lost, _ = _dropped(done.stderr)
     assert (lost > 0) == ("--loss" in options)
 
@@ -133,7 +134,7 @@ def test_the_network_is_what_was_asked_for() -> None:
     assert all(float(error) < 5 for what, error in rows if "stream" in what)
 
 
-def _processes_of(mark: str) -> list[int]:
+def _processes_of(mark: str, program: str = "") -> list[int]:
     found = []
     for path in Path("/proc").iterdir():
         if path.name.isdigit():
@@ -141,7 +142,7 @@ def _processes_of(mark: str) -> list[int]:
                 words = (path / "cmdline").read_bytes()
             except OSError:
                 continue
-            if mark.encode() in words:
+            if mark.encode() in words and words.startswith(program.encode()):
                 found.append(int(path.name))
     return found
 
@@ -153,7 +154,7 @@ def test_nothing_is_left_when_it_is_killed(number: signal.Signals) -> None:
     words = ("--hosts", "2", "--rate", "1Gbit", "--delay", "1ms", "--", "sh", "-c", script)
     with subprocess.Popen(command(*words), stderr=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + _DEADLINE
-        while len(_processes_of(mark)) < 7:  # this command, two shells, four that sleep
+        while len(_processes_of(mark, "sleep")) < 4:
             assert time.monotonic() < deadline
             time.sleep(0.05)
         process.send_signal(number)

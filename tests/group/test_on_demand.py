@@ -67,9 +67,12 @@ def test_every_collective_finds_its_connections(layout, local):
 def connections_of(comm) -> int:
     comm.allreduce(np.ones(4), algo="halving_doubling")
     comm.barrier()
-    count = tcp_sockets()
+    counts = []
+    for _ in range(10):  # a request for a connection may still be open
+        counts.append(tcp_sockets())
+        time.sleep(0.05)
     comm.barrier()  # nobody has closed one by then
-    return count
+    return min(counts)
 
 
 @pytest.mark.skipif(SANITIZED, reason="processes")
