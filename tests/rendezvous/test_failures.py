@@ -127,6 +127,10 @@ def test_a_rank_outside_the_smaller_world_hears_of_it() -> None:
         def delete_key(self, key: str, /) -> bool:
             return False
 
+        def set(self, key: str, value: bytes, /) -> None:
+            if not (key.endswith("/call") and self.check([key])):  # its name is taken away
+                super().set(key, value)
+
     store = Keeps()
     results = in_threads(3, lambda rank: connect_rank(store, rank, 3 if rank == 2 else 2))
     assert isinstance(results[2], ValueError)
