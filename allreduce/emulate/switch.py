@@ -73,6 +73,7 @@ class Switch:
 
 def _serve(network: Network, tuns: Sequence[int], line: socket.socket) -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the parent's handler is not for this one
     ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1)
     with contextlib.suppress(OSError):  # without the right for it, it is late more often
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
