@@ -75,7 +75,7 @@ class _Rows:
         """Print the time of a datagram to host 1 and back."""
         network = self._network
         each = (_DATAGRAM + _DATAGRAM_HEADERS) * sum(1 / network.slowed_rate(h) for h in (0, 1))
-        mean_jitter = network.jitter * network.dilation / 2
+        mean_jitter = network.slowed_jitter() / 2
         asked = 2 * (network.slowed_delay() + mean_jitter + each)
         self._print("round trip", delay_text(asked), delay_text(seconds), seconds / asked - 1)
 
@@ -101,7 +101,7 @@ def _round_trip(line: socket.socket, network: Network) -> float:
     _receive(line, 1)
     seconds = []
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as here:
-        here.settimeout(1 + 8 * (network.slowed_delay() + network.jitter * network.dilation))
+        here.settimeout(1 + 8 * (network.slowed_delay() + network.slowed_jitter()))
         for _ in range(_ROUND_TRIPS):
             begin = time.perf_counter()
             here.sendto(bytes(_DATAGRAM), (network.address(1), _PORT))

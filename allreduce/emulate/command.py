@@ -13,7 +13,7 @@ from types import FrameType
 from typing import NoReturn
 
 from allreduce.commands.parser import Parser, at_least, parse_bytes
-from allreduce.emulate.hosts import Host
+from allreduce.emulate.hosts import Host, shell_status
 from allreduce.emulate.network import (
     HOSTS_MAX,
     Network,
@@ -181,7 +181,7 @@ def _wait(hosts: Sequence[Host], switch: Switch) -> int:
         code = os.waitstatus_to_exitcode(ended)
         if host and code:
             print(f"allreduce.emulate: host {host.number} ended with {code}", file=sys.stderr)
-            status = status or (code if code > 0 else 128 - code)
+            status = status or shell_status(ended)
     report = switch.end()
     print(f"switch: {report or 'it has failed'}", file=sys.stderr)
     return status if report else status or 1

@@ -23,7 +23,7 @@ from allreduce.emulate.network import Network
 from allreduce.errors import SystemCallError
 from allreduce.rendezvous.launcher_environment import EMULATED
 
-__all__ = ["Host"]
+__all__ = ["Host", "shell_status"]
 
 DEVICE = "eth0"
 _PORT = "29500"  # of rank 0's store
@@ -106,7 +106,7 @@ class _Keeper:
                 socket.send_fds(line, [b"made"], [tun])
                 os.close(tun)
                 line.close()
-                status = _status(os.waitpid(first, 0)[1])
+                status = shell_status(os.waitpid(first, 0)[1])
         except BaseException as error:  # whatever it is, nobody else would say it
             with contextlib.suppress(OSError):
                 line.send(str(error).encode()[:4000])
@@ -183,7 +183,7 @@ class _Keeper:
             process, ended = os.wait()  # of orphans too
             if process in ranks:
                 ranks.remove(process)
-                status = status or _status(ended)
+                status = status or shell_status(ended)
         return status
 
     def _exec(self, local_rank: int) -> NoReturn:
@@ -224,7 +224,7 @@ def _become_root_of_a_user_namespace() -> None:
     Path("/proc/self/gid_map").write_text(f"0 {group} 1")
 
 
-def _status(ended: int) -> int:
+def shell_status(ended: int) -> int:
     """Return what a shell would: the exit status, or 128 and the signal."""
     code = os.waitstatus_to_exitcode(ended)
     return 128 - code if code < 0 else code

@@ -63,6 +63,10 @@ class Network:
         """Return the seconds from host to host here."""
         return self.delay * self.dilation
 
+    def slowed_jitter(self) -> float:
+        """Return the seconds by which a packet may take longer here."""
+        return self.jitter * self.dilation
+
     def address(self, host: int) -> str:
         """Return the IPv4 address of a host."""
         return f"10.231.{host // 250}.{host % 250 + 1}"

@@ -90,7 +90,7 @@ def _serve(network: Network, tuns: Sequence[int], line: socket.socket) -> NoRetu
         report = _C.run_switch(
             ports=ports,
             delay=network.slowed_delay(),
-            jitter=network.jitter * network.dilation,
+            jitter=network.slowed_jitter(),
             loss=network.loss,
             queue=network.queue,
             seed=network.seed,

@@ -36,7 +36,6 @@ from benchmarks.peers import c_compiler, compiled
 _PORT = 29600
 _TIMEOUT = 300.0
 OURS = ("halving_doubling", "ring", "auto")
-BARE = ("bare halving_doubling", "bare ring")
 
 Player = Callable[[npt.NDArray[np.float32]], None]
 

@@ -17,12 +17,14 @@ do among themselves, are part of the sleep.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -46,6 +48,7 @@ class Layer:
     share: float
 
 
+@functools.cache
 def layers() -> list[Layer]:
     """Return the parameters of ResNet-50 in the order of the forward pass."""
     with torch.device("meta"):
@@ -101,19 +104,21 @@ class Model(nn.Module):
         return x
 
 
-def ways(model: Callable[[], Model]) -> Iterator[tuple[str, nn.Module]]:
-    """Return the ways to reduce gradients, by name."""
+def ways(model: Callable[[], Model], scale: int) -> Iterator[tuple[str, Callable[[], nn.Module]]]:
+    """Return the ways to reduce gradients, by name; each is made when it is called."""
+
+    def ours(algo: str, bucket_bytes: int) -> Callable[[], nn.Module]:
+        return lambda: DistributedDataParallel(model(), bucket_bytes=bucket_bytes, algo=algo)
+
+    def stock() -> nn.Module:
+        gloo = dist.new_group(backend="gloo")
+        return StockDDP(model(), process_group=gloo, bucket_cap_mb=25 / scale)
+
     for algo in ("halving_doubling", "ring"):
-        yield f"tensors, {algo}", DistributedDataParallel(model(), bucket_bytes=0, algo=algo)
-    scale = model().weights[-2].numel() / (1000 * 2048)
+        yield f"tensors, {algo}", ours(algo, 0)
     for algo in ("halving_doubling", "ring", "auto"):
-        capacity = int((4 << 20) * scale)
-        yield (
-            f"buckets of 4 MiB, {algo}",
-            DistributedDataParallel(model(), bucket_bytes=capacity, algo=algo),
-        )
-    gloo = dist.new_group(backend="gloo")
-    yield "Gloo, stock DDP", StockDDP(model(), process_group=gloo, bucket_cap_mb=25 * scale)
+        yield f"buckets of 4 MiB, {algo}", ours(algo, (4 << 20) // scale)
+    yield "Gloo, stock DDP", stock
 
 
 def main() -> None:
@@ -124,14 +129,16 @@ def main() -> None:
     dist.init_process_group("hier")
     found = {}
     chosen = options.ways.split(",") if options.ways else None
-    for name, module in ways(lambda: Model(options.bytes_scale, dilation)):
+    scale = options.bytes_scale
+    for name, make in ways(lambda: Model(scale, dilation), scale):
         if chosen and not any(word in name for word in chosen):
             continue
+        module = make()
         seconds = [_step(module) for _ in range(options.warm_up + options.steps)]
         found[name] = [s / dilation for s in seconds[options.warm_up :]]
         if dist.get_rank() == 0:
-            best = sorted(found[name])[len(found[name]) // 2]
-            print(f"{dist.get_world_size():>4} hosts  {name:<36} {best:.4f} s", flush=True)
+            taken = median(found[name])
+            print(f"{dist.get_world_size():>4} hosts  {name:<36} {taken:.4f} s", flush=True)
     if dist.get_rank() == 0 and options.json:
         network = os.environ["ALLREDUCE_EMULATED"]
         options.json.write_text(json.dumps({"network": network, "seconds": found}))
