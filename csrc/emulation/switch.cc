@@ -124,13 +124,14 @@ bool Switch::take_from(size_t number) {
   }
   auto packet = std::make_shared<Packet>();
   packet->content.assign(content.begin(), content.end());
-  packet->from = number, packet->to = to->second;
+  packet->to = to->second;
   packet->wire_bytes = sizes.wire, packet->first_bytes = sizes.first;
   std::uniform_real_distribution<double> part;
   const auto delay = duration(config_.delay + config_.jitter * part(random_));
+  const auto first_sent = begun + duration(sizes.first / port.is.rate);
   auto& last = last_arrival_[number * ports_.size() + to->second];
-  last = std::max(last, begun + duration(sizes.first / port.is.rate) + delay);
-  packet->sent = port.sends_until + (last - begun - duration(sizes.first / port.is.rate));
+  last = std::max(last, first_sent + delay);
+  packet->arrived = last + (port.sends_until - first_sent);
   push(last, Step::arrive, std::move(packet));
   return true;
 }
@@ -150,7 +151,7 @@ void Switch::arrive(const std::shared_ptr<Packet>& packet, Clock::time_point now
   }
   port.receives_until = begin + duration(packet->wire_bytes / port.is.rate);
   // Its last segment can leave when it has come from a host that may be slower.
-  const auto last = packet->sent + duration(packet->first_bytes / port.is.rate);
+  const auto last = packet->arrived + duration(packet->first_bytes / port.is.rate);
   packet->handed_over = std::max(port.receives_until, last);
   push(packet->handed_over, Step::hand_over, packet);
 }

@@ -58,10 +58,10 @@ class Switch {
  private:
   struct Packet {
     std::vector<std::byte> content;  // with its virtio header
-    size_t from, to;
-    double wire_bytes;       // of all segments with their headers
-    double first_bytes;      // of the first
-    Clock::time_point sent;  // by its host: the end of its last byte
+    size_t to;
+    double wire_bytes;          // of all segments with their headers
+    double first_bytes;         // of the first
+    Clock::time_point arrived;  // at the switch: its last byte
     Clock::time_point handed_over;
   };
   enum class Step : uint8_t { arrive, hand_over };

@@ -202,8 +202,8 @@ class Lowering {
   Cells cells_;
   Dependencies dependencies_;
   Program program_;
-  uint32_t earlier_send_ = kNone;  // to another node, for which this round's sends wait
-  uint32_t last_send_ = kNone;     // to another node: the last step of the last move
+  uint32_t earlier_send_ = kNone;  // to another machine, for which this round's sends wait
+  uint32_t last_send_ = kNone;     // to another machine: the last step of the last move
 };
 
 void check_arguments(const Schedule& schedule, int rank, std::span<const size_t> bounds,
