@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+from benchmarks.networks.namespaces import why_no_emulation as why_not
+
+__all__ = ["DELAY", "RATE", "command", "emulate", "why_not"]
 
 _ROOT = Path(__file__).resolve().parents[1]
 DELAY, RATE = 0.02, 40e6  # slow enough for any machine
@@ -35,16 +36,3 @@ def emulate(
         cwd=_ROOT,
         check=False,
     )
-
-
-@functools.cache
-def why_not() -> str:
-    """Return why this machine admits no hosts; empty where it does. Asks none of our own code."""
-    if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
-        return "/dev/net/tun is missing, or not for this user"
-    if shutil.which("unshare") is None:
-        return "no unshare: apt install util-linux"
-    spaces = ["--net", "--mount", "--pid", "--fork", "--uts", "--ipc", "--mount-proc"]
-    user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
-    done = subprocess.run(["unshare", *user, *spaces, "true"], capture_output=True, text=True)
-    return f"no namespaces: {done.stderr.strip()}" if done.returncode else ""

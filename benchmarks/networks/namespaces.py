@@ -54,6 +54,24 @@ def why_not() -> str:
     return f"no namespaces, veth, bridge or tbf: {done.stderr.strip()}" if done.returncode else ""
 
 
+@functools.cache
+def why_no_emulation() -> str:
+    """Return why this machine admits no hosts of allreduce.emulate; empty where it does.
+
+    Asks none of our own code: a fault there must not look like a machine that cannot.
+    """
+    if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
+        return "/dev/net/tun is missing, or not for this user"
+    if shutil.which("unshare") is None:
+        return "no unshare: apt install util-linux"
+    spaces = ["--net", "--mount", "--pid", "--fork", "--uts", "--ipc", "--mount-proc"]
+    user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    done = subprocess.run(
+        ["unshare", *user, *spaces, "true"], capture_output=True, text=True, check=False
+    )
+    return f"no namespaces: {done.stderr.strip()}" if done.returncode else ""
+
+
 def fork_hosts(count: int, rate: float, *, ring: bool = False) -> int:
     """Become `count` processes, each on a host of its own; return the number of each, here 0.
 
