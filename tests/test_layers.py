@@ -81,7 +81,8 @@ TREES = {"allreduce": PACKAGES, "trainer": TRAINER_PACKAGES, "benchmarks": BENCH
 PUBLIC = {
     "allreduce",
     *(f"allreduce.{name}" for name in ("cuda", "errors", "optim", "optim.schedules", "torch")),
-    *(f"allreduce.{name}" for name in ("schedules", "schedules.simulate", "tuning.cost")),
+    *(f"allreduce.{name}" for name in ("schedules", "schedules.simulate")),
+    *(f"allreduce.{name}" for name in ("tuning.cost", "tuning.training_step")),
     *(f"allreduce.torch.ddp.{name}" for name in ("bucket_size", "buckets")),
     "allreduce.commands.parent_death",
 }

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -196,12 +197,13 @@ def _path(algorithm: str, num_ranks: int, ranks_per_core: float) -> _Path:
     sent = np.zeros((len(schedule.rounds), 2, num_ranks))  # and received
     reduced = np.zeros((len(schedule.rounds), 1, num_ranks))
     messages = np.zeros_like(sent)
-    for number in range(len(schedule.rounds)):
-        rows = moves[moves[:, 0] == number]
+    begins = np.searchsorted(moves[:, 0], range(len(schedule.rounds) + 1))
+    for number, (begin, end_of_round) in enumerate(pairwise(begins)):
+        rows = moves[begin:end_of_round]
         share = (rows[:, 4] - rows[:, 3]) / schedule.num_chunks
-        pairs = np.unique(rows[:, 1:3], axis=0)
-        for end in (0, 1):
-            messages[number, end] = np.bincount(pairs[:, end], minlength=num_ranks)
+        senders, receivers = divmod(_distinct(rows[:, 1] * num_ranks + rows[:, 2]), num_ranks)
+        for end, ranks in enumerate((senders, receivers)):
+            messages[number, end] = np.bincount(ranks, minlength=num_ranks)
             sent[number, end] = np.bincount(rows[:, 1 + end], share, num_ranks)
         adding = rows[:, 5] == 1
         reduced[number, 0] = np.bincount(rows[adding, 2], share[adding], num_ranks)
@@ -215,6 +217,13 @@ def _path(algorithm: str, num_ranks: int, ranks_per_core: float) -> _Path:
     rounds = len(schedule.rounds)
     further = volume(messages).by_round - rounds
     return _Path(rounds, further, volume(sent), volume(reduced))
+
+
+def _distinct(values: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    """Return the values in order, each once. (np.unique would import numpy.ma: 20 ms of `init`.)"""
+    ordered = np.sort(values)
+    first: npt.NDArray[np.int32] = ordered[np.diff(ordered, prepend=-1) != 0]
+    return first
 
 
 @lru_cache(maxsize=64)

@@ -68,6 +68,29 @@ def test_traffic_and_time_are_the_closed_forms(paper: str) -> None:
     assert "SIMULATED" in paper
 
 
+def test_the_hour_of_the_paper_takes_an_hour(paper: str) -> None:
+    assert number(paper, "computing an iteration") == 231.8
+    assert number(paper, "90 epochs") == pytest.approx(1.0, abs=0.02)
+
+
+def test_faster_gpus_compute_less_and_hide_less() -> None:
+    def run(*more: str) -> str:
+        return dry_run(parse(["--dry-run", "--world", "64", "--model=resnet18", *more], {}))
+
+    assert "--rate images a second" in run()  # the paper has no figure for this network
+    slow, fast = run("--rate=100"), run("--rate=10000")
+    assert number(slow, "computing an iteration") == 32 / 100 * 1e3
+    hours = number(slow, "where hosts vary") / 1e3 * 90 * (1_281_167 // 2048) / 3600
+    assert number(slow, "90 epochs") == pytest.approx(hours, abs=0.01)
+
+    def efficiency(text: str) -> float:
+        (found,) = re.findall(r"not hidden: efficiency ([\d.]+)%", text)
+        return float(found)
+
+    assert efficiency(slow) > 99
+    assert efficiency(fast) < 60
+
+
 def test_half_as_much_travels_in_half_precision() -> None:
     def traffic(wire: str) -> float:
         argv = ["--dry-run", "--world=64", "--model=resnet18", "--wire-dtype", wire]

@@ -190,6 +190,7 @@ REFUSALS = [
     (["--dry-run", "--world", "0"], "--workers 0: give a whole number from 1 up"),
     (["--dry-run", "--alpha", "0"], "--alpha 0.0: give a number above 0"),
     (["--dry-run", "--gigabits", "-1"], "--gigabits -1.0: give a number above 0"),
+    (["--dry-run", "--rate", "-1"], "--rate -1.0: give a number from 0 up"),
     (["--batch"], "--batch: expected one argument"),
 ]
 

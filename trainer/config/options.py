@@ -333,21 +333,18 @@ class Config:
         kept=False, resume="free",
     )  # fmt: skip
     alpha: float = _option(
-        25.0,
-        _DRY,
-        "assumed microseconds per message between nodes",
-        checks.above_zero,
-        kept=False,
-        resume="free",
-    )
+        25.0, _DRY, "assumed microseconds per message between nodes",
+        checks.above_zero, kept=False, resume="free",
+    )  # fmt: skip
     gigabits: float = _option(
-        50.0,
-        _DRY,
-        "assumed Gbit/s of a node's network",
-        checks.above_zero,
-        kept=False,
-        resume="free",
-    )
+        50.0, _DRY, "assumed Gbit/s of a node's network",
+        checks.above_zero, kept=False, resume="free",
+    )  # fmt: skip
+    rate: float = _option(
+        0.0, _DRY,
+        "images a second that a worker computes alone; 0: those of the paper's GPU, for ResNet-50",
+        checks.zero_or_more, kept=False, resume="free",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "algo", ALIASES.get(self.algo, self.algo))
