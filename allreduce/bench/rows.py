@@ -65,6 +65,8 @@ class Row:
 
 def measure(comm: Communicator, options: Options) -> Iterator[Row]:
     """Measure row by row, on every rank; rows are the same on all ranks."""
+    if "auto" in options.algo and comm.tuning and comm.tuning.brief:
+        comm.measure()
     root = options.root if KINDS[options.collective].rooted else -1
     largest = max(
         nbytes_of(options.collective, options.sizes()[-1], dtype, comm.world_size)

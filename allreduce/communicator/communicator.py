@@ -6,7 +6,6 @@ import logging
 import os
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, overload
 
@@ -15,6 +14,7 @@ import numpy as np
 from allreduce import _C
 from allreduce.communicator import at_exit
 from allreduce.communicator.arrays import copy_of, memory_of
+from allreduce.communicator.auto_choices import follow_or_measure, measure_and_follow
 from allreduce.communicator.collective_base import Algorithm, Array, seconds
 from allreduce.communicator.device_arrays import DeviceArray
 from allreduce.communicator.device_streams import DeviceStreams
@@ -31,7 +31,8 @@ from allreduce.rendezvous.connect import Connections, ConnectOption
 from allreduce.rendezvous.node_layout import NodesOption
 from allreduce.rendezvous.store import PrefixStore, Store
 from allreduce.schedules.user_schedules import OwnSchedules
-from allreduce.tuning import Tuning, cost, limits, measure_at_init
+from allreduce.tuning import Tuning, cost
+from allreduce.tuning.measurement import WELL
 from allreduce.tuning.option import TuningOption, resolve_tuning
 
 __all__ = ["Communicator"]
@@ -82,7 +83,7 @@ class Communicator(PartCollectives, PointToPoint):
         self.congestion = connections.congestion
         at_exit.add(self)
         if self.world_size > 1:
-            self._tune()
+            follow_or_measure(self, briefly=options["measure"])
 
     @property
     def link(self) -> cost.Link | None:
@@ -133,7 +134,8 @@ class Communicator(PartCollectives, PointToPoint):
             dead_after: seconds of silence before a host is dead; `ALLREDUCE_DEAD_AFTER`, then 4.
             tuning: a file of `python -m allreduce.tune`, by default `ALLREDUCE_TUNING`; or the
                 `tuning` of a larger group of the same machines.
-            measure: without a tuning measure now, so that `algo="auto"` need not use thresholds.
+            measure: without a tuning measure briefly now, so that `algo="auto"` need not use
+                thresholds. `Communicator.measure` measures more.
 
         Raises:
             Timeout, PeerError, UsageError: ranks are missing, died, or disagree.
@@ -316,6 +318,15 @@ class Communicator(PartCollectives, PointToPoint):
         found = self.tuning.seconds(self.layout, algorithm, nbytes)
         return found[0] if found else None
 
+    def measure(self) -> None:
+        """Time the algorithms of an allreduce for about half a second: `algo="auto"` then goes by
+        that, and not by what `init` has seen in some hundredths of a second.
+
+        Every rank calls it, any time. It replaces what a tuning file says of an allreduce.
+        """
+        if self.world_size > 1:
+            measure_and_follow(self, WELL)
+
     def traffic(self) -> dict[str, int]:
         """Return the bytes that this rank has moved so far, inside its node and to others."""
         shared, network = self._group.traffic()
@@ -376,15 +387,3 @@ class Communicator(PartCollectives, PointToPoint):
             f"<Communicator rank {self.rank} of {self.world_size}, node {self.node} of "
             f"{self.num_nodes}>"
         )
-
-    def _tune(self) -> None:
-        """Measure, unless a tuning was given; choose algorithms by it. All ranks choose alike."""
-        if self.tuning is None and not self._options["measure"]:
-            return
-        here = np.array([self.layout.ranks_per_core])  # machines may differ
-        self.layout = replace(self.layout, ranks_per_core=float(self.allreduce(here, "max")[0]))
-        if self.tuning is None:
-            self.tuning = measure_at_init.measure(self)
-        rows = limits(self.tuning.choices(self.layout))
-        log.debug("%s: %s; %s", self.tuning.source, self.tuning.links, rows)
-        self._group.set_choices(rows)

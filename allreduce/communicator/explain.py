@@ -91,7 +91,8 @@ def _row(name: str, tuning: Tuning, comm: Communicator, nbytes: int) -> str:
     if found is not None and found[1] == EXTRAPOLATED:
         sizes = tuning.measured_sizes(comm.layout, name)
         texts[-1] += f" (measured from {sizes[0]} to {sizes[1]} B)" if sizes else ""
-    predicted = tuning.predict(comm.layout, name, nbytes)
-    if predicted is not None:
-        texts.append(f"{PREDICTED} {predicted * 1e6:.0f} us")
+    predicted, empty = (tuning.predict(comm.layout, name, size) for size in (nbytes, 0))
+    if predicted and empty is not None:
+        share = f"{empty / predicted:.0%} for messages, {1 - empty / predicted:.0%} for bytes"
+        texts.append(f"{PREDICTED} {predicted * 1e6:.0f} us: {share}")
     return f"  {name:<{_NAME_WIDTH}} {', '.join(texts)}"

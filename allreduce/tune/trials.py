@@ -15,7 +15,7 @@ from allreduce.rendezvous.store import PrefixStore
 from allreduce.schedules import algorithms
 from allreduce.tune.options import TuneOptions
 from allreduce.tuning import LayoutTuning, Times, Tuning, decide, slopes
-from allreduce.tuning.measure_at_init import (
+from allreduce.tuning.measurement import (
     Contestants,
     allreduce_contestants,
     call_of,

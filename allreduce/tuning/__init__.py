@@ -78,12 +78,14 @@ class Tuning:
     """Figures of links by their class, and what was measured of layouts.
 
     source: in words. digest: of a file's content, "" if there is none; all ranks have the same.
+    brief: it is what `init` has seen in passing; `Communicator.measure` tells more.
     """
 
     links: Mapping[str, Link]
     layouts: tuple[LayoutTuning, ...] = ()
     source: str = "measured at init"
     digest: str = ""
+    brief: bool = False
 
     def of(self, layout: Layout) -> LayoutTuning | None:
         """Return what was measured of this very layout."""

@@ -27,7 +27,6 @@ __all__ = ["TimeBudget", "time_alternating"]
 
 Call = Callable[[], object]
 
-_FIRST_CALLS = 3  # after one that makes the plan
 _BURST_SECONDS = 0.001
 _BURST_MAX = 16
 _HOPELESS = 2.0  # times the fastest: gets no turns
@@ -36,11 +35,20 @@ _TURNS_AT_ONCE = 2  # before times are exchanged: one in each order
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimeBudget:
-    """Seconds for the turns at one size, and how many turns each algorithm gets there."""
+    """Seconds for the turns at one size, and how many turns each algorithm gets there.
+
+    first_calls: timed before the turns, behind one that makes the plan.
+    """
 
     seconds: float
     least_turns: int
     most_turns: int
+    first_calls: int = 3
+
+    @property
+    def least_calls(self) -> int:
+        """Return how many calls each algorithm makes at a size, if it is not hopeless."""
+        return 1 + self.first_calls + 2 * self.least_turns
 
 
 def time_alternating(
@@ -48,9 +56,9 @@ def time_alternating(
 ) -> tuple[dict[str, float], float]:
     """Return the seconds of a call of each algorithm, and about how long all took together."""
     names = list(calls)
-    first = np.array([_first_look(calls[name]) for name in names])
+    first = np.array([_first_look(calls[name], effort.first_calls) for name in names])
     comm.allreduce(first, "max")
-    looked = float(first.sum()) * (1 + _FIRST_CALLS)
+    looked = float(first.sum()) * (1 + effort.first_calls)
     seconds = dict(zip(names, map(float, first), strict=True))
     able = [name for name in names if seconds[name] <= _HOPELESS * min(seconds.values())]
     turns: dict[str, list[float]] = {name: [] for name in able}
@@ -76,9 +84,9 @@ def time_alternating(
     return seconds, looked + spent
 
 
-def _first_look(call: Call) -> float:
+def _first_look(call: Call, count: int) -> float:
     call()
-    return min(_time(call) for _ in range(_FIRST_CALLS))
+    return min(_time(call) for _ in range(count))
 
 
 def _burst(call: Call, count: int) -> float:

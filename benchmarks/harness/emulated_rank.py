@@ -38,7 +38,9 @@ class Rank:
             nodes=None if mbit else ranks,
             lanes=1,
             timeout=_TIMEOUT,
+            measure=False,
         )
+        self._comm.measure()
         self._data = np.zeros(0, np.float32)
 
     def obey(self, line: str) -> bytes:

@@ -46,6 +46,8 @@ class Rank:
         self._comm = allreduce.torch.communicator(self._groups["hier"])
         if local != self._comm.layout.local:
             self._comm = Communicator.from_store(FileStore(folder / local), rank, size, local=local)
+        if self._comm.tuning and self._comm.tuning.brief:
+            self._comm.measure()  # as our DDP does
         self._private = torch.zeros(0, dtype=torch.uint8)
         self._symmetric: torch.Tensor | None = None
 

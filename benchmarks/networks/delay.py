@@ -43,7 +43,9 @@ Player = Callable[[npt.NDArray[np.float32]], None]
 def main() -> None:
     """Be one rank."""
     options = _parser().parse_args()
-    comm = init(timeout=_TIMEOUT, **({"measure": False} if options.no_measure else {}))
+    comm = init(timeout=_TIMEOUT, measure=False)
+    if not options.no_measure:
+        comm.measure()
     with ExitStack() as stack:
         players: dict[str, Player] = {
             name: lambda x, name=name: comm.allreduce(x, algo=name)  # type: ignore[misc]
@@ -72,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--rounds", type=at_least(1), default=5)
     add("--repeat", type=at_least(1), default=1)
     add("--players", default=",".join(OURS), help="algorithms of ours")
-    add("--no-measure", action="store_true", help="init measures nothing")
+    add("--no-measure", action="store_true", help="auto goes by the default thresholds")
     add("--json", type=Path)
     return parser
 

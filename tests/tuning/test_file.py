@@ -164,6 +164,7 @@ def test_what_was_not_measured_is_not_called_so(tmp_path: Path) -> None:
     assert "why: fastest of those measured, at other sizes, or as fast and preferred" in words
     assert " measured 2" not in words
     assert re.search(r"extrapolated \d+ us \(measured from \d+ to \d+ B\), predicted", words)
+    assert re.search(r"predicted \d+ us: \d+% for messages, \d+% for bytes", words)
 
 
 def test_arguments_win_over_a_file(tmp_path: Path) -> None:

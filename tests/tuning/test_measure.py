@@ -8,7 +8,7 @@ from worlds import run_threads
 
 from allreduce import Communicator
 from allreduce.schedules import parse_collective
-from allreduce.tuning import decide, measure_at_init, slopes
+from allreduce.tuning import decide, measurement, slopes
 from allreduce.tuning.cost import LOCAL_STAGE, NETWORK, SHARED_MEMORY, Layout, Link
 from allreduce.tuning.timing import TimeBudget, time_alternating
 
@@ -55,6 +55,34 @@ def test_a_part_of_a_measured_group_is_not_measured_again() -> None:
     assert run_threads(4, body, nodes=4, measure=True) == [True] * 4
 
 
+def test_init_measures_briefly_and_measure_measures_more() -> None:
+    def body(comm: Communicator) -> None:
+        assert comm.tuning is not None
+        assert comm.tuning.brief
+        briefly = sum(len(p) for p in comm.tuning.layouts[0].times["allreduce"].values())
+        comm.measure()
+        assert not comm.tuning.brief
+        assert comm.tuning.source.startswith("measured in ")
+        well = comm.tuning.layouts[0].times["allreduce"]
+        assert sum(map(len, well.values())) > briefly
+        part = comm.split(0)
+        assert part is not None
+        with part:
+            assert part.tuning is comm.tuning
+
+    run_threads(2, body, nodes=2, measure=True)
+
+
+def test_measure_makes_a_tuning_where_init_has_made_none() -> None:
+    def body(comm: Communicator) -> bool:
+        assert comm.tuning is None
+        comm.measure()
+        return comm.predict(1 << 20) is not None
+
+    assert run_threads(2, body) == [True] * 2
+    assert run_threads(1, lambda comm: comm.measure()) == [None]  # there is nothing to measure
+
+
 def test_the_figures_of_a_model_are_found_again() -> None:
     layout = Layout(node_of_rank=(0, 0, 1, 1, 2, 2, 3, 3))
     links = {LOCAL_STAGE: Link(3e-6, 2e-10, 1e-11), NETWORK: Link(2e-5, 1e-9, 1e-11, 4e-6)}
@@ -63,14 +91,14 @@ def test_the_figures_of_a_model_are_found_again() -> None:
         name: tuple((n, layout.predict(name, n, links)) for n in sizes)
         for name in ("ring", "halving_doubling", "recursive_doubling", "direct")
     }
-    found = measure_at_init._figures(layout, [LOCAL_STAGE, NETWORK], times, 1e-11)
+    found = measurement._figures(layout, [LOCAL_STAGE, NETWORK], times, 1e-11)
     assert found == pytest.approx([3e-6, 0, 2e-10, 2e-5, 4e-6, 1e-9])
 
 
 def test_no_figure_is_negative() -> None:
     layout = Layout(node_of_rank=(0, 1))
     times = {"ring": ((1 << 10, 1e-3), (1 << 20, 0.9e-3))}  # the larger was the faster
-    found = measure_at_init._figures(layout, [NETWORK], times, 0.0)
+    found = measurement._figures(layout, [NETWORK], times, 0.0)
     assert (found >= 0).all()
     assert found[0] > 0
 
@@ -98,16 +126,17 @@ def test_a_race_is_won_by_the_faster_one_on_all_ranks() -> None:
 
 
 def test_measuring_stops_where_the_budget_ends(monkeypatch) -> None:
-    def sizes(budget: float) -> list[int]:
+    def sizes(budget: float, least: int) -> list[int]:
         def body(comm: Communicator) -> list[int]:
             effort = TimeBudget(seconds=0.01, least_turns=2, most_turns=2)
-            field = measure_at_init.allreduce_contestants(comm.layout)
-            times = measure_at_init.size_sweep(
-                comm, field, [1 << k for k in (6, 8, 10, 12)], effort, budget
+            field = measurement.allreduce_contestants(comm.layout)
+            times = measurement.size_sweep(
+                comm, field, [1 << k for k in (6, 8, 10, 12)], effort, budget, least
             )
             return [max(nbytes for nbytes, _ in points) for points in times.values()]
 
         return run_threads(2, body, nodes=2)[0]
 
-    assert max(sizes(0.0)) == 1 << 8  # two sizes are the least
-    assert max(sizes(100.0)) == 1 << 12
+    assert max(sizes(0.0, 1)) == 1 << 6
+    assert max(sizes(0.0, 2)) == 1 << 8
+    assert max(sizes(100.0, 1)) == 1 << 12

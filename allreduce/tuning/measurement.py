@@ -1,4 +1,9 @@
-"""Measuring a new communicator, in under a second: times of algorithms, and the links' figures."""
+"""Measuring a communicator: times of algorithms, and the links' figures.
+
+BRIEFLY is what `init` can afford: some hundredths of a second. On a slow network, where that is the
+time of some messages, it is the fewest calls that tell the links' figures; the cost model chooses
+then. WELL is for who will call for minutes; `python -m allreduce.tune` takes longer still.
+"""
 
 from __future__ import annotations
 
@@ -28,41 +33,111 @@ from allreduce.tuning.timing import TimeBudget, time_alternating
 if TYPE_CHECKING:
     from allreduce.communicator.communicator import Communicator
 
-__all__ = ["Contestants", "allreduce_contestants", "call_of", "fit", "measure", "size_sweep"]
+__all__ = [
+    "BRIEFLY",
+    "WELL",
+    "Contestants",
+    "Depth",
+    "allreduce_contestants",
+    "call_of",
+    "fit",
+    "measure",
+    "size_sweep",
+]
 
-_SIZES = tuple(1 << k for k in range(10, 26, 2))  # bytes
-_LEAST_SIZES = 2  # are measured, however long it takes: alpha and beta need them
-_BUDGET = 0.6  # seconds for all calls
-_EFFORT = TimeBudget(seconds=0.06, least_turns=2, most_turns=32)
-_EFFORT_ALONE = TimeBudget(
-    seconds=0.04, least_turns=2, most_turns=6
-)  # nothing to choose: figures only
-_EFFORT_ONCE = TimeBudget(seconds=0.0, least_turns=1, most_turns=2)
 _BYTES_THAT_COUNT = 256 << 10
-_CALLS_LEAST = 7  # of each algorithm at a size
 _CATCHES_UP = 1.01  # an algorithm that sends so much more than the least never does at large sizes
 _LOST = 1.6  # times the fastest
 _GIVEN_UP = 2  # sizes in a row that were lost: once may be a busy machine
 
 _LARGE = 1 << 30  # bytes
-_GAMMA_BYTES, _GAMMA_REPEATS = 1 << 20, 12
+_GAMMA_BYTES = 1 << 20
 
 
-def measure(comm: Communicator) -> Tuning:
-    """Return what was measured of this communicator, the same on all ranks; every rank calls it."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Depth:
+    """How much is measured. alone: where there is nothing to choose, only figures to find. once:
+    at one more size, where those that were measured do not tell beta. sums: how often one is timed.
+
+    sizes: in bytes, of which the first least_sizes count however long they take. budget: seconds
+    for all calls. Nothing is measured if a look at each algorithm would take more than most
+    seconds: 256 ranks on two cores, say, whose times would tell of the cores alone.
+    """
+
+    words: str
+    sizes: tuple[int, ...]
+    least_sizes: int
+    effort: TimeBudget
+    budget: float
+    effort_alone: TimeBudget
+    budget_alone: float
+    effort_once: TimeBudget
+    sums: int
+    most: float = float("inf")
+
+
+BRIEFLY = Depth(
+    words="measured at init",
+    sizes=tuple(1 << k for k in range(10, 26, 3)),
+    least_sizes=1,
+    effort=TimeBudget(seconds=0.006, least_turns=0, most_turns=8, first_calls=2),
+    budget=0.02,
+    effort_alone=TimeBudget(seconds=0.0, least_turns=0, most_turns=2, first_calls=2),
+    budget_alone=0.005,
+    effort_once=TimeBudget(seconds=0.0, least_turns=0, most_turns=2, first_calls=2),
+    sums=2,
+    most=0.5,
+)
+WELL = Depth(
+    words="measured",
+    sizes=tuple(1 << k for k in range(10, 26, 2)),
+    least_sizes=2,
+    effort=TimeBudget(seconds=0.06, least_turns=2, most_turns=32),
+    budget=0.6,
+    effort_alone=TimeBudget(seconds=0.04, least_turns=2, most_turns=6),
+    budget_alone=0.6,
+    effort_once=TimeBudget(seconds=0.0, least_turns=1, most_turns=2),
+    sums=12,
+)
+
+
+def measure(comm: Communicator, depth: Depth) -> Tuning | None:
+    """Return what was measured of this communicator, the same on all ranks; every rank calls it.
+
+    None where that would take too long.
+    """
     begin = time.perf_counter()
     layout = comm.layout
     field = allreduce_contestants(layout)
-    effort = _EFFORT if len(field.sent) > 1 else _EFFORT_ALONE
-    times = size_sweep(comm, field, _SIZES, effort, _BUDGET)
-    links = fit(comm, _with_bytes(comm, field, times))
-    rows = decide(times, slopes(layout, times, links))
-    choices = {} if layout.ranks_of_schedule == 1 else {"allreduce": rows}
+    if _seconds_of_a_call(comm) * depth.effort.least_calls * len(field.sent) > depth.most:
+        return None
+    effort, budget = depth.effort, depth.budget
+    if len(field.sent) == 1:
+        effort, budget = depth.effort_alone, depth.budget_alone
+    times = size_sweep(comm, field, depth.sizes, effort, budget, depth.least_sizes)
+    links = fit(comm, _with_bytes(comm, field, times, depth.effort_once), depth.sums)
+    choices = comm.tuning.choices(layout) if comm.tuning else {}  # of other collectives
+    if layout.ranks_of_schedule > 1:
+        choices["allreduce"] = decide(times, slopes(layout, times, links))
     tuned = LayoutTuning(
         nodes=layout.nodes, local=layout.local, choices=choices, times={"allreduce": times}
     )
     seconds = time.perf_counter() - begin
-    return Tuning(links=links, layouts=(tuned,), source=f"measured at init in {seconds:.2f} s")
+    words = f"{depth.words} in {seconds:.2f} s"
+    return Tuning(links=links, layouts=(tuned,), source=words, brief=depth is BRIEFLY)
+
+
+def _seconds_of_a_call(comm: Communicator) -> float:
+    """Return what a small call takes the slowest rank, behind one that makes the plan."""
+    one = np.zeros(1)
+    comm.allreduce(one, "max")
+    seconds = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        comm.allreduce(one, "max")
+        seconds.append(time.perf_counter() - begin)
+    one[0] = min(seconds)
+    return float(comm.allreduce(one, "max")[0])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +158,7 @@ def allreduce_contestants(layout: Layout) -> Contestants:
     )
 
 
-def _with_bytes(comm: Communicator, field: Contestants, times: Times) -> Times:
+def _with_bytes(comm: Communicator, field: Contestants, times: Times, effort: TimeBudget) -> Times:
     """Return times that tell beta: on a slow network the sweep ends where a message costs all.
 
     Of those that send the least, the one that was fastest is timed once more. It is no time to
@@ -95,16 +170,22 @@ def _with_bytes(comm: Communicator, field: Contestants, times: Times) -> Times:
     name = min(lean, key=lambda name: times[name][-1][1])
     buffer = np.zeros(_BYTES_THAT_COUNT // 4, np.float32)
     call = call_of(comm, field.collective, buffer, _BYTES_THAT_COUNT, name)
-    seconds, _ = time_alternating(comm, {name: call}, _EFFORT_ONCE)
+    seconds, _ = time_alternating(comm, {name: call}, effort)
     return {**times, name: (*times[name], (_BYTES_THAT_COUNT, seconds[name]))}
 
 
 def size_sweep(
-    comm: Communicator, field: Contestants, sizes: Sequence[int], effort: TimeBudget, budget: float
+    comm: Communicator,
+    field: Contestants,
+    sizes: Sequence[int],
+    effort: TimeBudget,
+    budget: float,
+    least_sizes: int = 2,
 ) -> dict[str, Points]:
     """Return the times of the algorithms, size by size.
 
-    It stops where the budget, in seconds, would not do for the next size. An algorithm that has
+    It stops where the budget, in seconds, would not do for the next size, unless this is one of the
+    least sizes. An algorithm that has
     lost twice, and sends too much to ever win again, is given up: its times end there.
     """
     names, sent = list(field.sent), field.sent
@@ -113,9 +194,9 @@ def size_sweep(
     lost = dict.fromkeys(names, 0)
     spent = 0.0
     for number, size in enumerate(sizes):
-        if number >= _LEAST_SIZES:
+        if number >= least_sizes:
             growth = size / sizes[number - 1]
-            soon = sum(times[name][-1][1] for name in names) * growth * _CALLS_LEAST
+            soon = sum(times[name][-1][1] for name in names) * growth * effort.least_calls
             if spent + soon > budget:
                 break
         calls = {name: call_of(comm, field.collective, buffer, size, name) for name in names}
@@ -146,14 +227,19 @@ def _whole_elements(comm: Communicator, collective: str, nbytes: int) -> int:
     return max(1, nbytes // (4 * ranks)) * ranks
 
 
-def fit(comm: Communicator, times: Times) -> dict[str, Link]:
-    """Return the links' figures that explain the times best, by class; the same on all ranks."""
+def fit(comm: Communicator, times: Times, sums: int = WELL.sums) -> dict[str, Link]:
+    """Return the links' figures that explain the times best, by class; the same on all ranks.
+
+    sums: how often one is timed, for gamma.
+    """
     layout = comm.layout
-    gamma = np.array([_seconds_per_byte_reduced()])
+    gamma = np.array([_seconds_per_byte_reduced(sums)])
     comm.allreduce(gamma, "min")
     kinds = list(layout.demands(next(iter(times)), 0))
-    figures = _figures(layout, kinds, times, float(gamma[0]))
-    comm.broadcast(figures, root=0)  # two machines may round differently
+    figures = np.zeros(3 * len(kinds))
+    if comm.rank == 0:  # alone: two machines may round differently
+        figures = _figures(layout, kinds, times, float(gamma[0]))
+    comm.broadcast(figures, root=0)
     return {
         kind: Link(float(alpha), float(beta), float(gamma[0]), float(overhead))
         for kind, (alpha, overhead, beta) in zip(kinds, figures.reshape(-1, 3), strict=True)
@@ -195,10 +281,10 @@ def _nonnegative(
     return best
 
 
-def _seconds_per_byte_reduced() -> float:
+def _seconds_per_byte_reduced(repeats: int) -> float:
     into, source = np.zeros((2, _GAMMA_BYTES // 4), np.float32)
     seconds = []
-    for _ in range(_GAMMA_REPEATS):
+    for _ in range(repeats):
         begin = time.perf_counter()
         _C.reduce(into, source, "float32", "sum")
         seconds.append(time.perf_counter() - begin)
