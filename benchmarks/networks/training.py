@@ -22,7 +22,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -32,12 +32,21 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel as StockDDP
 
-from allreduce.commands.parser import at_least
-from allreduce.torch import DistributedDataParallel
+from allreduce.commands.parser import at_least, parse_seconds
+from allreduce.torch import DistributedDataParallel, communicator
+from allreduce.tuning.cost import NETWORK
+from trainer.dry_run.duration import BACKWARD, ITERATION
 from trainer.model.resnet import build_model
+from trainer.model.work import work_shares
 
-ITERATION, BACKWARD = 0.2318, 0.120  # seconds on the paper's P100s: section 5, and section 4
 _PIXELS = 224
+_BUCKET, STOCK_BUCKET = 4 << 20, 25 << 20  # bytes
+# Ways to reduce: bytes of a bucket, unscaled (0: each tensor by itself), and the algorithm.
+OURS = {
+    **{f"tensors, {algo}": (0, algo) for algo in ("halving_doubling", "ring")},
+    **{f"buckets, {algo}": (_BUCKET, algo) for algo in ("halving_doubling", "ring", "auto")},
+}
+GLOO, ALONE = "Gloo, stock DDP", "no communication"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,18 +62,8 @@ def layers() -> list[Layer]:
     """Return the parameters of ResNet-50 in the order of the forward pass."""
     with torch.device("meta"):
         model = build_model("resnet50")
-        work: dict[Tensor, float] = {}
-
-        def note(module: nn.Module, _: Any, output: Tensor) -> None:
-            weight = module.weight
-            work[weight] = weight.numel() * output[0, 0].numel() if output.ndim == 4 else 1.0
-
-        for module in model.modules():
-            if isinstance(module, nn.Conv2d):
-                module.register_forward_hook(note)
-        model(torch.empty(1, 3, _PIXELS, _PIXELS))
-    whole = sum(work.values())
-    return [Layer(p.numel(), work.get(p, 0.0) / whole) for p in model.parameters()]
+    shares = work_shares(model, _PIXELS)
+    return [Layer(p.numel(), share) for p, share in zip(model.parameters(), shares, strict=True)]
 
 
 class _Compute(torch.autograd.Function):
@@ -87,11 +86,12 @@ class _Compute(torch.autograd.Function):
 class Model(nn.Module):
     """Parameters of ResNet-50's sizes, and the time that it takes."""
 
-    def __init__(self, scale: int, dilation: float) -> None:
+    def __init__(self, scale: int, iteration: float) -> None:
         super().__init__()
         found = layers()
-        self.seconds = [dilation * BACKWARD * layer.share for layer in found]
-        self.forward_seconds = dilation * (ITERATION - BACKWARD)
+        backward = iteration * BACKWARD / ITERATION
+        self.seconds = [backward * layer.share for layer in found]
+        self.forward_seconds = iteration - backward
         self.weights = nn.ParameterList(
             torch.zeros(max(1, layer.elements // scale)) for layer in found
         )
@@ -112,13 +112,12 @@ def ways(model: Callable[[], Model], scale: int) -> Iterator[tuple[str, Callable
 
     def stock() -> nn.Module:
         gloo = dist.new_group(backend="gloo")
-        return StockDDP(model(), process_group=gloo, bucket_cap_mb=25 / scale)
+        return StockDDP(model(), process_group=gloo, bucket_cap_mb=STOCK_BUCKET / (1 << 20) / scale)
 
-    for algo in ("halving_doubling", "ring"):
-        yield f"tensors, {algo}", ours(algo, 0)
-    for algo in ("halving_doubling", "ring", "auto"):
-        yield f"buckets of 4 MiB, {algo}", ours(algo, (4 << 20) // scale)
-    yield "Gloo, stock DDP", stock
+    yield ALONE, model
+    for name, (bucket_bytes, algo) in OURS.items():
+        yield name, ours(algo, bucket_bytes // scale)
+    yield GLOO, stock
 
 
 def main() -> None:
@@ -127,10 +126,12 @@ def main() -> None:
     dilation = float(os.environ["ALLREDUCE_DILATION"])
     torch.set_num_threads(1)
     dist.init_process_group("hier")
+    communicator().measure()
+    network = _network(dilation)
     found = {}
     chosen = options.ways.split(",") if options.ways else None
     scale = options.bytes_scale
-    for name, make in ways(lambda: Model(scale, dilation), scale):
+    for name, make in ways(lambda: Model(scale, dilation * options.iteration), scale):
         if chosen and not any(word in name for word in chosen):
             continue
         module = make()
@@ -140,9 +141,21 @@ def main() -> None:
             taken = median(found[name])
             print(f"{dist.get_world_size():>4} hosts  {name:<36} {taken:.4f} s", flush=True)
     if dist.get_rank() == 0 and options.json:
-        network = os.environ["ALLREDUCE_EMULATED"]
-        options.json.write_text(json.dumps({"network": network, "seconds": found}))
+        network["iteration"] = options.iteration
+        options.json.write_text(json.dumps({**network, "seconds": found}))
     dist.destroy_process_group()
+
+
+def _network(dilation: float) -> dict[str, Any]:
+    """Return the network in words, and its links as they were measured before all steps."""
+    comm = communicator()
+    assert comm.tuning is not None
+    found = asdict(comm.tuning.links[NETWORK])
+    return {
+        "network": os.environ["ALLREDUCE_EMULATED"],
+        "link": {name: figure / dilation for name, figure in found.items()},
+        "ranks_per_core": comm.layout.ranks_per_core,
+    }
 
 
 def _step(module: nn.Module) -> float:
@@ -156,6 +169,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.networks.training")
     add = parser.add_argument
     add("--bytes-scale", type=at_least(1), default=8)
+    add("--iteration", type=parse_seconds, default=ITERATION, help="seconds of computation")
     add("--steps", type=at_least(1), default=3)
     add("--warm-up", type=at_least(1), default=3)
     add("--ways", default="", help="words of the names of those that run")

@@ -2,10 +2,14 @@
 
     python -m benchmarks.report.pictures training RUN.json OUT.svg
     python -m benchmarks.report.pictures sweep RUN.json OUT.svg [TITLE...]
+    python -m benchmarks.report.pictures hosts FIGURES.json OUT.svg
+    python -m benchmarks.report.pictures at_scale - OUT.svg
 
 training: images per second of a training step, and its exposed communication (test_scaling.py).
 sweep: time against size, ours and each peer (test_allreduce.py), of the layouts whose words hold
 one of TITLE: "4 ranks on one node", say. Without a TITLE, of all.
+hosts: time of an iteration and efficiency on emulated hosts (benchmarks.networks.figures).
+at_scale: efficiency on up to 10,000 GPUs, of no run (benchmarks.networks.at_scale).
 """
 
 from __future__ import annotations
@@ -15,15 +19,24 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib import pyplot
 
+from benchmarks.networks import at_scale
+from benchmarks.networks.prediction import published
 from benchmarks.report.tables import size_name
+from trainer.dry_run.duration import ITERATION
 
 # Okabe and Ito's: told apart by everybody.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#882255")
+COLOURS = (
+    *("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#882255"),
+    "#999999",
+)
+SIMULATED = "(SIMULATED)"  # ends the name of a series that is drawn dashed
+_LEGEND_COLUMNS = 6
 _INK, _MUTED, _GRID = "#222222", "#555555", "#dddddd"
 _STYLE: dict[str, Any] = {
     **{"font.size": 9, "axes.titlesize": 10, "axes.titleweight": "bold", "text.color": _INK},
@@ -72,7 +85,8 @@ def panels(count: int, path: Path, notes: Sequence[str], width: float = 5.0) -> 
             handles, names = one.get_legend_handles_labels()
             named |= dict(zip(names, handles, strict=True))
         if named:
-            figure.legend(named.values(), named, loc="outside upper center", ncols=len(named))
+            columns = min(len(named), _LEGEND_COLUMNS)
+            figure.legend(named.values(), named, loc="outside upper center", ncols=columns)
         figure.supxlabel("\n".join(notes), fontsize=7, color=_MUTED, x=0.01, ha="left")
         figure.savefig(path, metadata={"Date": None}, bbox_inches="tight")
         pyplot.close(figure)
@@ -89,7 +103,8 @@ def lines(axes: Any, names: Sequence[str], series: Mapping[str, Sequence[float |
             xs, ys = zip(*known, strict=True)
             width, size = (2.6, 5.5) if number == 0 else (1.3, 4)
             colour = COLOURS[number % len(COLOURS)]
-            axes.plot(xs, ys, "o-", c=colour, label=name, linewidth=width, markersize=size)
+            style = "o--" if name.endswith(SIMULATED) else "o-"
+            axes.plot(xs, ys, style, c=colour, label=name, linewidth=width, markersize=size)
     axes.set_xticks(range(len(names)), names)
 
 
@@ -152,19 +167,76 @@ def _bars(axes: Any, rows: Sequence[Mapping[str, Any]], ways: Sequence[str], key
     axes.set_xticks(range(len(ranks)), list(map(str, ranks)))
 
 
+def hosts(run: Mapping[str, Any], path: Path) -> None:
+    """Draw the paper's figures 7 and 8 from emulated hosts, and the models of what cannot run."""
+    found = {int(count): one for count, one in run["hosts"].items()}
+    series: dict[str, list[float]] = {}
+    for count, one in found.items():
+        seconds = {way: median(times) for way, times in one["seconds"].items()}
+        seconds |= {
+            f"{way} {SIMULATED}": taken
+            for way, taken in published(count, one, run["scale"]).items()
+        }
+        for way, taken in seconds.items():
+            series.setdefault(way, []).append(taken)
+    notes = [
+        "Real ranks, buckets and TCP; computation is a sleep. Right: nothing below 80 % is drawn.",
+        "EMULATED on one machine; dashed: SIMULATED by published formulas",
+    ]
+    ways = sorted(series, key=lambda way: not way.startswith("buckets"))
+    series = {way: series[way] for way in ways}
+    with panels(2, path, notes, width=6.5) as (left, right):
+        names = list(map(str, found))
+        lines(left, names, {way: [1e3 * s for s in times] for way, times in series.items()})
+        left.axhline(1e3 * ITERATION, color=_MUTED, linestyle=":", linewidth=1)
+        left.set(title="ms an iteration (figure 7)", xlabel="hosts of 8 GPUs")
+        left.set_ylim(bottom=0)
+        lines(right, names, {way: [ITERATION / s for s in times] for way, times in series.items()})
+        right.set(title="images per second and host, beside one host alone (figure 8)")
+        right.set(xlabel="hosts of 8 GPUs", ylim=(0.8, 1.01))
+        right.set_yticks([0.8, 0.85, 0.9, 0.95, 1.0])
+        right.yaxis.set_major_formatter("{x:.0%}")
+
+
+def scale(path: Path) -> None:
+    """Draw the efficiency on many hosts, a panel for each network."""
+    ways = (*at_scale.WAYS, at_scale.VARIED, at_scale.FAILING)
+    notes = [
+        "ResNet-50, the paper's computation. Hosts vary as the paper's, by a fit; links fail as in "
+        "a training of Llama 3.",
+        "SIMULATED by the cost model",
+    ]
+    gpus = [f"{count * at_scale.GPUS:,}" for count in at_scale.HOSTS]
+    with panels(len(at_scale.NETWORKS), path, notes) as axes:
+        for one, network in zip(axes, at_scale.NETWORKS, strict=True):
+            series = {
+                way: [at_scale.efficiency(count, network, way) for count in at_scale.HOSTS]
+                for way in ways
+            }
+            lines(one, gpus, series)
+            one.set(title=network, xlabel="GPUs", ylabel="efficiency", ylim=(0, 1.05))
+            one.yaxis.set_major_formatter("{x:.0%}")
+            one.tick_params(axis="x", labelrotation=60)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Draws the picture that the command line asks for."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.report.pictures", description=__doc__
     )
-    parser.add_argument("picture", choices=("training", "sweep"))
+    parser.add_argument("picture", choices=("training", "sweep", "hosts", "at_scale"))
     parser.add_argument("run", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("title", nargs="*")
     options = parser.parse_args(arguments)
+    if options.picture == "at_scale":
+        scale(options.out)
+        return
     run = json.loads(options.run.read_text())
     if options.picture == "training":
         training(run, options.out)
+    elif options.picture == "hosts":
+        hosts(run, options.out)
     else:
         sweep(run, options.out, options.title)
 

@@ -15,6 +15,7 @@ from benchmarks.conftest import RESULTS, Report
 from benchmarks.harness.cells import Cell
 from benchmarks.harness.layouts import Layout
 from benchmarks.harness.worlds import Round
+from benchmarks.networks import at_scale
 from benchmarks.report import pictures
 
 _TIMES = {"hier": (20e-6, 1e-3), "gloo": (2e-3, 5e-3), "gloo-cubic": (3e-3, 4e-3)}  # 1 KiB, 1 MiB
@@ -96,3 +97,43 @@ def test_the_kept_pictures_are_of_the_kept_run(picture: str, titles, tmp_path: P
 def _texts(file: Path) -> list[str]:
     found = ElementTree.fromstring(file.read_text()).iter("{http://www.w3.org/2000/svg}text")
     return ["".join(text.itertext()).strip() for text in found]
+
+
+def test_hosts_have_a_line_for_each_way_and_a_dashed_one_for_each_model(
+    drawn, monkeypatch, tmp_path: Path
+) -> None:
+    styles: dict[str, str] = {}
+    real = matplotlib.axes.Axes.plot
+
+    def noted(axes, xs, ys, style, **options):
+        styles[options["label"]] = style
+        return real(axes, xs, ys, style, **options)
+
+    monkeypatch.setattr(matplotlib.axes.Axes, "plot", noted)
+    link = {"alpha": 1e-4, "beta": 1e-9, "gamma": 0.0, "overhead": 1e-6}
+    one: dict[str, Any] = {
+        "link": link,
+        "ranks_per_core": 1,
+        "iteration": 0.2318,
+        "seconds": {"tensors, ring": [0.25], "Gloo, stock DDP": [0.3]},
+    }
+    pictures.hosts({"scale": 8, "hosts": {"2": one, "4": one}}, tmp_path / "x.svg")
+    assert {name for name, style in styles.items() if "--" not in style} == set(one["seconds"])
+    models = {name for name, style in styles.items() if "--" in style}
+    assert len(models) == 3
+    assert all(name.endswith("(SIMULATED)") for name in models)
+
+
+def test_efficiency_falls_with_the_hosts_and_by_each_thing_that_goes_wrong() -> None:
+    network = next(iter(at_scale.NETWORKS))
+    ways = (at_scale.WAYS[0], at_scale.VARIED, at_scale.FAILING)
+    found = {way: [at_scale.efficiency(n, network, way) for n in (1, 8, 64)] for way in ways}
+    assert all(rates == sorted(rates, reverse=True) for rates in found.values())
+    good, varied, failing = (found[way][-1] for way in ways)
+    assert 1 > good > varied > failing > 0.8
+
+
+def test_the_kept_picture_of_hosts_is_of_the_kept_run(tmp_path: Path) -> None:
+    file = max(RESULTS.glob("hosts_*.json"))
+    pictures.main(["hosts", str(file), str(tmp_path / "x.svg")])
+    assert _texts(file.with_suffix(".svg")) == _texts(tmp_path / "x.svg")
