@@ -137,8 +137,10 @@ class Acceptor:
         listener: socket.socket,
         dialogue: Callable[[], Dialogue],
         welcome: Callable[[Link, socket.socket], None],
+        budget: float = BUDGET_SECONDS,
     ) -> None:
         self._loop = loop
+        self._budget = budget
         self._listener = listener
         self._dialogue = dialogue
         self._welcome = welcome
@@ -156,13 +158,13 @@ class Acceptor:
         silent = next((c for c in self._pending.values() if c.replies == 0), None)
         if self._paused and silent is not None:
             return silent.born + GRACE_SECONDS
-        return oldest.born + BUDGET_SECONDS
+        return oldest.born + self._budget
 
     def expire(self, now: float) -> None:
         """Drop whoever ran out of time."""
         if self._paused:
             self._evict(now)
-        expired = [c for c in self._pending.values() if now >= c.born + BUDGET_SECONDS]
+        expired = [c for c in self._pending.values() if now >= c.born + self._budget]
         for connection in expired:
             self._drop(connection, "no handshake within the time allowed")
 

@@ -85,6 +85,7 @@ class Caller:
         refused_for: float = 2.0,
         unanswered_for: float = math.inf,
         refused_proofs: float = 3,
+        needless: Callable[[Link], bool] = lambda link: False,
     ) -> None:
         """Call nobody yet.
 
@@ -92,6 +93,7 @@ class Caller:
             refused_for, unanswered_for: seconds after which a peer is given up whose host refuses
                 calls or does not answer them. (A listener is there before its address is known.)
             refused_proofs: how often a peer may end the handshake behind this rank's proof.
+            needless: whether a call that has failed need not be made again.
         """
         self._loop = loop
         self._session = session
@@ -100,6 +102,7 @@ class Caller:
         self._welcome = welcome
         self._refused_for, self._unanswered_for = refused_for, unanswered_for
         self._refused_proofs = refused_proofs
+        self._needless = needless
         self._calls: dict[Link, _Call] = {}  # those that nobody has welcomed yet
 
     def call(self, link: Link) -> None:
@@ -241,3 +244,5 @@ class Caller:
         if pending.sock is not None:
             self._loop.forget(pending.sock.fileno())
         pending.attempt_over(state)
+        if self._needless(pending.link):
+            self._calls.pop(pending.link, None)

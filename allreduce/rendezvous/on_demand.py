@@ -25,7 +25,7 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from allreduce.errors import PeerError, SystemCallError
-from allreduce.rendezvous.acceptor import Acceptor, EventLoop, close_all
+from allreduce.rendezvous.acceptor import BUDGET_SECONDS, Acceptor, EventLoop, close_all
 from allreduce.rendezvous.address import congestion_control, tune
 from allreduce.rendezvous.caller import Caller, Endpoint, NoAnswer, Refused
 from allreduce.rendezvous.handshake import Kind, Link, Session, answer
@@ -36,7 +36,8 @@ log = logging.getLogger("allreduce")
 
 # Seconds. A crowded machine loses a call now and then, and the kernel repeats it after 1, 3, 7.
 _LOST_CALLS = 10.0
-_PAUSE = 0.05  # seconds
+_PAUSE = 0.05
+_BUDGET_OF_A_RANK = 0.02  # more time for handshakes: where ranks are many, each may be slow
 _SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 
 
@@ -91,7 +92,11 @@ class Connector:
         others = [peer for peer, other in enumerate(node_of_rank) if other != node]
         self._answered = {link for peer in others for link in self._links(peer, peer, rank)}
         self._acceptor = Acceptor(
-            self._loop, listener, lambda: answer(session, self._answered), self._welcome
+            self._loop,
+            listener,
+            lambda: answer(session, self._answered),
+            self._welcome,
+            max(BUDGET_SECONDS, _BUDGET_OF_A_RANK * len(endpoints)),
         )
         self._caller = Caller(
             loop=self._loop,
@@ -104,6 +109,7 @@ class Connector:
             unanswered_for=math.inf if loopback else max(dead_after, _LOST_CALLS),
             # The secret is right, or the start-up would have failed: this process is slow.
             refused_proofs=math.inf,
+            needless=lambda link: link.peer_of(rank) in self._connected,
         )
         self._pairs: dict[int, dict[int, socket.socket]] = {}  # half connected: peer, lane
         self._requests: dict[int, socket.socket] = {}

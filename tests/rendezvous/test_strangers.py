@@ -14,6 +14,7 @@ from rendezvous.ranks import close_wirings, connect_rank, in_threads, nothing_le
 
 from allreduce.rendezvous import acceptor, startup
 from allreduce.rendezvous.acceptor import Acceptor, EventLoop
+from allreduce.rendezvous.caller import Caller, Endpoint
 from allreduce.rendezvous.connect import Connections
 from allreduce.rendezvous.handshake import Kind, Link, Session, answer, call
 from allreduce.rendezvous.store import MemoryStore
@@ -160,10 +161,8 @@ def hung_up(sock: socket.socket) -> bool:
     return bool(poller.poll(0))
 
 
-def test_who_proves_nothing_is_dropped_when_its_time_is_over(
-    house: House, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(acceptor, "BUDGET_SECONDS", 0.2)
+def test_who_proves_nothing_is_dropped_when_its_time_is_over(house: House) -> None:
+    house.acceptor._budget = 0.2
     with socket.create_connection(house.address) as stranger:
         stranger.send(b"HIER")
         house.run(0.1)
@@ -260,3 +259,29 @@ def in_threads_call(house: House, lane: int) -> threading.Thread:
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     return thread
+
+
+@pytest.mark.parametrize("needless", [False, True])
+def test_a_call_that_failed_is_made_again_where_it_is_still_needed(needless: bool) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = listener.getsockname()
+    loop = EventLoop()
+    link = Link(Kind.DATA, 0, 1, 0)
+    caller = Caller(
+        loop=loop,
+        session=Session.derive(b"the secret", 1, 0),
+        endpoints=[Endpoint(address=(socket.AF_INET, address), name="rank 0")],
+        congestion=None,
+        loopback=True,
+        welcome=lambda link, sock: None,
+        refused_for=60.0,
+        needless=lambda _link: needless,
+    )
+    caller.call(link)
+    for _ in range(3):
+        caller.dial(time.monotonic())
+        loop.turn(0.01)
+    assert caller.state_of(link).startswith("" if needless else "no connection")
+    assert (caller.state_of(link) == "") == needless
+    caller.close()
+    loop.close()

@@ -1,14 +1,16 @@
 """What `init` measures: alike on all ranks, in time, and in figures that make sense."""
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from worlds import run_threads
 
 from allreduce import Communicator
+from allreduce.communicator.auto_choices import measure_and_follow
 from allreduce.schedules import parse_collective
-from allreduce.tuning import decide, measurement, slopes
+from allreduce.tuning import Choice, LayoutTuning, Tuning, decide, measurement, slopes
 from allreduce.tuning.cost import LOCAL_STAGE, NETWORK, SHARED_MEMORY, Layout, Link
 from allreduce.tuning.timing import TimeBudget, time_alternating
 
@@ -71,6 +73,43 @@ def test_init_measures_briefly_and_measure_measures_more() -> None:
             assert part.tuning is comm.tuning
 
     run_threads(2, body, nodes=2, measure=True)
+
+
+def test_what_would_take_too_long_is_not_measured() -> None:
+    def body(comm: Communicator) -> None:
+        measure_and_follow(comm, replace(measurement.BRIEFLY, most=0.0))
+        assert comm.tuning is None
+        assert "nothing was measured" in comm.explain(1 << 20)
+        comm.allreduce(np.ones(4))
+
+    run_threads(2, body, nodes=2)
+
+
+def test_ranks_on_unlike_machines_measure_alike() -> None:
+    def body(comm: Communicator) -> tuple[object, ...]:
+        comm.layout = replace(comm.layout, ranks_per_core=1.0 + comm.rank)
+        comm.measure()
+        assert comm.tuning is not None
+        choices = [comm._group.choose(ALLREDUCE, 1 << k) for k in range(4, 28)]
+        return comm.layout.ranks_per_core, dict(comm.tuning.links), choices
+
+    rows = run_threads(3, body, nodes=3)
+    assert rows == [rows[0]] * 3
+    assert rows[0][0] == 3.0
+
+
+def test_a_measurement_keeps_what_a_file_chose_for_other_collectives() -> None:
+    def body(comm: Communicator) -> set[str]:
+        layout = comm.layout
+        own = {"allgather": (Choice(None, "ring"),)}
+        comm.tuning = Tuning(
+            links={}, layouts=(LayoutTuning(nodes=layout.nodes, local=layout.local, choices=own),)
+        )
+        comm.measure()
+        assert comm.tuning.choices(layout)["allgather"] == own["allgather"]
+        return set(comm.tuning.choices(layout))
+
+    assert run_threads(2, body, nodes=2) == [{"allgather", "allreduce"}] * 2
 
 
 def test_measure_makes_a_tuning_where_init_has_made_none() -> None:
