@@ -65,7 +65,8 @@ class Row:
 
 def measure(comm: Communicator, options: Options) -> Iterator[Row]:
     """Measure row by row, on every rank; rows are the same on all ranks."""
-    if "auto" in options.algo and comm.tuning and comm.tuning.brief:
+    chooses = options.collective == "allreduce" and not _runs_no_schedule(comm, options)
+    if chooses and "auto" in options.algo and comm.tuning and comm.tuning.brief:
         comm.measure()
     root = options.root if KINDS[options.collective].rooted else -1
     largest = max(

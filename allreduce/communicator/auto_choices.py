@@ -19,10 +19,10 @@ __all__ = ["follow_or_measure", "measure_and_follow"]
 log = logging.getLogger("allreduce")
 
 
-def follow_or_measure(comm: Communicator, briefly: bool) -> None:
-    """Follow the tuning that was given, or measure, if it may. Every rank calls it."""
+def follow_or_measure(comm: Communicator, may_measure: bool) -> None:
+    """Follow the tuning that was given, or measure briefly, if it may. Every rank calls it."""
     if comm.tuning is None:
-        if briefly:
+        if may_measure:
             measure_and_follow(comm, BRIEFLY)
     else:
         _agree_on_cores(comm)
@@ -35,6 +35,7 @@ def measure_and_follow(comm: Communicator, depth: Depth) -> None:
     found = measure(comm, depth)
     if found is None:
         log.info("nothing is measured: calls take too long; comm.measure() measures all the same")
+        comm._options = {**comm._options, "measure": False}  # nor is a part of the group
         return
     comm.tuning = found
     _follow(comm)

@@ -83,7 +83,7 @@ class Communicator(PartCollectives, PointToPoint):
         self.congestion = connections.congestion
         at_exit.add(self)
         if self.world_size > 1:
-            follow_or_measure(self, briefly=options["measure"])
+            follow_or_measure(self, may_measure=options["measure"])
 
     @property
     def link(self) -> cost.Link | None:

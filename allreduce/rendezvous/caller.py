@@ -93,7 +93,7 @@ class Caller:
             refused_for, unanswered_for: seconds after which a peer is given up whose host refuses
                 calls or does not answer them. (A listener is there before its address is known.)
             refused_proofs: how often a peer may end the handshake behind this rank's proof.
-            needless: whether a call that has failed need not be made again.
+            needless: whether a call need not be made, or not once more.
         """
         self._loop = loop
         self._session = session
@@ -112,6 +112,9 @@ class Caller:
     def dial(self, now: float) -> None:
         """Call whoever is to be called by now."""
         for pending in list(self._calls.values()):
+            if pending.sock is None and self._needless(pending.link):
+                del self._calls[pending.link]
+                continue
             late = now - pending.unanswered_since >= self._unanswered_for
             if late and _waits_for_host(pending.sock):
                 raise NoAnswer(
@@ -244,5 +247,3 @@ class Caller:
         if pending.sock is not None:
             self._loop.forget(pending.sock.fileno())
         pending.attempt_over(state)
-        if self._needless(pending.link):
-            self._calls.pop(pending.link, None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from allreduce import _C
+from allreduce.schedules import algorithms
 from allreduce.tuning import (
     LOCAL_STAGE_ALONE,
     LayoutTuning,
@@ -56,15 +57,20 @@ _GAMMA_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Depth:
-    """How much is measured. alone: where there is nothing to choose, only figures to find. once:
-    at one more size, where those that were measured do not tell beta. sums: how often one is timed.
+    """How much is measured.
 
-    sizes: in bytes, of which the first least_sizes count however long they take. budget: seconds
-    for all calls. Nothing is measured if a look at each algorithm would take more than most
-    seconds: 256 ranks on two cores, say, whose times would tell of the cores alone.
+    source: in words. brief: there is more to know.
+    sizes: in bytes; the first least_sizes are measured however long they take.
+    effort, budget: at each size, and seconds of all calls.
+    effort_alone, budget_alone: the same where there is nothing to choose, only figures to find.
+    effort_once: at one more size, where those that were measured do not tell beta.
+    gamma_repeats: how often a sum is timed.
+    skip_above: nothing is measured if a look at each algorithm takes more seconds: 256 ranks on two
+        cores, say, whose times would tell of the cores alone.
     """
 
-    words: str
+    source: str
+    brief: bool
     sizes: tuple[int, ...]
     least_sizes: int
     effort: TimeBudget
@@ -72,24 +78,27 @@ class Depth:
     effort_alone: TimeBudget
     budget_alone: float
     effort_once: TimeBudget
-    sums: int
-    most: float = float("inf")
+    gamma_repeats: int
+    skip_above: float
 
 
+_A_LOOK = TimeBudget(seconds=0.0, least_turns=0, most_turns=2, first_calls=2)
 BRIEFLY = Depth(
-    words="measured at init",
+    source="measured at init",
+    brief=True,
     sizes=tuple(1 << k for k in range(10, 26, 3)),
     least_sizes=1,
     effort=TimeBudget(seconds=0.006, least_turns=0, most_turns=8, first_calls=2),
     budget=0.02,
-    effort_alone=TimeBudget(seconds=0.0, least_turns=0, most_turns=2, first_calls=2),
+    effort_alone=_A_LOOK,
     budget_alone=0.005,
-    effort_once=TimeBudget(seconds=0.0, least_turns=0, most_turns=2, first_calls=2),
-    sums=2,
-    most=0.5,
+    effort_once=_A_LOOK,
+    gamma_repeats=2,
+    skip_above=0.5,
 )
 WELL = Depth(
-    words="measured",
+    source="measured",
+    brief=False,
     sizes=tuple(1 << k for k in range(10, 26, 2)),
     least_sizes=2,
     effort=TimeBudget(seconds=0.06, least_turns=2, most_turns=32),
@@ -97,34 +106,65 @@ WELL = Depth(
     effort_alone=TimeBudget(seconds=0.04, least_turns=2, most_turns=6),
     budget_alone=0.6,
     effort_once=TimeBudget(seconds=0.0, least_turns=1, most_turns=2),
-    sums=12,
+    gamma_repeats=12,
+    skip_above=float("inf"),
 )
 
 
 def measure(comm: Communicator, depth: Depth) -> Tuning | None:
     """Return what was measured of this communicator, the same on all ranks; every rank calls it.
 
-    None where that would take too long.
+    What the communicator's tuning says of other layouts, links and collectives stays in it. None
+    where measuring would take too long.
     """
     begin = time.perf_counter()
     layout = comm.layout
-    field = allreduce_contestants(layout)
-    if _seconds_of_a_call(comm) * depth.effort.least_calls * len(field.sent) > depth.most:
+    field = _field(comm, depth)
+    if field is None:
         return None
     effort, budget = depth.effort, depth.budget
     if len(field.sent) == 1:
         effort, budget = depth.effort_alone, depth.budget_alone
     times = size_sweep(comm, field, depth.sizes, effort, budget, depth.least_sizes)
-    links = fit(comm, _with_bytes(comm, field, times, depth.effort_once), depth.sums)
-    choices = comm.tuning.choices(layout) if comm.tuning else {}  # of other collectives
+    links = fit(comm, _with_bytes(comm, field, times, depth.effort_once), depth.gamma_repeats)
+    before = comm.tuning or Tuning(links={})
+    old = before.of(layout) or LayoutTuning(nodes=layout.nodes, local=layout.local)
+    choices = {name: rows for name, rows in old.choices.items() if name != "allreduce"}
     if layout.ranks_of_schedule > 1:
         choices["allreduce"] = decide(times, slopes(layout, times, links))
-    tuned = LayoutTuning(
-        nodes=layout.nodes, local=layout.local, choices=choices, times={"allreduce": times}
-    )
+    tuned = replace(old, choices=choices, times={**old.times, "allreduce": times})
+    others = tuple(one for one in before.layouts if not one.fits(layout))
     seconds = time.perf_counter() - begin
-    words = f"{depth.words} in {seconds:.2f} s"
-    return Tuning(links=links, layouts=(tuned,), source=words, brief=depth is BRIEFLY)
+    return Tuning(
+        links={**before.links, **links},
+        layouts=(tuned, *others),
+        source=f"{depth.source} in {seconds:.2f} s",
+        brief=depth.brief,
+    )
+
+
+def _field(comm: Communicator, depth: Depth) -> Contestants | None:
+    """Return who races; None if a look at each would take too long."""
+    ranks = comm.layout.ranks_of_schedule
+    look = _seconds_of_a_call(comm) * depth.effort.least_calls  # at the fastest algorithm, about
+    if look * (len(algorithms("allreduce")) if ranks > 1 else 1) > depth.skip_above:
+        return None
+    field = allreduce_contestants(comm.layout)
+    if ranks == 1:
+        return field
+    if depth.brief and comm._connections.connector is not None:
+        few = 4 * ranks.bit_length()  # else the look would connect each rank with all others
+        names = [name for name in field.sent if _peers(name, ranks) <= few]
+        field = replace(field, sent={name: field.sent[name] for name in names})
+    link = comm.layout.schedule_link
+    rounds = [comm.layout.demands(name, 0)[link].rounds for name in field.sent]
+    return None if look * sum(rounds) / min(rounds) > depth.skip_above else field
+
+
+def _peers(algorithm: str, ranks: int) -> int:
+    """Return with how many ranks the first one exchanges data."""
+    moves = np.asarray(_C.build(_C.Collective.allreduce, algorithm, ranks).moves())
+    return len({*moves[moves[:, 1] == 0, 2].tolist(), *moves[moves[:, 2] == 0, 1].tolist()})
 
 
 def _seconds_of_a_call(comm: Communicator) -> float:
@@ -185,8 +225,8 @@ def size_sweep(
     """Return the times of the algorithms, size by size.
 
     It stops where the budget, in seconds, would not do for the next size, unless this is one of the
-    least sizes. An algorithm that has
-    lost twice, and sends too much to ever win again, is given up: its times end there.
+    least sizes. An algorithm that has lost twice, and sends too much to ever win again, is given
+    up: its times end there.
     """
     names, sent = list(field.sent), field.sent
     buffer = np.zeros(_whole_elements(comm, field.collective, max(sizes)), np.float32)
@@ -227,13 +267,15 @@ def _whole_elements(comm: Communicator, collective: str, nbytes: int) -> int:
     return max(1, nbytes // (4 * ranks)) * ranks
 
 
-def fit(comm: Communicator, times: Times, sums: int = WELL.sums) -> dict[str, Link]:
+def fit(
+    comm: Communicator, times: Times, gamma_repeats: int = WELL.gamma_repeats
+) -> dict[str, Link]:
     """Return the links' figures that explain the times best, by class; the same on all ranks.
 
-    sums: how often one is timed, for gamma.
+    gamma_repeats: how often a sum is timed.
     """
     layout = comm.layout
-    gamma = np.array([_seconds_per_byte_reduced(sums)])
+    gamma = np.array([_seconds_per_byte_reduced(gamma_repeats)])
     comm.allreduce(gamma, "min")
     kinds = list(layout.demands(next(iter(times)), 0))
     figures = np.zeros(3 * len(kinds))

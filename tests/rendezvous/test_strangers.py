@@ -118,7 +118,7 @@ def test_strangers_do_not_disturb_a_start_up(
 class House:
     """An acceptor on loopback, with what it let in."""
 
-    def __init__(self) -> None:
+    def __init__(self, budget: float = acceptor.BUDGET_SECONDS) -> None:
         self.loop = EventLoop()
         self.session = Session.derive(b"the secret", 1, 0)
         self.expected = {Link(Kind.DATA, lane, 1, 0) for lane in range(200)}
@@ -126,7 +126,7 @@ class House:
         listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
         listener.setblocking(False)
         self.address = listener.getsockname()
-        self.acceptor = Acceptor(self.loop, listener, self.ask, self.welcome)
+        self.acceptor = Acceptor(self.loop, listener, self.ask, self.welcome, budget)
 
     def ask(self):
         return answer(self.session, self.expected)
@@ -161,15 +161,15 @@ def hung_up(sock: socket.socket) -> bool:
     return bool(poller.poll(0))
 
 
-def test_who_proves_nothing_is_dropped_when_its_time_is_over(house: House) -> None:
-    house.acceptor._budget = 0.2
-    with socket.create_connection(house.address) as stranger:
+def test_who_proves_nothing_is_dropped_when_its_time_is_over() -> None:
+    house = House(budget=0.2)
+    with contextlib.closing(house), socket.create_connection(house.address) as stranger:
         stranger.send(b"HIER")
         house.run(0.1)
         assert not hung_up(stranger)
         house.run(5, lambda: hung_up(stranger))
         assert hung_up(stranger)
-    assert list(house.acceptor.dropped) == ["no handshake within the time allowed"]
+        assert list(house.acceptor.dropped) == ["no handshake within the time allowed"]
 
 
 def test_a_crowd_of_silent_strangers_makes_room(house: House) -> None:
@@ -263,25 +263,35 @@ def in_threads_call(house: House, lane: int) -> threading.Thread:
 
 @pytest.mark.parametrize("needless", [False, True])
 def test_a_call_that_failed_is_made_again_where_it_is_still_needed(needless: bool) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        address = listener.getsockname()
-    loop = EventLoop()
-    link = Link(Kind.DATA, 0, 1, 0)
-    caller = Caller(
-        loop=loop,
-        session=Session.derive(b"the secret", 1, 0),
-        endpoints=[Endpoint(address=(socket.AF_INET, address), name="rank 0")],
-        congestion=None,
-        loopback=True,
-        welcome=lambda link, sock: None,
-        refused_for=60.0,
-        needless=lambda _link: needless,
-    )
-    caller.call(link)
-    for _ in range(3):
-        caller.dial(time.monotonic())
-        loop.turn(0.01)
-    assert caller.state_of(link).startswith("" if needless else "no connection")
-    assert (caller.state_of(link) == "") == needless
-    caller.close()
-    loop.close()
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        loop = EventLoop()
+        stack.callback(loop.close)
+        connected = False
+        caller = Caller(
+            loop=loop,
+            session=Session.derive(b"the secret", 1, 0),
+            endpoints=[Endpoint(address=(socket.AF_INET, listener.getsockname()), name="rank 0")],
+            congestion=None,
+            loopback=True,
+            welcome=lambda link, sock: None,
+            refused_proofs=1000,
+            needless=lambda _link: needless and connected,
+        )
+        stack.callback(caller.close)
+        link = Link(Kind.DATA, 0, 1, 0)
+        caller.call(link)
+        dials = 0
+        listener.settimeout(0.2)
+        for _ in range(3):
+            deadline = time.monotonic() + 0.5
+            while time.monotonic() < deadline:
+                caller.dial(time.monotonic())
+                loop.turn(0.005)
+                with contextlib.suppress(TimeoutError):
+                    listener.settimeout(0.01)
+                    listener.accept()[0].close()  # it hangs up
+                    dials += 1
+                    break
+            connected = True
+    assert dials == (1 if needless else 3)

@@ -91,6 +91,17 @@ def test_faster_gpus_compute_less_and_hide_less() -> None:
     assert efficiency(fast) < 60
 
 
+def test_virtual_workers_hide_communication_in_their_last_turn_alone() -> None:
+    def exposed(*more: str) -> float:
+        argv = ["--dry-run", "--model=resnet18", "--nodes=8", "--gigabits=1", *more]
+        (found,) = re.findall(r"([\d.,]+) ms of communication", dry_run(parse(argv, {})))
+        return float(found.replace(",", ""))
+
+    alone = exposed("--workers=8", "--batch=8", "--rate=100")
+    turns = exposed("--workers=64", "--workers-virtual=8", "--batch=8", "--rate=800")
+    assert turns > alone > 0
+
+
 def test_half_as_much_travels_in_half_precision() -> None:
     def traffic(wire: str) -> float:
         argv = ["--dry-run", "--world=64", "--model=resnet18", "--wire-dtype", wire]

@@ -77,12 +77,16 @@ def test_init_measures_briefly_and_measure_measures_more() -> None:
 
 def test_what_would_take_too_long_is_not_measured() -> None:
     def body(comm: Communicator) -> None:
-        measure_and_follow(comm, replace(measurement.BRIEFLY, most=0.0))
+        comm.tuning = None  # as if init had found the same
+        measure_and_follow(comm, replace(measurement.BRIEFLY, skip_above=0.0))
         assert comm.tuning is None
         assert "nothing was measured" in comm.explain(1 << 20)
-        comm.allreduce(np.ones(4))
+        part = comm.split(0)
+        assert part is not None
+        with part:
+            assert part.tuning is None  # nor is a part of it
 
-    run_threads(2, body, nodes=2)
+    run_threads(2, body, nodes=2, measure=True)
 
 
 def test_ranks_on_unlike_machines_measure_alike() -> None:
@@ -98,18 +102,27 @@ def test_ranks_on_unlike_machines_measure_alike() -> None:
     assert rows[0][0] == 3.0
 
 
-def test_a_measurement_keeps_what_a_file_chose_for_other_collectives() -> None:
-    def body(comm: Communicator) -> set[str]:
+def test_a_measurement_keeps_what_a_file_says_of_all_else() -> None:
+    def body(comm: Communicator) -> None:
         layout = comm.layout
-        own = {"allgather": (Choice(None, "ring"),)}
-        comm.tuning = Tuning(
-            links={}, layouts=(LayoutTuning(nodes=layout.nodes, local=layout.local, choices=own),)
-        )
+        own = {"allgather": (Choice(None, "ring"),), "allreduce": (Choice(None, "torus"),)}
+        link = Link(1e-6, 1e-9, 0.0)
+        here = LayoutTuning(nodes=layout.nodes, local=layout.local, choices=own, lanes=4)
+        there = LayoutTuning(nodes=(5, 5), local="none")
+        comm.tuning = Tuning(links={SHARED_MEMORY: link}, layouts=(there, here))
         comm.measure()
-        assert comm.tuning.choices(layout)["allgather"] == own["allgather"]
-        return set(comm.tuning.choices(layout))
+        choices = comm.tuning.choices(layout)
+        assert choices["allgather"] == own["allgather"]
+        assert choices["allreduce"] != own["allreduce"]
+        found = comm.tuning.of(layout)
+        assert found is not None
+        assert found.lanes == 4
+        assert there in comm.tuning.layouts
+        assert len(comm.tuning.layouts) == 2
+        assert comm.tuning.links[SHARED_MEMORY] == link
+        assert NETWORK in comm.tuning.links
 
-    assert run_threads(2, body, nodes=2) == [{"allgather", "allreduce"}] * 2
+    run_threads(2, body, nodes=2)
 
 
 def test_measure_makes_a_tuning_where_init_has_made_none() -> None:

@@ -58,7 +58,11 @@ def duration(config: Config, calls: Sequence[Allreduce], iterations: int, side: 
 
 
 def _step(config: Config, calls: Sequence[Allreduce], computing: float) -> float:
-    """Return the seconds of an iteration of which computing takes so many."""
-    backward = computing * BACKWARD / ITERATION
+    """Return the seconds of an iteration of which computing takes so many.
+
+    Virtual workers take turns, and gradients are reduced in the last one alone.
+    """
+    turns = 1 if config.ghost_bn else config.workers // config.processes
+    backward = computing / turns * BACKWARD / ITERATION
     messages = (Message(call.ready * backward, call.waits, call.moves) for call in calls)
     return computing - backward + backward_seconds(backward, messages)

@@ -41,6 +41,7 @@ def connect(
         # A subgroup must not ask the environment: ALLREDUCE_NODES describes the whole job.
         nodes=[str(whole.node_of_rank[r]) for r in global_ranks] if whole else None,
         tuning=whole.tuning if whole else None,
+        measure=whole is None,  # a part of the job follows the whole
     )
     backend = module.Backend(comm._group.capsule(), store, rank, world_size, timeout)
     backend.communicator = comm

@@ -65,7 +65,7 @@ def measure_once(comm: Communicator, algo: str, by_profile: bool) -> None:
     """
     tuning = comm.tuning
     chooses = algo == "auto" and comm.layout.ranks_of_schedule > 1
-    if tuning and tuning.brief and tuning.of(comm.layout) and (chooses or by_profile):
+    if tuning and tuning.brief and (chooses or by_profile):
         comm.measure()
 
 

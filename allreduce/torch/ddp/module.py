@@ -16,7 +16,7 @@ from allreduce.errors import UsageError
 from allreduce.torch import communicator, gradient_owners
 from allreduce.torch.check_agreement import check_agreement
 from allreduce.torch.ddp import join, options, wrapped_module
-from allreduce.torch.ddp.bucket_size import DEFAULT, BucketBytes
+from allreduce.torch.ddp.bucket_size import AUTO, DEFAULT, BucketBytes, measure_once
 from allreduce.torch.ddp.hooks import BucketHook
 from allreduce.torch.ddp.options import Options, one_of
 from allreduce.torch.ddp.reducer import Reducer
@@ -176,6 +176,8 @@ class DistributedDataParallel(nn.Module, Joinable):
             lines = [str(self._options), *wrapped_module.described(module)]
             check_agreement(self._comm, "DistributedDataParallel", lines)
             self._become_rank_0s(ignored)
+            if before is None:  # so that no choice changes between two passes
+                measure_once(self._comm, self._options.algo, self._options.bucket_bytes == AUTO)
             self._reducer = Reducer(
                 names,
                 parameters,

@@ -30,7 +30,7 @@ from allreduce.errors import UsageError
 from allreduce.torch import streams
 from allreduce.torch.check_agreement import refuse
 from allreduce.torch.ddp import buckets, cast_buckets
-from allreduce.torch.ddp.bucket_size import AUTO, DEFAULT, Profile, agree, measure_once
+from allreduce.torch.ddp.bucket_size import AUTO, DEFAULT, Profile, agree
 from allreduce.torch.ddp.hooks import BucketHook, remove, weak_hook
 from allreduce.torch.ddp.options import Options
 from allreduce.torch.ddp.outputs import tensors_in
@@ -373,7 +373,6 @@ class Reducer:
         missing = set(range(len(self.parameters))).difference(self._ready)
         order = np.array([*self._ready, *sorted(missing, reverse=True)], np.int32)
         self._comm.broadcast(order)
-        measure_once(self._comm, self._options.algo, profile is not None)
         if profile:
             self.bucket_bytes = agree(
                 self._comm, self.parameters, order.tolist(), profile, self._options.wire_dtype
