@@ -14,6 +14,7 @@ import numpy as np
 from allreduce import _C
 from allreduce.bench.cases import KINDS, Case, nbytes_of
 from allreduce.bench.options import Options
+from allreduce.communicator.auto_choices import measure_once
 from allreduce.communicator.communicator import Communicator
 from allreduce.schedules import algorithms
 
@@ -66,8 +67,8 @@ class Row:
 def measure(comm: Communicator, options: Options) -> Iterator[Row]:
     """Measure row by row, on every rank; rows are the same on all ranks."""
     chooses = options.collective == "allreduce" and not _runs_no_schedule(comm, options)
-    if chooses and "auto" in options.algo and comm.tuning and comm.tuning.brief:
-        comm.measure()
+    if chooses and "auto" in options.algo:
+        measure_once(comm)
     root = options.root if KINDS[options.collective].rooted else -1
     largest = max(
         nbytes_of(options.collective, options.sizes()[-1], dtype, comm.world_size)

@@ -14,7 +14,7 @@ from allreduce.tuning.measurement import BRIEFLY, Depth, measure
 if TYPE_CHECKING:
     from allreduce.communicator.communicator import Communicator
 
-__all__ = ["follow_or_measure", "measure_and_follow"]
+__all__ = ["follow_or_measure", "measure_and_follow", "measure_once"]
 
 log = logging.getLogger("allreduce")
 
@@ -39,6 +39,15 @@ def measure_and_follow(comm: Communicator, depth: Depth) -> None:
         return
     comm.tuning = found
     _follow(comm)
+
+
+def measure_once(comm: Communicator) -> None:
+    """Measure well where `init` has measured briefly: for who will call for minutes.
+
+    Every rank calls it. It does nothing where a tuning was given, or nothing may be measured.
+    """
+    if comm.tuning and comm.tuning.brief:
+        comm.measure()
 
 
 def _agree_on_cores(comm: Communicator) -> None:

@@ -8,12 +8,14 @@ and each step lasts as long as its slowest host.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import exp
 from statistics import NormalDist, fmean
 
-__all__ = ["Message", "backward_seconds", "slowest"]
+from allreduce.tuning.cost import Layout, Link
+
+__all__ = ["Message", "backward_seconds", "slowest", "step_seconds"]
 
 _QUANTILES = 2000
 
@@ -28,6 +30,24 @@ class Message:
     ready: float
     waits: float
     moves: float
+
+    @classmethod
+    def of(
+        cls, ready: float, nbytes: int, algorithm: str, layout: Layout, links: Mapping[str, Link]
+    ) -> Message:
+        """Return an allreduce as the cost model has it; KeyError without its links."""
+        waits, whole = (layout.predict(algorithm, size, links) for size in (0, nbytes))
+        return cls(ready, waits, whole - waits)
+
+
+def step_seconds(
+    computing: float, backward: float, messages: Iterable[Message], lanes: int = 2
+) -> float:
+    """Return the seconds of a step that computes for so long, of which backward is the last part.
+
+    messages: in the order in which they start.
+    """
+    return computing - backward + backward_seconds(backward, messages, lanes)
 
 
 def backward_seconds(computing: float, messages: Iterable[Message], lanes: int = 2) -> float:

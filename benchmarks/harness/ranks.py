@@ -23,6 +23,7 @@ import torch.distributed as dist
 
 import allreduce.torch  # registers hier where the package is not installed
 from allreduce import _C, Communicator
+from allreduce.communicator.auto_choices import measure_once
 from allreduce.rendezvous.store import FileStore
 from benchmarks.harness.pipes import Pipes, answer, timed
 
@@ -46,8 +47,7 @@ class Rank:
         self._comm = allreduce.torch.communicator(self._groups["hier"])
         if local != self._comm.layout.local:
             self._comm = Communicator.from_store(FileStore(folder / local), rank, size, local=local)
-        if self._comm.tuning and self._comm.tuning.brief:
-            self._comm.measure()  # as our DDP does
+        measure_once(self._comm)  # as our DDP does
         self._private = torch.zeros(0, dtype=torch.uint8)
         self._symmetric: torch.Tensor | None = None
 

@@ -88,7 +88,7 @@ def rows(hosts: int, found: Mapping[str, Any]) -> Iterator[str]:
         error = f"{by_model[way] / taken - 1:+.1%}"
         yield _row(hosts, way, taken, computing) + f"{by_model[way]:>12.4f} s {error:>7}"
     for way, taken in published(hosts, found, SCALE).items():
-        yield _row(hosts, f"{way} (SIMULATED)", taken, computing)
+        yield _row(hosts, way, taken, computing)
 
 
 def _row(hosts: int, way: str, taken: float, computing: float) -> str:

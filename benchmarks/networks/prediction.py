@@ -16,12 +16,12 @@ import torch
 
 from allreduce.torch.ddp.buckets import plan
 from allreduce.tuning.cost import NETWORK, Layout, Link, distinct_algorithms
-from allreduce.tuning.training_step import Message, backward_seconds
+from allreduce.tuning.training_step import Message, step_seconds
 from benchmarks.networks.training import ALONE, GLOO, OURS, STOCK_BUCKET, layers
 from trainer.dry_run.duration import BACKWARD, ITERATION
 
 _FIRST_STOCK_BUCKET = 1 << 20  # bytes: a small one comes first, unless a size is asked for
-_FLOAT = 4
+SIMULATED = "(SIMULATED)"  # ends the names of what is a formula alone
 
 
 def predicted(hosts: int, found: Mapping[str, Any], scale: int) -> dict[str, float]:
@@ -75,8 +75,7 @@ def _messages(
         candidates = tuple(dict.fromkeys(distinct_algorithms(len(layout.nodes)).values()))
     for ready, nbytes in buckets:
         best = min(candidates, key=lambda name: layout.predict(name, nbytes, links))
-        waits, whole = (layout.predict(best, size, links) for size in (0, nbytes))
-        yield Message(ready * computing / ITERATION, waits, whole - waits)
+        yield Message.of(ready * computing / ITERATION, nbytes, best, layout, links)
 
 
 def published(hosts: int, found: Mapping[str, Any], scale: int) -> dict[str, float]:
@@ -94,7 +93,7 @@ def published(hosts: int, found: Mapping[str, Any], scale: int) -> dict[str, flo
         "NCCL, double tree": (rounds * alpha, 2 * beta),
     }
     return {
-        way: _iteration(
+        f"{way} {SIMULATED}": _iteration(
             (
                 Message(ready * computing / ITERATION, waits, nbytes * per_byte)
                 for ready, nbytes in _stock_buckets(STOCK_BUCKET, _FIRST_STOCK_BUCKET, 1)
@@ -136,4 +135,4 @@ def _backward(scale: int) -> tuple[list[float], list[torch.Tensor]]:
 
 def _iteration(messages: Iterable[Message], computing: float = ITERATION, lanes: int = 2) -> float:
     backward = computing * BACKWARD / ITERATION
-    return computing - backward + backward_seconds(backward, messages, lanes)
+    return step_seconds(computing, backward, messages, lanes)

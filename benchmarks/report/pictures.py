@@ -26,7 +26,7 @@ import matplotlib as mpl
 from matplotlib import pyplot
 
 from benchmarks.networks import at_scale
-from benchmarks.networks.prediction import published
+from benchmarks.networks.prediction import SIMULATED, published
 from benchmarks.networks.training import ALONE
 from benchmarks.report.tables import size_name
 
@@ -35,7 +35,6 @@ COLOURS = (
     *("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#882255"),
     "#999999",
 )
-SIMULATED = "(SIMULATED)"  # ends the name of a series that is drawn dashed
 _LEGEND_COLUMNS = 6
 _INK, _MUTED, _GRID = "#222222", "#555555", "#dddddd"
 _STYLE: dict[str, Any] = {
@@ -174,10 +173,7 @@ def hosts(run: Mapping[str, Any], path: Path) -> None:
     series: dict[str, list[float]] = {}
     for count, one in found.items():
         seconds = {way: median(times) for way, times in one["seconds"].items() if way != ALONE}
-        seconds |= {
-            f"{way} {SIMULATED}": taken
-            for way, taken in published(count, one, run["scale"]).items()
-        }
+        seconds |= published(count, one, run["scale"])
         for way, taken in seconds.items():
             series.setdefault(way, []).append(taken)
     notes = [

@@ -14,6 +14,7 @@ from allreduce.schedules.simulate import PRESETS
 from allreduce.torch.ddp.bucket_size import AUTO, DEFAULT
 from allreduce.torch.ddp.buckets import plan, travels_as
 from allreduce.tuning.cost import LOCAL_STAGE, NETWORK, Layout, Link
+from allreduce.tuning.training_step import Message
 from trainer.config.options import ALGORITHMS, Config
 from trainer.model.precision import HALF
 from trainer.model.work import work_shares
@@ -69,8 +70,8 @@ def allreduces(config: Config, network: nn.Module, side: int) -> list[Allreduce]
             continue
         seconds = {name: layout.predict(name, nbytes, links) for name in names}
         best = min(seconds, key=lambda name: seconds[name])
-        waits = layout.predict(best, 0, links)
-        found.append(Allreduce(nbytes, best, ready, waits, seconds[best] - waits))
+        message = Message.of(ready, nbytes, best, layout, links)
+        found.append(Allreduce(nbytes, best, ready, message.waits, message.moves))
     return found
 
 

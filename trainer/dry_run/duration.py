@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from allreduce.tuning.training_step import Message, backward_seconds, slowest
+from allreduce.tuning.training_step import Message, slowest, step_seconds
 from trainer.config.options import Config
 from trainer.dry_run.communication import INSIDE, Allreduce
 
@@ -65,4 +65,4 @@ def _step(config: Config, calls: Sequence[Allreduce], computing: float) -> float
     turns = 1 if config.ghost_bn else config.workers // config.processes
     backward = computing / turns * BACKWARD / ITERATION
     messages = (Message(call.ready * backward, call.waits, call.moves) for call in calls)
-    return computing - backward + backward_seconds(backward, messages)
+    return step_seconds(computing, backward, messages)

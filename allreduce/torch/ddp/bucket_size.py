@@ -16,7 +16,7 @@ from allreduce.torch.ddp import buckets
 if TYPE_CHECKING:
     from allreduce.communicator.communicator import Communicator
 
-__all__ = ["AUTO", "DEFAULT", "BucketBytes", "Profile", "agree", "choose", "measure_once"]
+__all__ = ["AUTO", "DEFAULT", "BucketBytes", "Profile", "agree", "choose"]
 
 BucketBytes: TypeAlias = int | Literal["auto"]
 
@@ -56,17 +56,6 @@ class Profile:
         end = time.perf_counter() - self._begun
         np.minimum(self.seconds, np.where(np.isnan(self._now), end, self._now), out=self.seconds)
         self._passes += 1
-
-
-def measure_once(comm: Communicator, algo: str, by_profile: bool) -> None:
-    """Measure a group well of which `init` has seen little: who trains will call for minutes.
-
-    Every rank calls it. by_profile: the size of buckets goes by the figures, too.
-    """
-    tuning = comm.tuning
-    chooses = algo == "auto" and comm.layout.ranks_of_schedule > 1
-    if tuning and tuning.brief and (chooses or by_profile):
-        comm.measure()
 
 
 def agree(

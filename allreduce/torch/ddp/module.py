@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.join import Join, Joinable, JoinHook
 from torch.utils._pytree import tree_map_only
 
+from allreduce.communicator.auto_choices import measure_once
 from allreduce.errors import UsageError
 from allreduce.torch import communicator, gradient_owners
 from allreduce.torch.check_agreement import check_agreement
 from allreduce.torch.ddp import join, options, wrapped_module
-from allreduce.torch.ddp.bucket_size import AUTO, DEFAULT, BucketBytes, measure_once
+from allreduce.torch.ddp.bucket_size import AUTO, DEFAULT, BucketBytes
 from allreduce.torch.ddp.hooks import BucketHook
 from allreduce.torch.ddp.options import Options, one_of
 from allreduce.torch.ddp.reducer import Reducer
@@ -158,6 +159,11 @@ class DistributedDataParallel(nn.Module, Joinable):
     def _reduces(self) -> bool:
         return self._comm.world_size > 1 or self._reduces_alone
 
+    @property
+    def _goes_by_figures(self) -> bool:
+        several = self._comm.layout.ranks_of_schedule > 1  # algorithms to choose from
+        return (self._options.algo == "auto" and several) or self._options.bucket_bytes == AUTO
+
     def _make_reducer(self) -> None:
         """Makes the reducer for the module as it is; every rank calls it at the same time."""
         before, module = self._reducer, self.module
@@ -176,8 +182,8 @@ class DistributedDataParallel(nn.Module, Joinable):
             lines = [str(self._options), *wrapped_module.described(module)]
             check_agreement(self._comm, "DistributedDataParallel", lines)
             self._become_rank_0s(ignored)
-            if before is None:  # so that no choice changes between two passes
-                measure_once(self._comm, self._options.algo, self._options.bucket_bytes == AUTO)
+            if before is None and self._goes_by_figures:  # now: no choice changes between passes
+                measure_once(self._comm)
             self._reducer = Reducer(
                 names,
                 parameters,
