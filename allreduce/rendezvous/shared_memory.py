@@ -43,12 +43,12 @@ def raise_descriptor_limit(wanted: int) -> int:
     return sys.maxsize if soft == resource.RLIM_INFINITY else soft
 
 
-def create_shared_memory(size: int, name: str = "allreduce") -> int:
+def create_shared_memory(size: int, name: str = "allreduce", allocate: bool = True) -> int:
     """Return a memfd of `size` bytes that nobody can shrink; nameless, it dies with its users.
 
-    The pages are allocated here: a file that is only truncated to size kills its users by SIGBUS
-    when memory runs out. And the kernel sets no limit to a memfd: it kills processes, whoever's
-    they are. So what is plainly too much is refused before it is tried.
+    The pages are allocated here, or by those who write them (`allocate` False): a write into a hole
+    kills by SIGBUS when memory runs out. And the kernel sets no limit to a memfd: it kills
+    processes, whoever's they are. So what is plainly too much is refused before it is tried.
 
     Raises:
         SystemCallError: there is not that much memory.
@@ -63,7 +63,10 @@ def create_shared_memory(size: int, name: str = "allreduce") -> int:
     fd = -1
     try:
         fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.posix_fallocate(fd, 0, size)
+        if allocate:
+            os.posix_fallocate(fd, 0, size)
+        else:
+            os.ftruncate(fd, size)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
     except OSError as error:
         close_fds([fd])
@@ -103,9 +106,11 @@ class Arena:
         self.doorbells: list[int] = []
 
     def create(self, size: int, local_size: int) -> None:
-        """Allocate `size` bytes and `local_size` doorbells; on the node's lowest rank."""
+        """Make `size` bytes and `local_size` doorbells; on the node's lowest rank. The core
+        allocates the pages as it needs them.
+        """
         self.size = size
-        self.fd = create_shared_memory(size, "allreduce-arena")
+        self.fd = create_shared_memory(size, "allreduce-arena", allocate=False)
         for _ in range(local_size):
             self.doorbells.append(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
 

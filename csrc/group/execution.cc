@@ -79,7 +79,10 @@ bool Execution::advance(uint64_t k) {
 // Makes this rank's contribution to piece k readable.
 bool Execution::enter(uint64_t k) {
   if (device_ && !device_->arrived(k)) return false;
-  if (local_ && !is_symmetric() && !local_->slot_free(number(k))) return false;
+  if (local_ && !is_symmetric()) {
+    if (!local_->slot_free(number(k))) return false;
+    local_->allocate_slot(number(k));
+  }
   Piece& p = piece(k);
   p = {.range = plan_.piece_at(k)};
   p.phase = Phase::arrived;

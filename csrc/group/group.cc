@@ -34,7 +34,7 @@ Group::Group(GroupConfig config, Connections connections)
       timeout_(config_.timeout) {
   if (topology_.local_size > 1) {
     const auto layout = ArenaLayout::plan(topology_.local_size, config_.lanes);
-    arena_ = std::make_shared<Arena>(connections.arena.get(), layout);
+    arena_ = std::make_shared<Arena>(std::move(connections.arena), layout);
     bells_ =
         Doorbells(arena_->sleep_words(), std::move(connections.doorbells), topology_.local_rank);
   }

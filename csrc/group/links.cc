@@ -15,8 +15,9 @@ void open_rings(const Arena& arena, int index, const Topology& topology, Doorbel
   };
   for (int other = 0; other < topology.local_size; ++other) {
     if (other == me) continue;
-    channels[topology.neighbours()[other]] =
-        std::make_unique<ShmChannel>(view(me, other), view(other, me), &bells, other);
+    channels[topology.neighbours()[other]] = std::make_unique<ShmChannel>(
+        view(me, other), view(other, me), &bells, other,
+        [&arena](const std::byte* begin, size_t bytes) { arena.allocate(begin, bytes); });
   }
 }
 

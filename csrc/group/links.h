@@ -20,6 +20,7 @@ struct Links {
 };
 
 // Channels through shared memory to the other ranks of the node: set number `index` of the arena's.
+// The arena must outlive them.
 void open_rings(const Arena& arena, int index, const Topology& topology, Doorbells& bells,
                 Channels& channels);
 

@@ -1,10 +1,13 @@
 // Offsets within the arena: sleep words, ports, ring control words, ring bytes, slots.
 #include "local/arena.h"
 
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <bit>
+
+#include "base/error.h"
 
 namespace hier {
 
@@ -42,8 +45,7 @@ size_t ArenaLayout::ring_at(int lane, int from, int to) const {
 size_t ArenaLayout::ring_data_at(int lane, int from, int to) const {
   // A rank has no ring to itself: `to` counts the others only.
   const size_t other = to_size(to > from ? to - 1 : to);
-  return pages(ring_at(lanes + 1, 0, 0)) +
-         (lane_index(lane, from) * to_size(local_size - 1) + other) * ring_bytes;
+  return words_bytes() + (lane_index(lane, from) * to_size(local_size - 1) + other) * ring_bytes;
 }
 
 size_t ArenaLayout::slot_at(int lane, int rank, uint64_t piece) const {
@@ -51,9 +53,25 @@ size_t ArenaLayout::slot_at(int lane, int rank, uint64_t piece) const {
          (lane_index(lane, rank) * to_size(num_slots) + piece % to_size(num_slots)) * slot_bytes;
 }
 
+size_t ArenaLayout::words_bytes() const { return pages(ring_at(lanes + 1, 0, 0)); }
+
 size_t ArenaLayout::bytes() const { return slot_at(lanes, 0, 0); }
 
-Arena::Arena(int fd, ArenaLayout layout)
-    : mapping_(SharedMapping::open(fd, layout.bytes())), layout_(layout) {}
+Arena::Arena(Fd file, ArenaLayout layout)
+    : file_(std::move(file)),
+      mapping_(SharedMapping::open(file_.get(), layout.bytes())),
+      layout_(layout) {
+  allocate(raw(0), layout_.words_bytes());
+}
+
+void Arena::allocate(const std::byte* begin, size_t bytes) const {
+  const off_t offset = begin - mapping_->data();
+  while (::fallocate(file_.get(), 0, offset, static_cast<off_t>(bytes)) != 0) {
+    if (errno == EINTR) continue;
+    throw SystemError(errno, "cannot allocate " + std::to_string(bytes) +
+                                 " B of a node's shared memory (free memory on this host, or "
+                                 "raise the memory limit of the container)");
+  }
+}
 
 }  // namespace hier

@@ -1,6 +1,11 @@
 // The shared memory of one group on one node: who sleeps, the ports and slots of the local stage,
 // and the rings of the shared-memory channels. All-zero memory is a valid initial state, so the
 // memfd needs no initialisation by anybody.
+//
+// The memfd starts as a hole of the right size: pages cost 0.4 ms a MiB, and few groups use all.
+// Each rank allocates the words, which many ranks write, when it opens the arena; and a slot or
+// ring before it first writes there. So memory that the kernel refuses is an error; a write into a
+// hole would be a SIGBUS.
 #pragma once
 
 #include <atomic>
@@ -8,6 +13,7 @@
 #include <memory>
 
 #include "base/doorbell.h"
+#include "base/fd.h"
 #include "base/mapping.h"
 
 namespace hier {
@@ -48,6 +54,7 @@ struct ArenaLayout {
   static ArenaLayout plan(int local_size, int lanes);
 
   size_t bytes() const;
+  size_t words_bytes() const;  // of all that comes before the bytes of rings and slots
   size_t port_at(int lane, int rank) const;
   size_t slot_at(int lane, int rank, uint64_t piece) const;
   size_t ring_at(int lane, int from, int to) const;       // the control words
@@ -61,7 +68,8 @@ struct ArenaLayout {
 
 class Arena {
  public:
-  Arena(int fd, ArenaLayout layout);
+  // Throws SystemError where there is no memory for the words, and what SharedMapping throws.
+  Arena(Fd file, ArenaLayout layout);
 
   const ArenaLayout& layout() const { return layout_; }
   SleepWord* sleep_words() const { return at<SleepWord>(0); }
@@ -72,12 +80,15 @@ class Arena {
     return mapping_->data() + layout_.slot_at(lane, rank, piece);
   }
   std::byte* raw(size_t offset) const { return mapping_->data() + offset; }
+  // Makes these pages exist. Throws SystemError where the kernel has none left.
+  void allocate(const std::byte* begin, size_t bytes) const;
 
  private:
   template <class T>
   T* at(size_t offset) const {
     return reinterpret_cast<T*>(mapping_->data() + offset);
   }
+  Fd file_;
   std::shared_ptr<SharedMapping> mapping_;
   ArenaLayout layout_;
 };

@@ -54,6 +54,13 @@ class LocalStage {
     done_by_all_ = least;
     return piece < pieces_in_flight() + done_by_all_;
   }
+  // Before this rank writes into its slot of the piece. Throws as Arena::allocate.
+  void allocate_slot(uint64_t piece) {
+    const uint64_t bit = uint64_t{1} << piece % pieces_in_flight();
+    if (allocated_slots_ & bit) return;
+    arena_->allocate(slot(me_, piece), arena_->layout().slot_bytes);
+    allocated_slots_ |= bit;
+  }
   std::byte* slot(int rank, uint64_t piece) const { return arena_->slot(lane_, rank, piece); }
 
   // Written before `arrived` of a run's first piece and read after it. A rank is never more than
@@ -103,7 +110,8 @@ class LocalStage {
   Doorbells* bells_;
   int lane_, me_;
   uint64_t next_piece_ = 0;
-  uint64_t done_by_all_ = 0;  // pieces, at the last look: one look frees several slots
+  uint64_t allocated_slots_ = 0;  // a bit for each
+  uint64_t done_by_all_ = 0;      // pieces, at the last look: one look frees several slots
 };
 
 }  // namespace hier

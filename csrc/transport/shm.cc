@@ -6,6 +6,18 @@
 
 namespace hier {
 
+namespace {
+constexpr size_t kAllocateStep = 64 << 10;  // small calls need little of a ring
+}  // namespace
+
+// A ring is filled from its beginning, so what is there is a prefix of it.
+void ShmChannel::allocate_up_to(size_t end) {
+  const size_t target =
+      std::min((end + kAllocateStep - 1) / kAllocateStep * kAllocateStep, out_.capacity);
+  allocate_(out_.data + allocated_, target - allocated_);
+  allocated_ = target;
+}
+
 size_t ShmChannel::try_write(std::span<const Bytes> parts) {
   const uint64_t tail = out_.ring->tail.load(std::memory_order_relaxed);
   // Acquire pairs with consume(): the bytes before head are free to be overwritten.
@@ -15,6 +27,7 @@ size_t ShmChannel::try_write(std::span<const Bytes> parts) {
     while (!part.empty() && room > 0) {
       const size_t at = (tail + written) % out_.capacity;
       const size_t n = std::min({part.size(), room, out_.capacity - at});
+      if (at + n > allocated_) allocate_up_to(at + n);
       std::memcpy(out_.data + at, part.data(), n);
       part = part.subspan(n);
       room -= n, written += n;

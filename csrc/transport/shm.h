@@ -21,10 +21,20 @@ struct ShmRingView {
   size_t capacity;  // a multiple of 8
 };
 
+// Makes bytes of a ring exist, before they are first written; may throw.
+using AllocateBytes = std::function<void(const std::byte* begin, size_t bytes)>;
+
 class ShmChannel final : public Channel {
  public:
-  ShmChannel(ShmRingView out, ShmRingView in, Doorbells* bells, int peer_local_rank)
-      : out_(out), in_(in), bells_(bells), peer_(peer_local_rank) {}
+  // Without `allocate` all bytes of `out` are there.
+  ShmChannel(ShmRingView out, ShmRingView in, Doorbells* bells, int peer_local_rank,
+             AllocateBytes allocate = {})
+      : out_(out),
+        in_(in),
+        bells_(bells),
+        peer_(peer_local_rank),
+        allocate_(std::move(allocate)),
+        allocated_(allocate_ ? 0 : out.capacity) {}
 
   size_t try_write(std::span<const Bytes> parts) override;
   size_t try_read(std::span<std::byte> dst) override;
@@ -34,9 +44,13 @@ class ShmChannel final : public Channel {
   bool over_network() const override { return false; }
 
  private:
+  void allocate_up_to(size_t end);
+
   ShmRingView out_, in_;
   Doorbells* bells_;  // may be null: then nobody sleeps
   int peer_;
+  AllocateBytes allocate_;
+  size_t allocated_;  // bytes of `out`, from its beginning, that are there
 };
 
 }  // namespace hier

@@ -69,7 +69,7 @@ std::shared_ptr<Arena> Life::arena_of(int node, int local_size) const {
   static std::map<std::array<size_t, 5>, std::shared_ptr<Arena>> known;
   auto& arena = known[{static_cast<size_t>(node), static_cast<size_t>(local_size),
                        static_cast<size_t>(layout.lanes), layout.slot_bytes, layout.ring_bytes}];
-  if (!arena) arena = std::make_shared<Arena>(file_of(layout.bytes()).get(), layout);
+  if (!arena) arena = std::make_shared<Arena>(file_of(layout.bytes()), layout);
   std::memset(arena->raw(0), 0, layout.bytes());
   return arena;
 }

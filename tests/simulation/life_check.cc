@@ -76,7 +76,7 @@ bool Life::explains(const Fault& fault, const std::exception_ptr& error, int ran
     case Fault::Kind::flip_control:
       return e.kind == "peer" && of_pair;
     case Fault::Kind::no_memory:
-      return contains(e.text, "bad_alloc") &&
+      return (contains(e.text, "bad_alloc") || contains(e.text, "cannot allocate")) &&
              (rank == fault.rank || contains(e.text, "rank " + std::to_string(fault.rank)));
   }
   return false;

@@ -7,7 +7,7 @@ import os
 import select
 import socket
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from typing import Any
@@ -43,9 +43,9 @@ class Life:
 
     timeout = 10.0  # seconds
 
-    def __init__(self, scenario: Scenario, tells: bool = False) -> None:
+    def __init__(self, scenario: Scenario, make_world: Callable[[int], World] = World) -> None:
         self.scenario = scenario
-        self.world = World(scenario.seed, tells)
+        self.world = make_world(scenario.seed)
         self.network = Network(self.world)
         self.store = Store(self.world)
         self.ranks = [
@@ -197,7 +197,9 @@ class Life:
             memory = shared_memory.create_shared_memory
             stack.enter_context(
                 mock.patch.object(
-                    shared_memory, "create_shared_memory", lambda *args: self._memory(memory, *args)
+                    shared_memory,
+                    "create_shared_memory",
+                    lambda *args, **options: self._memory(memory, *args, **options),
                 )
             )
             yield
@@ -206,7 +208,7 @@ class Life:
         node = self.scenario.node_of_rank[self.ranks.index(self.world.me)]
         return NodeIdentity(boot=f"boot {node}", host=f"host{node}", network="net:[1]")
 
-    def _memory(self, create: Any, *args: Any) -> int:
+    def _memory(self, create: Any, *args: Any, **options: Any) -> int:
         if self.scenario.of("memory", self.ranks.index(self.world.me)):
             raise SystemCallError(errno.ENOMEM, "cannot allocate shared memory")
-        return int(create(*args))
+        return int(create(*args, **options))
