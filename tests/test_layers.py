@@ -75,6 +75,7 @@ BENCHMARK_PACKAGES = {
     "gpu_check": {"gpu"},
     "kills": set(),
     "many_ranks": set(),
+    "start_up": set(),
 }
 TREES = {"allreduce": PACKAGES, "trainer": TRAINER_PACKAGES, "benchmarks": BENCHMARK_PACKAGES}
 # Of these modules others may use the names without an underscore.

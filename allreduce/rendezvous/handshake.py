@@ -125,7 +125,7 @@ def answer(session: Session, expected: set[Link]) -> Dialogue:
         raise Rejected(f"{link}: the caller does not know the secret")
     yield session.proof(b"answerer", transcript), 0
     if link not in expected:
-        raise Rejected(f"{link} came twice")
+        raise Rejected(f"{link} came twice and {NOT_EXPECTED}")
     return link
 
 

@@ -21,7 +21,8 @@ from allreduce.errors import PeerError, Timeout
 
 __all__ = ["FileStore", "MemoryStore", "PrefixStore", "Store", "backoff", "wait_for"]
 
-_POLL_SECONDS = 0.001
+_FIRST_POLL_SECONDS_PER_RANK = 0.00005
+_FIRST_POLL_SECONDS_MAX = 0.001
 _POLL_SECONDS_MAX = 0.05
 _POLL_SECONDS_PER_RANK = 0.0005
 
@@ -176,12 +177,13 @@ def store_host(store: object) -> str | None:
 
 
 def backoff(deadline: float, ranks: int = 1) -> Iterator[None]:
-    """Yield at once, then after growing pauses of 1 to 50 ms, until `deadline` (monotonic).
+    """Yield at once, then after growing pauses, until `deadline` (monotonic).
 
-    Where many ranks wait at one store, each asks it less often.
+    ranks: how many wait at one store. The pauses begin with 50 us for each of them, at most 1 ms,
+    and end with 50 ms, or 0.5 ms for each where that is more.
     """
     longest = max(_POLL_SECONDS_MAX, ranks * _POLL_SECONDS_PER_RANK)
-    pause = _POLL_SECONDS
+    pause = min(_FIRST_POLL_SECONDS_MAX, ranks * _FIRST_POLL_SECONDS_PER_RANK)
     while True:
         yield
         left = deadline - time.monotonic()

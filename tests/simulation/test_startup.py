@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from simulation.planting import planted
+from simulation.startup.clock import clock
 from simulation.startup.mutants import MUTANTS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,3 +60,10 @@ def test_every_planted_fault_is_found(number):
 def test_planted_faults_are_in_the_sources():
     for mutant in MUTANTS:
         planted(mutant, ROOT)
+
+
+def test_a_start_up_takes_rounds_by_the_logarithm_of_its_ranks():
+    few, many = clock(16), clock(128)
+    # No table of the store's is read once for each rank.
+    assert max(many[1].values()) <= 20
+    assert many[0] < 3 * few[0]

@@ -84,7 +84,7 @@ def tell(seed: int) -> int:
     """Tell one life: without those faults that it goes wrong without, if it does."""
     from .life import Life
     from .scenario import draw
-    from .world import BEGIN
+    from .world import BEGIN, World
 
     kept = list(range(len(draw(seed).faults)))
     if Life(draw(seed)).run():
@@ -92,7 +92,7 @@ def tell(seed: int) -> int:
             fewer = [i for i in kept if i != fault]
             if Life(chosen(draw(seed), fewer)).run():
                 kept = fewer
-    life = Life(chosen(draw(seed), kept), tells=True)
+    life = Life(chosen(draw(seed), kept), lambda seed: World(seed, tells=True))
     print(life.scenario)
     wrong = life.run()
     for rank in life.ranks:
