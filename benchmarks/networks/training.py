@@ -84,10 +84,11 @@ class _Compute(torch.autograd.Function):
 
 
 class Model(nn.Module):
-    """Parameters of ResNet-50's sizes, and the time that it takes."""
+    """Parameters of ResNet-50's sizes, and the time that it takes while `computes`."""
 
     def __init__(self, scale: int, iteration: float) -> None:
         super().__init__()
+        self.computes = True
         found = layers()
         backward = iteration * BACKWARD / ITERATION
         self.seconds = [backward * layer.share for layer in found]
@@ -98,23 +99,23 @@ class Model(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Sleep for the forward pass, and remember the layers."""
-        time.sleep(self.forward_seconds)
+        time.sleep(self.forward_seconds * self.computes)
         for weight, seconds in zip(self.weights, self.seconds, strict=True):
-            x = _Compute.apply(x, weight, seconds)
+            x = _Compute.apply(x, weight, seconds * self.computes)
         return x
 
 
-def ways(model: Callable[[], Model], scale: int) -> Iterator[tuple[str, Callable[[], nn.Module]]]:
-    """Return the ways to reduce gradients, by name; each is made when it is called."""
+def ways(scale: int) -> Iterator[tuple[str, Callable[[Model], nn.Module]]]:
+    """Return the ways to reduce the gradients of a model, by name."""
 
-    def ours(algo: str, bucket_bytes: int) -> Callable[[], nn.Module]:
-        return lambda: DistributedDataParallel(model(), bucket_bytes=bucket_bytes, algo=algo)
+    def ours(algo: str, bucket_bytes: int) -> Callable[[Model], nn.Module]:
+        return lambda model: DistributedDataParallel(model, bucket_bytes=bucket_bytes, algo=algo)
 
-    def stock() -> nn.Module:
+    def stock(model: Model) -> nn.Module:
         gloo = dist.new_group(backend="gloo")
-        return StockDDP(model(), process_group=gloo, bucket_cap_mb=STOCK_BUCKET / (1 << 20) / scale)
+        return StockDDP(model, process_group=gloo, bucket_cap_mb=STOCK_BUCKET / (1 << 20) / scale)
 
-    yield ALONE, model
+    yield ALONE, lambda model: model
     for name, (bucket_bytes, algo) in OURS.items():
         yield name, ours(algo, bucket_bytes // scale)
     yield GLOO, stock
@@ -131,12 +132,16 @@ def main() -> None:
     found = {}
     chosen = options.ways.split(",") if options.ways else None
     scale = options.bytes_scale
-    for name, make in ways(lambda: Model(scale, dilation * options.iteration), scale):
+    for name, make in ways(scale):
         if chosen and not any(word in name for word in chosen):
             continue
-        module = make()
-        seconds = [_step(module) for _ in range(options.warm_up + options.steps)]
-        found[name] = [s / dilation for s in seconds[options.warm_up :]]
+        model = Model(scale, dilation * options.iteration)
+        module = make(model)
+        model.computes = False
+        for _ in range(options.warm_up):  # of connections, which need no sleeps
+            _step(module)
+        model.computes = True
+        found[name] = [_step(module) / dilation for _ in range(options.steps)]
         if dist.get_rank() == 0:
             taken = median(found[name])
             print(f"{dist.get_world_size():>4} hosts  {name:<36} {taken:.4f} s", flush=True)

@@ -22,6 +22,15 @@ def hosts() -> None:
         pytest.skip(f"no emulated hosts here: {reason}")
 
 
+def _slurm(hosts: int) -> str:
+    """The variables of a step on so many hosts, in the place of all others."""
+    return (
+        "export SLURM_PROCID=$RANK SLURM_LOCALID=$LOCAL_RANK SLURM_STEP_NUM_TASKS=$WORLD_SIZE "
+        f"SLURM_STEP_NUM_NODES=$NNODES SLURM_STEP_NODELIST='host[0-{hosts - 1}]' SLURM_JOB_ID=77; "
+        f"unset MASTER_ADDR MASTER_PORT; {_FORGET}"
+    )
+
+
 def _shell(script: str, *options: str, hosts: int, timeout: float = 220) -> str:
     done = emulate(*options, "--", "sh", "-c", script, hosts=hosts, rate="1Gbit", timeout=timeout)
     assert done.returncode == 0, (done.stdout[-2000:], done.stderr[-4000:])
@@ -43,10 +52,7 @@ def test_the_trainer_runs_on_two_machines_by_two_commands(tmp_path: Path) -> Non
 @pytest.mark.timeout(240)
 def test_ranks_under_slurms_variables_find_each_other_by_host_name() -> None:
     said = _shell(
-        "export SLURM_PROCID=$RANK SLURM_LOCALID=$LOCAL_RANK SLURM_STEP_NUM_TASKS=$WORLD_SIZE "
-        "SLURM_STEP_NUM_NODES=$NNODES SLURM_STEP_NODELIST='host[0-3]' SLURM_JOB_ID=77; "
-        f"unset MASTER_ADDR MASTER_PORT; {_FORGET} exec {_PYTHON} -m allreduce.bench -b 1K -e 1K "
-        "-n 3",
+        f"{_slurm(4)} exec {_PYTHON} -m allreduce.bench -b 1K -e 1K -n 3",
         "--ranks-per-host=2",
         hosts=4,
     )
@@ -62,6 +68,19 @@ def test_torchrun_runs_the_trainer_on_8_hosts_of_4(tmp_path: Path) -> None:
         f"exec {_PYTHON} -m torch.distributed.run --nnodes $NNODES --node-rank $NODE_RANK "
         "--master-addr $MASTER_ADDR --master-port $MASTER_PORT --nproc-per-node 4 "
         f"-m trainer.run {_TINY} --batch=2 --out {tmp_path}/run",
+        hosts=8,
+        timeout=580,
+    )
+    assert "32 workers on 8 nodes" in said
+    assert (tmp_path / "run/summary.json").exists()
+
+
+@pytest.mark.full
+@pytest.mark.timeout(600)
+def test_the_trainer_runs_under_slurms_variables_on_8_hosts_of_4(tmp_path: Path) -> None:
+    said = _shell(
+        f"{_slurm(8)} exec {_PYTHON} -m trainer.run {_TINY} --batch=2 --out {tmp_path}/run",
+        "--ranks-per-host=4",
         hosts=8,
         timeout=580,
     )
