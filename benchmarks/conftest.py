@@ -18,10 +18,10 @@ import pytest
 from allreduce.commands.job_description import cpu_name
 from allreduce.commands.native_build import require_core
 from benchmarks.harness import floors as floors_module
-from benchmarks.harness.casts import Casts
-from benchmarks.harness.cells import Cell
 from benchmarks.harness.emulated_worlds import EmulatedWorlds
 from benchmarks.harness.floors import Floors
+from benchmarks.harness.layout_worlds import WorldsByLayout
+from benchmarks.harness.measurements import Measurement
 from benchmarks.harness.sizes import SIZES, SMOKE_SIZES
 from benchmarks.report import tables, targets
 
@@ -31,14 +31,14 @@ REPORT = pytest.StashKey["Report"]()
 
 
 class Report:
-    """What was measured: rows under their headers, in the order in which they came, and cells.
+    """What was measured: rows under their headers, as they came, and measurements.
 
     training: rows of test_scaling.py, for pictures.
     """
 
     def __init__(self) -> None:
         self.tables: dict[str, list[str]] = {}
-        self.cells: list[Cell] = []
+        self.measurements: list[Measurement] = []
         self.training: list[dict[str, Any]] = []
 
     def row(self, header: str, text: str) -> None:
@@ -55,13 +55,22 @@ class Report:
         ):
             for test in tests:
                 yield ""
-                yield from show([cell for cell in self.cells if cell.test == test])
-        if self.cells:
-            yield from ("TARGETS: medians of pairs, the worst size", *targets.lines(self.cells))
+                yield from show(
+                    [measurement for measurement in self.measurements if measurement.test == test]
+                )
+        if self.measurements:
+            yield from (
+                "TARGETS: medians of pairs, the worst size",
+                *targets.lines(self.measurements),
+            )
 
     def figures(self, machine: str) -> dict[str, Any]:
         """Return what `benchmarks.report.pictures` draws, as JSON has it."""
-        sweep = [cell.described() for cell in self.cells if cell.test in SWEEPS]
+        sweep = [
+            measurement.described()
+            for measurement in self.measurements
+            if measurement.test in SWEEPS
+        ]
         return {"machine": machine, "sweep": sweep, "training": self.training}
 
 
@@ -92,9 +101,9 @@ def report(pytestconfig: pytest.Config) -> Report:
 
 
 @pytest.fixture(scope="session")
-def casts() -> Iterator[Casts]:
+def worlds_by_layout() -> Iterator[WorldsByLayout]:
     """Yield the players of one layout after the other."""
-    made = Casts()
+    made = WorldsByLayout()
     yield made
     made.close()
 

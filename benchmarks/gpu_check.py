@@ -17,7 +17,7 @@ from pathlib import Path
 from benchmarks.gpu import report
 from benchmarks.gpu.place import Place, find_place
 from benchmarks.gpu.rows import IMPOSSIBLE, Section
-from benchmarks.gpu.running import ROOT, run_apart
+from benchmarks.gpu.section_processes import ROOT, run_apart
 
 _RESULTS = ROOT / "benchmarks/results"
 _LEAST = 10.0  # seconds: less is not worth a start

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.gpu.place import COMPILER
 from benchmarks.gpu.rows import Impossible, Rows
-from benchmarks.gpu.running import ROOT
+from benchmarks.gpu.section_processes import ROOT
 
 _COPIED = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "allreduce", "csrc")
 

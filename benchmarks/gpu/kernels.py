@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from allreduce.optim import LARS, SGD
-from benchmarks.gpu.kernels_here import (
+from benchmarks.gpu.place import STAND_IN
+from benchmarks.gpu.rows import Rows
+from benchmarks.gpu.stand_ins import (
     Flat,
     Kernels,
     Layers,
@@ -19,8 +21,6 @@ from benchmarks.gpu.kernels_here import (
     reduce_on_cpu,
     sgd_by_torch,
 )
-from benchmarks.gpu.place import STAND_IN
-from benchmarks.gpu.rows import Rows
 
 _RANKS = (2, 3, 4, 8)
 _ROUNDING = {"float64": 2**-53, "float32": 2**-24, "float16": 2**-11, "bfloat16": 2**-8}

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.kernels import Guarded
-from benchmarks.gpu.kernels_here import kernels_here, name_of, sgd_by_torch
-from benchmarks.gpu.peers_here import FUSED_STEP, Peers, cut
 from benchmarks.gpu.rows import Impossible, Rows
+from benchmarks.gpu.stand_ins import kernels_here, name_of, sgd_by_torch
+from benchmarks.gpu.virtual_ranks import FUSED_STEP, Peers, cut
 
 _RANKS = (2, 3, 4, 8)
 _COUNTS = (5, 1000, 100_003)

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks.gpu.rows import Impossible, Rows
-from benchmarks.gpu.running import ROOT
+from benchmarks.gpu.section_processes import ROOT
 
 _TOOLS = {  # errors of API calls are torch's business: it asks, is refused, and goes on
     "memcheck": ["--report-api-errors", "no"],
@@ -39,7 +39,7 @@ def _run(rows: Rows, command: list[str], tool: str) -> None:
     on = rows.place.on("")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "rows")
-        command += [sys.executable, "-m", "benchmarks.gpu.running", "kernels", str(file)]
+        command += [sys.executable, "-m", "benchmarks.gpu.section_processes", "kernels", str(file)]
         command += [json.dumps(asdict(rows.place)), "1"]
         try:
             done = subprocess.run(

@@ -12,7 +12,9 @@ from torch._utils import _flatten_dense_tensors
 
 from allreduce.optim import LARS, SGD, _kernels
 from benchmarks.gpu.ceilings import copy_rate
-from benchmarks.gpu.kernels_here import (
+from benchmarks.gpu.place import CPU
+from benchmarks.gpu.rows import Rows
+from benchmarks.gpu.stand_ins import (
     REFERENCE,
     Flat,
     Kernels,
@@ -20,10 +22,8 @@ from benchmarks.gpu.kernels_here import (
     StandIns,
     kernels_here,
 )
-from benchmarks.gpu.peers_here import FUSED_STEP, Peers
-from benchmarks.gpu.place import CPU
-from benchmarks.gpu.rows import Rows
 from benchmarks.gpu.timing import host_seconds_each, seconds_each
+from benchmarks.gpu.virtual_ranks import FUSED_STEP, Peers
 from trainer.model.resnet import build_model
 
 _SHARE = 85  # percent of the copy rate

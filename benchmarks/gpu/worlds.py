@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.place import Place
-from benchmarks.gpu.running import ROOT
+from benchmarks.gpu.section_processes import ROOT
 
 _TAIL = 500  # characters of a rank's output
 

@@ -26,7 +26,7 @@ class Setup:
 
     @property
     def layout(self) -> Layout:
-        """Return the layout that a cell has."""
+        """Return the layout that a measurement has."""
         return Layout(self.ranks, self.ranks)
 
     @property

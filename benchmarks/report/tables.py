@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from benchmarks.harness.cells import AUTO, Cell
 from benchmarks.harness.layouts import Layout
+from benchmarks.harness.measurements import AUTO, Measurement
 from benchmarks.peers.mpi import LIBRARIES
 
 _WIDTH = 16
@@ -22,14 +22,18 @@ def microseconds(seconds: float) -> str:
     return f"{us:.2f}" if us < 10 else f"{us:.1f}" if us < 100 else f"{us:.0f}"
 
 
-def sweep(cells: Sequence[Cell]) -> Iterator[str]:
+def sweep(measurements: Sequence[Measurement]) -> Iterator[str]:
     """Yield the four tables of each layout and dtype, and who is absent."""
-    groups: dict[tuple[Layout, str, str], list[Cell]] = {}
-    for cell in cells:
-        groups.setdefault((cell.layout, cell.dtype, cell.op), []).append(cell)
+    groups: dict[tuple[Layout, str, str], list[Measurement]] = {}
+    for measurement in measurements:
+        groups.setdefault((measurement.layout, measurement.dtype, measurement.op), []).append(
+            measurement
+        )
     for (layout, dtype, op), group in groups.items():
         players = [
-            p for p in layout.players if any(p in cell.rounds or p in cell.absent for cell in group)
+            p
+            for p in layout.players
+            if any(p in measurement.rounds or p in measurement.absent for measurement in group)
         ]
         title = f"{layout.words()}, {dtype}" + (f", {op}" if op != "sum" else "")
         limits = [name for name in ("limit", "limit-sym") if any(name in c.limits for c in group)]
@@ -38,47 +42,49 @@ def sweep(cells: Sequence[Cell]) -> Iterator[str]:
         yield from _ratios(f"{title}: times ours", group, players, limits)
         yield from _table(f"{title}: GB/s, algbw/busbw", group, players, _bandwidth)
         yield from _table(f"{title}: CPU s/GB, all ranks", group, players, _cpu)
-        reasons = {p: why for cell in group for p, why in cell.absent.items()}
+        reasons = {p: why for measurement in group for p, why in measurement.absent.items()}
         yield from (f"  absent: {player}: {why}" for player, why in reasons.items())
         if layout.kind == "both":
             yield "  no MPI here: it takes one machine as one node"
 
 
-def algorithms(cells: Sequence[Cell]) -> Iterator[str]:
+def algorithms(measurements: Sequence[Measurement]) -> Iterator[str]:
     """Yield a table of each layout: our algorithms and the ring by hand; what auto took."""
-    for layout in dict.fromkeys(cell.layout for cell in cells):
-        group = [cell for cell in cells if cell.layout == layout]
+    for layout in dict.fromkeys(measurement.layout for measurement in measurements):
+        group = [measurement for measurement in measurements if measurement.layout == layout]
         names = list(dict.fromkeys(p for c in group for p in c.rounds if p.startswith("core:")))
         yield f"{layout.words()}: comm.allreduce(algo=), float32: us a call, p50"
         shown = [name.removeprefix("core:") for name in names]
         heads = [f"{name:>{_WIDTH + 4}}" for name in (*shown, "auto", "ring by hand")]
         yield f"{'size':>8}" + "".join(heads) + "   auto took"
-        for cell in group:
-            times = [
-                f"{microseconds(cell.p50(p)) if p in cell.rounds else 'absent':>{_WIDTH + 4}}"
-                for p in (*names, "core", "ring")
-            ]
-            best = cell.fastest([name for name in names if name in cell.rounds])
-            ratio = cell.ratio(AUTO, best)
-            took = f"   {cell.auto}; best {best.removeprefix('core:')}; auto/best {ratio:.2f}"
-            took += f"; the same twice {cell.twice:.2f}"
-            yield f"{size_name(cell.nbytes):>8}" + "".join(times) + took
+        for measurement in group:
+            times = [f"{_median(measurement, p):>{_WIDTH + 4}}" for p in (*names, "core", "ring")]
+            best = measurement.fastest([name for name in names if name in measurement.rounds])
+            ratio = measurement.ratio(AUTO, best)
+            took = (
+                f"   {measurement.auto}; best {best.removeprefix('core:')}; auto/best {ratio:.2f}"
+            )
+            took += f"; the same twice {measurement.twice:.2f}"
+            yield f"{size_name(measurement.nbytes):>8}" + "".join(times) + took
         yield ""
 
 
 def _table(
-    title: str, cells: Sequence[Cell], columns: Sequence[str], show: Callable[[Cell, str], str]
+    title: str,
+    measurements: Sequence[Measurement],
+    columns: Sequence[str],
+    show: Callable[[Measurement, str], str],
 ) -> Iterator[str]:
     yield title
     yield f"{'size':>8}" + "".join(f"{name:>{_WIDTH}}" for name in columns)
-    for cell in cells:
-        texts = [show(cell, name) if cell.has(name) else "absent" for name in columns]
-        yield f"{size_name(cell.nbytes):>8}" + "".join(f"{text:>{_WIDTH}}" for text in texts)
+    for measurement in measurements:
+        texts = [show(measurement, name) if measurement.has(name) else "absent" for name in columns]
+        yield f"{size_name(measurement.nbytes):>8}" + "".join(f"{text:>{_WIDTH}}" for text in texts)
     yield ""
 
 
 def _ratios(
-    title: str, cells: Sequence[Cell], players: Sequence[str], limits: Sequence[str]
+    title: str, measurements: Sequence[Measurement], players: Sequence[str], limits: Sequence[str]
 ) -> Iterator[str]:
     """Each peer against what is of its kind: Gloo and hier are called through torch."""
     pairs = [(p, "hier") for p in players if p.startswith("gloo")]
@@ -89,28 +95,32 @@ def _ratios(
     width = 2 * _WIDTH - 12
     yield title
     yield f"{'size':>8}" + "".join(f"{slow + '/' + fast:>{width}}" for slow, fast in pairs)
-    for cell in cells:
+    for measurement in measurements:
         texts = [
-            f"{cell.ratio(slow, fast):.2f}" if cell.has(slow, fast) else "absent"
+            f"{measurement.ratio(slow, fast):.2f}" if measurement.has(slow, fast) else "absent"
             for slow, fast in pairs
         ]
-        yield f"{size_name(cell.nbytes):>8}" + "".join(f"{text:>{width}}" for text in texts)
+        yield f"{size_name(measurement.nbytes):>8}" + "".join(f"{text:>{width}}" for text in texts)
     yield ""
 
 
-def _latency(cell: Cell, player: str) -> str:
-    if player in cell.limits:
-        return microseconds(cell.limits[player])
-    return f"{microseconds(cell.p50(player))}/{microseconds(cell.p99(player))}"
+def _median(measurement: Measurement, player: str) -> str:
+    return microseconds(measurement.p50(player)) if player in measurement.rounds else "absent"
 
 
-def _bandwidth(cell: Cell, player: str) -> str:
-    return f"{_three(cell.algbw(player))}/{_three(cell.busbw(player))}"
+def _latency(measurement: Measurement, player: str) -> str:
+    if player in measurement.limits:
+        return microseconds(measurement.limits[player])
+    return f"{microseconds(measurement.p50(player))}/{microseconds(measurement.p99(player))}"
+
+
+def _bandwidth(measurement: Measurement, player: str) -> str:
+    return f"{_three(measurement.algbw(player))}/{_three(measurement.busbw(player))}"
 
 
 def _three(value: float) -> str:
     return f"{value:.2g}" if value < 0.1 else f"{value:.2f}"
 
 
-def _cpu(cell: Cell, player: str) -> str:
-    return f"{cell.cpu_per_gb(player):.2f}"
+def _cpu(measurement: Measurement, player: str) -> str:
+    return f"{measurement.cpu_per_gb(player):.2f}"

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from allreduce.schedules import algorithms
-from benchmarks.harness.cells import AUTO, Cell
+from benchmarks.harness.measurements import AUTO, Measurement
 from benchmarks.report.tables import size_name
 
 _KIB, _MIB = 1 << 10, 1 << 20
@@ -26,18 +26,18 @@ class Target:
     test: str = "sweep"
     at_most: bool = False
 
-    def ratio(self, cell: Cell) -> float:
-        """Return the cell's ratio to the best peer that was measured in it."""
-        present = [peer for peer in self.peers if cell.has(peer)]
+    def ratio(self, measurement: Measurement) -> float:
+        """Return the measurement's ratio to the best peer that was measured in it."""
+        present = [peer for peer in self.peers if measurement.has(peer)]
         if self.at_most:
-            return cell.ratio(self.ours, cell.fastest(present))
-        return min(cell.ratio(peer, self.ours) for peer in present)
+            return measurement.ratio(self.ours, measurement.fastest(present))
+        return min(measurement.ratio(peer, self.ours) for peer in present)
 
-    def cells(self, cells: Sequence[Cell], ranks: int) -> list[Cell]:
-        """Return the cells that it speaks of."""
+    def measurements(self, measurements: Sequence[Measurement], ranks: int) -> list[Measurement]:
+        """Return the measurements that it speaks of."""
         return [
             c
-            for c in cells
+            for c in measurements
             if (c.test, c.layout.kind, c.layout.ranks) == (self.test, self.kind, ranks)
             and self.low <= c.nbytes <= self.high
             and c.has(self.ours)
@@ -136,12 +136,12 @@ TARGETS = [
 ]
 
 
-def lines(cells: Sequence[Cell]) -> Iterator[str]:
+def lines(measurements: Sequence[Measurement]) -> Iterator[str]:
     """Yield a row for each target and number of ranks: the worst size decides."""
     missing = 0
     for target in TARGETS:
         for ranks, bound in target.bounds.items():
-            found = [(target.ratio(c), c) for c in target.cells(cells, ranks)]
+            found = [(target.ratio(c), c) for c in target.measurements(measurements, ranks)]
             if found:
                 yield _line(target, ranks, bound, found)
             else:
@@ -150,17 +150,19 @@ def lines(cells: Sequence[Cell]) -> Iterator[str]:
         yield f"{missing} targets were not measured: deselected, or the peer is absent"
 
 
-def _line(target: Target, ranks: int, bound: float, found: list[tuple[float, Cell]]) -> str:
+def _line(target: Target, ranks: int, bound: float, found: list[tuple[float, Measurement]]) -> str:
     pick = max if target.at_most else min
-    worst, cell = pick(found, key=lambda pair: pair[0])
+    worst, measurement = pick(found, key=lambda pair: pair[0])
     met = worst <= bound if target.at_most else worst >= bound
     verdict = "met" if met else "MISSED"
     if target.ours == AUTO and not met:
-        noise = max(cell.twice for _, cell in found)
+        noise = max(measurement.twice for _, measurement in found)
         verdict += f"; the same call twice: to {noise:.2f}"
         beyond = [size_name(c.nbytes) for ratio, c in found if ratio > bound * noise]
         verdict += f"; beyond that: {', '.join(beyond) or 'nowhere, so within noise'}"
-    where = size_name(cell.nbytes) + (f" {cell.dtype}" if target.test == "dtypes" else "")
+    where = size_name(measurement.nbytes) + (
+        f" {measurement.dtype}" if target.test == "dtypes" else ""
+    )
     return (
         f"{target.what:<58} {ranks:>2} ranks   target {'<=' if target.at_most else '>='}"
         f" {bound:<5g} got {worst:>7.2f} at {where:<16} {verdict}"

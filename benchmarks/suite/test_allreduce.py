@@ -8,18 +8,18 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.conftest import Report, is_smoke
-from benchmarks.harness import cells
-from benchmarks.harness.casts import Casts
-from benchmarks.harness.cells import Cell
+from benchmarks.harness import measurements
 from benchmarks.harness.floors import Floors
+from benchmarks.harness.layout_worlds import WorldsByLayout
 from benchmarks.harness.layouts import AVERAGING, Layout
+from benchmarks.harness.measurements import Measurement
 from benchmarks.harness.sizes import AVERAGES, DTYPES, SWEEP, pairs
 
-pytestmark = [pytest.mark.timeout(118), pytest.mark.benchmark(timer=cells.clock)]
+pytestmark = [pytest.mark.timeout(118), pytest.mark.benchmark(timer=measurements.clock)]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """All of a layout in a row: to start its players takes longer than to measure a cell."""
+    """All of a layout in a row: to start its players takes longer than a measurement."""
     smoke = is_smoke(metafunc.config)
     found = [
         (layout, nbytes, dtype, op)
@@ -32,7 +32,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         for dtype in dtypes
     ]
     layouts = list(dict.fromkeys(layout for layout, *_ in found))
-    found.sort(key=lambda cell: layouts.index(cell[0]))
+    found.sort(key=lambda measurement: layouts.index(measurement[0]))
     metafunc.parametrize(("layout", "nbytes", "dtype", "op"), found, ids=str)
 
 
@@ -41,7 +41,7 @@ def test_allreduce(
     nbytes: int,
     dtype: str,
     op: str,
-    casts: Casts,
+    worlds_by_layout: WorldsByLayout,
     floors: Floors,
     benchmark,
     report: Report,
@@ -51,13 +51,13 @@ def test_allreduce(
     MPI has no mean either: its driver scales the sum, which is in the time.
     """
     if dtype != "float32":
-        cell = Cell("dtypes", layout, nbytes, dtype)
+        measurement = Measurement("dtypes", layout, nbytes, dtype)
         players: tuple[str, ...] = ("hier", "gloo", "gloo-cubic")
     elif op == "avg":
-        cell = Cell("averages", layout, nbytes, op=op)
+        measurement = Measurement("averages", layout, nbytes, op=op)
         players = tuple(name for name in layout.players if name in AVERAGING)
     else:
-        cell = Cell("sweep", layout, nbytes, limits=floors.limits(layout, nbytes))
+        measurement = Measurement("sweep", layout, nbytes, limits=floors.limits(layout, nbytes))
         players = layout.players
-    report.cells.append(cell)
-    cells.measure(cell, casts.of(layout), players, benchmark)
+    report.measurements.append(measurement)
+    measurements.measure(measurement, worlds_by_layout.of(layout), players, benchmark)

@@ -23,7 +23,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import allreduce.torch  # noqa: F401  (registers hier where the package is not installed)
 from benchmarks.conftest import Report
-from benchmarks.harness.casts import Casts
+from benchmarks.harness.layout_worlds import WorldsByLayout
 from benchmarks.harness.layouts import Layout
 
 CALLS = 300
@@ -114,16 +114,16 @@ def _take_turns(core: int, together: Any, found: Any) -> None:
     os._exit(0)  # no destructors of what the parent has
 
 
-def test_a_call_of_two_ranks(casts: Casts, benchmark, report: Report) -> None:
+def test_a_call_of_two_ranks(worlds_by_layout: WorldsByLayout, benchmark, report: Report) -> None:
     """Measure the core from C++ and NumPy, hier and Gloo through torch, turn by turn."""
-    cast = casts.of(Layout(2, 1))
+    worlds = worlds_by_layout.of(Layout(2, 1))
     times: dict[str, list[float]] = {
         name: [] for name in ("core", "numpy", "hier", "hier-async", "gloo", "gloo-async")
     }
 
     def one_round() -> None:
         for player, seconds in times.items():
-            turn = cast.measure(player, 4, "float32", CALLS, warm_up=CALLS)
+            turn = worlds.measure(player, 4, "float32", CALLS, warm_up=CALLS)
             assert turn is not None
             seconds.append(statistics.median(turn.seconds))
 

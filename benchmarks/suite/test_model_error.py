@@ -19,9 +19,9 @@ from allreduce.schedules import by_name
 from allreduce.schedules.simulate import Link, Network, simulate
 from allreduce.tuning import cost
 from benchmarks.conftest import Report, is_smoke
-from benchmarks.harness import cells
-from benchmarks.harness.cells import Cell
+from benchmarks.harness import measurements
 from benchmarks.harness.emulated_worlds import EmulatedWorld, EmulatedWorlds, Setup, undisturbed
+from benchmarks.harness.measurements import Measurement
 from benchmarks.peers import Absent
 from benchmarks.report.tables import microseconds, size_name
 
@@ -142,12 +142,14 @@ def errors(
 
 
 @pytest.mark.timeout(118)
-@pytest.mark.benchmark(timer=cells.clock)
+@pytest.mark.benchmark(timer=measurements.clock)
 def test_predictions(
     errors: Errors, nbytes: int, emulated_worlds: EmulatedWorlds, benchmark: Any
 ) -> None:
     """Measure all algorithms, turn by turn."""
-    cell = Cell("model", errors.setup.layout, nbytes)
-    cells.measure(cell, emulated_worlds.of(errors.setup), _ALGORITHMS, benchmark, _SECONDS)
+    measurement = Measurement("model", errors.setup.layout, nbytes)
+    measurements.measure(
+        measurement, emulated_worlds.of(errors.setup), _ALGORITHMS, benchmark, _SECONDS
+    )
     for name in _ALGORITHMS:
-        errors.seconds[name, nbytes] = undisturbed(cell.rounds[name])
+        errors.seconds[name, nbytes] = undisturbed(measurement.rounds[name])

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from benchmarks.conftest import RESULTS, Report
-from benchmarks.harness.cells import Cell
 from benchmarks.harness.layouts import Layout
+from benchmarks.harness.measurements import Measurement
 from benchmarks.harness.worlds import Round
 from benchmarks.networks import at_scale
 from benchmarks.report import pictures
@@ -21,16 +21,16 @@ from benchmarks.report import pictures
 _TIMES = {"hier": (20e-6, 1e-3), "gloo": (2e-3, 5e-3), "gloo-cubic": (3e-3, 4e-3)}  # 1 KiB, 1 MiB
 
 
-def _cell(nbytes: int, times: dict[str, float]) -> Cell:
+def _measured(nbytes: int, times: dict[str, float]) -> Measurement:
     rounds = {name: [Round(np.array([seconds]), 0.0, 0)] for name, seconds in times.items()}
-    return Cell("sweep", Layout(2, 1), nbytes, rounds=rounds, absent={"mpich": "not here"})
+    return Measurement("sweep", Layout(2, 1), nbytes, rounds=rounds, absent={"mpich": "not here"})
 
 
 @pytest.fixture
 def run() -> dict[str, Any]:
     report = Report()
-    report.cells = [
-        _cell(nbytes, {name: times[i] for name, times in _TIMES.items()})
+    report.measurements = [
+        _measured(nbytes, {name: times[i] for name, times in _TIMES.items()})
         for i, nbytes in enumerate((1 << 10, 1 << 20))
     ]
     return json.loads(json.dumps(report.figures("a machine")))

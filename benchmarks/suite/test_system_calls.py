@@ -7,7 +7,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.conftest import Report, is_smoke
-from benchmarks.harness.casts import Casts
+from benchmarks.harness.layout_worlds import WorldsByLayout
 from benchmarks.harness.layouts import Layout
 from benchmarks.peers import Absent
 from benchmarks.report.tables import size_name
@@ -20,10 +20,14 @@ _HEADER = f"{'system calls a call and rank':<36}" + "".join(f"{name:>12}" for na
 
 @pytest.mark.parametrize("layout", _LAYOUTS, ids=str)
 def test_system_calls(
-    layout: Layout, casts: Casts, benchmark, report: Report, pytestconfig: pytest.Config
+    layout: Layout,
+    worlds_by_layout: WorldsByLayout,
+    benchmark,
+    report: Report,
+    pytestconfig: pytest.Config,
 ) -> None:
     """Count them for each player, with the kernel's own counter."""
-    cast = casts.of(layout)
+    worlds = worlds_by_layout.of(layout)
     players = [name for name in _PLAYERS if name in (*layout.players, "ring")]
     sizes = (1 << 10,) if is_smoke(pytestconfig) else tuple(_CALLS)
     counted: dict[tuple[str, int], str] = {}
@@ -33,7 +37,7 @@ def test_system_calls(
             for nbytes in sizes:
                 calls = _CALLS[nbytes]
                 try:
-                    total = cast.count_system_calls(player, nbytes, calls)
+                    total = worlds.count_system_calls(player, nbytes, calls)
                 except Absent as reason:
                     pytest.skip(str(reason))
                 if total is not None:

@@ -66,11 +66,12 @@ std::string describe(const Transfer& t) {
 std::string Messages::others_from(const Transfer& transfer) const {
   std::string text;
   int named = 0;
-  for (const Early& early : early_) {
-    if (transfer.peer != kAnySource && transfer.peer != early.source) continue;
+  for (const Unexpected& unexpected : unexpected_) {
+    if (transfer.peer != kAnySource && transfer.peer != unexpected.source) continue;
     if (++named > kMostNamed) return text + ", ...";
-    text += (text.empty() ? "" : ", ") + std::string("tag ") + std::to_string(early.header.tag) +
-            " from rank " + std::to_string(early.source);
+    text += (text.empty() ? "" : ", ") + std::string("tag ") +
+            std::to_string(unexpected.header.tag) + " from rank " +
+            std::to_string(unexpected.source);
   }
   return text;
 }

@@ -82,13 +82,14 @@ void Messages::post_send(const std::shared_ptr<Transfer>& transfer) {
 }
 
 void Messages::post_receive(const std::shared_ptr<Transfer>& transfer) {
-  const auto early = std::find_if(early_.begin(), early_.end(), [&](const Early& e) {
-    return !e.claimed && matches(*transfer, e.source, e.header.tag);
-  });
-  if (early == early_.end()) {
+  const auto unexpected =
+      std::find_if(unexpected_.begin(), unexpected_.end(), [&](const Unexpected& e) {
+        return !e.claimed && matches(*transfer, e.source, e.header.tag);
+      });
+  if (unexpected == unexpected_.end()) {
     posted_.push_back(transfer);
   } else {
-    take_early(early, transfer);
+    take_unexpected(unexpected, transfer);
   }
 }
 
@@ -117,7 +118,7 @@ void Messages::finish(const std::shared_ptr<Transfer>& transfer) {
 
 std::list<std::shared_ptr<Transfer>> Messages::take_unfinished() {
   posted_.clear();
-  early_.clear();
+  unexpected_.clear();
   for (Peer& peer : peers_) {
     Channel* channel = peer.channel;
     peer = {};
@@ -234,7 +235,7 @@ bool Messages::receive_some(int rank, Peer& peer) {
   const bool checked = peer.channel->checked();
   if (peer.header_done < peer.opening.bytes(checked)) return receive_header(rank, peer);
   const size_t bytes = peer.opening.header.bytes;
-  std::byte* to = peer.receiver ? peer.receiver->data : peer.early->payload.data();
+  std::byte* to = peer.receiver ? peer.receiver->data : peer.unexpected->payload.data();
   const auto trailer = peer.trailer.room().first(trailer_bytes(checked, bytes));
   size_t n = 0;
   if (peer.payload_done >= bytes) {
@@ -263,8 +264,9 @@ void Messages::opened(int rank, Peer& peer) {
   peer.eager_taken = std::max(peer.eager_taken, std::min(header.consumed, peer.eager_sent));
   if (header.type == Type::data) {
     if (const auto fetched = peer.fetched.extract(header.id)) {
-      peer.early = fetched.mapped();
-      if (peer.early->header.bytes != header.bytes) corrupt(rank, "another size than announced");
+      peer.unexpected = fetched.mapped();
+      if (peer.unexpected->header.bytes != header.bytes)
+        corrupt(rank, "another size than announced");
       return;
     }
     const auto granted = peer.granted.find(header.id);
@@ -287,15 +289,15 @@ void Messages::opened(int rank, Peer& peer) {
     posted_.erase(receive);
     return;
   }
-  peer.early = &early_.emplace_back(Early{rank, header, {}, false, false, nullptr});
-  set_aside(peer, *peer.early);
+  peer.unexpected = &unexpected_.emplace_back(Unexpected{rank, header, {}, false, false, nullptr});
+  set_aside(peer, *peer.unexpected);
 }
 
 // A message is there, with its payload if it has one.
 void Messages::arrived(int rank, Peer& peer) {
   const MessageHeader header = peer.opening.header;
   const auto receiver = std::exchange(peer.receiver, nullptr);
-  Early* const early = std::exchange(peer.early, nullptr);
+  Unexpected* const unexpected = std::exchange(peer.unexpected, nullptr);
   peer.header_done = peer.payload_done = 0;
   peer.sum = {};
   if (header.type == Type::last) {
@@ -317,11 +319,11 @@ void Messages::arrived(int rank, Peer& peer) {
     if (header.type == Type::eager) peer.consumed += weight(header.bytes);
     finish(receiver);
   } else {
-    early->whole = has_payload(header.type);
-    if (!early->whole || !early->claimed) return;
-    const auto it =
-        std::find_if(early_.begin(), early_.end(), [&](const Early& e) { return &e == early; });
-    take_early(it, early->claimed);
+    unexpected->whole = has_payload(header.type);
+    if (!unexpected->whole || !unexpected->claimed) return;
+    const auto it = std::find_if(unexpected_.begin(), unexpected_.end(),
+                                 [&](const Unexpected& e) { return &e == unexpected; });
+    take_unexpected(it, unexpected->claimed);
   }
 }
 
@@ -338,9 +340,9 @@ const Transfer* Messages::waits_for(int rank) const {
   if (!peer.announced.empty()) return peer.announced.begin()->second.get();
   if (!peer.granted.empty()) return peer.granted.begin()->second.get();
   if (peer.receiver) return peer.receiver.get();
-  if (peer.early && peer.early->claimed) return peer.early->claimed.get();
-  for (const auto& [id, early] : peer.fetched) {
-    if (early->claimed) return early->claimed.get();
+  if (peer.unexpected && peer.unexpected->claimed) return peer.unexpected->claimed.get();
+  for (const auto& [id, unexpected] : peer.fetched) {
+    if (unexpected->claimed) return unexpected->claimed.get();
   }
   for (const Outgoing& out : peer.outgoing) {
     if (out.transfer) return out.transfer.get();

@@ -113,7 +113,7 @@ class Messages {
     Checksum sum = {};                   // of the payload
   };
   // A message that came before its receive.
-  struct Early {
+  struct Unexpected {
     int source;
     MessageHeader header;
     std::vector<std::byte> payload;  // eager, or fetched
@@ -130,10 +130,10 @@ class Messages {
     std::deque<Outgoing> outgoing;
     std::map<uint64_t, std::shared_ptr<Transfer>> announced;  // own sends that wait for a grant
     std::map<uint64_t, std::shared_ptr<Transfer>> granted;    // receives that wait for their data
-    std::map<uint64_t, Early*> fetched;                       // likewise, with nobody to receive
+    std::map<uint64_t, Unexpected*> fetched;                  // likewise, with nobody to receive
     uint64_t eager_sent = 0, eager_taken = 0;  // bytes to the peer, and those it has taken
     uint64_t consumed = 0;                     // bytes of the peer's eager messages taken here
-    uint64_t set_aside = 0;                    // bytes of the peer's early messages
+    uint64_t set_aside = 0;                    // bytes of the peer's unexpected messages
     size_t without_room = 0;                   // small ones that were announced, and not fetched
     // The message that is coming in:
     Opening<MessageHeader> opening;
@@ -142,7 +142,7 @@ class Messages {
     Checksum sum = {};                   // of the payload
     Trailer trailer = {};                // as it is received
     std::shared_ptr<Transfer> receiver;  // where its payload goes, or else:
-    Early* early = nullptr;
+    Unexpected* unexpected = nullptr;
   };
 
   // What a message counts for in the window: empty ones take memory too.
@@ -158,9 +158,10 @@ class Messages {
   void tell_last(Peer& peer);
   void opened(int rank, Peer& peer);
   void arrived(int rank, Peer& peer);
-  void set_aside(Peer& peer, Early& early);
+  void set_aside(Peer& peer, Unexpected& unexpected);
   void use_room(int source);
-  void take_early(std::list<Early>::iterator early, const std::shared_ptr<Transfer>& transfer);
+  void take_unexpected(std::list<Unexpected>::iterator unexpected,
+                       const std::shared_ptr<Transfer>& transfer);
   void grant(Peer& peer, uint64_t id);
   void match(int source, const MessageHeader& header, Transfer& receive) const;
   void finish(const std::shared_ptr<Transfer>& transfer);
@@ -176,7 +177,7 @@ class Messages {
   std::vector<Peer> peers_;
   std::list<std::shared_ptr<Transfer>> unfinished_;  // in the order of their posting
   std::list<std::shared_ptr<Transfer>> posted_;      // receives that nothing has matched yet
-  std::list<Early> early_;                           // in the order of their arrival
+  std::list<Unexpected> unexpected_;                 // in the order of their arrival
   bool any_ended_ = false;
   bool said_last_ = false, any_last_ = false;
   uint64_t next_id_ = 1;

@@ -7,7 +7,7 @@
 #include <utility>
 
 #include "base/error.h"
-#include "nccl/attempt.h"
+#include "nccl/bounded_call.h"
 
 namespace hier::nccl {
 namespace {
@@ -92,9 +92,9 @@ Communicator::Communicator(const Library& library, const UniqueId& id, int rank,
   joining->config.blocking = 1;
   joining->config.max_ctas = options_.max_ctas;
   const std::string attempted = "joining " + whole();
-  const Result result =
-      attempt({attempted, options_.timeout, options_.on_wake, [joining] { return joining->join(); },
-               [joining] { joining->nccl.comm_abort(joining->comm); }});
+  const Result result = call_bounded({attempted, options_.timeout, options_.on_wake,
+                                      [joining] { return joining->join(); },
+                                      [joining] { joining->nccl.comm_abort(joining->comm); }});
   if (result != Result::success) raise(result, attempted + ": " + says(result));
   comm_ = joining->comm;
 }
@@ -131,8 +131,8 @@ void Communicator::close() {
   const auto leaving = std::make_shared<Joining>(
       Joining{library_.call, options_.use_gpu, {}, rank_, size_, {}, comm});
   const std::string attempted = "closing " + whole();
-  const Result result = attempt({attempted, std::min(options_.timeout, kFarewell), options_.on_wake,
-                                 [leaving] { return leaving->leave(); }});
+  const Result result = call_bounded({attempted, std::min(options_.timeout, kFarewell),
+                                      options_.on_wake, [leaving] { return leaving->leave(); }});
   if (result != Result::success) raise(result, attempted + ": " + says(result));
 }
 

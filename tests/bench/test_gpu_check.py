@@ -13,7 +13,7 @@ import pytest
 
 from allreduce.errors import CudaError
 from benchmarks import gpu_check
-from benchmarks.gpu import place, report, rows, running
+from benchmarks.gpu import place, report, rows, section_processes
 from benchmarks.gpu.place import Place
 from benchmarks.gpu.rows import Row, Rows, Section
 
@@ -136,10 +136,10 @@ def test_a_section_that_fails_says_how(tmp_path, monkeypatch, body, state, reaso
         if "\n" in body
         else body.replace("def run(rows): ", "def run(rows):\n rows.fact('first', 'kept')\n ")
     )
-    monkeypatch.setattr(running, "ROOT", tmp_path)
+    monkeypatch.setattr(section_processes, "ROOT", tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     section = Section(name="planted", checks=True, budget=3)
-    running.run_apart(section, NO_GPU, quick=True, seconds=3)
+    section_processes.run_apart(section, NO_GPU, quick=True, seconds=3)
     assert section.state == state
     assert reason in section.reason
     assert section.rows[0].note == "kept"
@@ -153,29 +153,29 @@ def test_kernels_are_called_as_the_module_wants_it(monkeypatch):
     module = pytest.importorskip("allreduce._cuda", reason="built without CUDA")
     if module.is_available():
         pytest.skip("there is a GPU: the check itself calls them")
-    from benchmarks.gpu import kernels_here, peers_here
+    from benchmarks.gpu import stand_ins, virtual_ranks
 
-    monkeypatch.setattr(kernels_here, "_stream", lambda: 0)
-    monkeypatch.setattr(peers_here, "_stream", lambda: 0)
+    monkeypatch.setattr(stand_ins, "_stream", lambda: 0)
+    monkeypatch.setattr(virtual_ranks, "_stream", lambda: 0)
     monkeypatch.setattr(torch.cuda, "Stream", object)
     here = SimpleNamespace(device="cpu", on=lambda other: other)
-    ours = kernels_here.Kernels(here)
+    ours = stand_ins.Kernels(here)
     x, half = torch.ones(64), torch.ones(64, dtype=torch.bfloat16)
     ranges = [(64, 0.1)]
-    flat = kernels_here.Flat(parameters=x, momenta=x, gradients=half, copy=half)
+    flat = stand_ins.Flat(parameters=x, momenta=x, gradients=half, copy=half)
     param = torch.nn.Parameter(torch.ones(8, 8))
     param.grad = torch.ones(8, 8)
-    layers = kernels_here.Layers(params=[param], decays=[0.1])
+    layers = stand_ins.Layers(params=[param], decays=[0.1])
     calls = {
         "reduce_many": lambda: ours.reduce_many([x], [x, x]),
         "pack": lambda: ours.pack([x], half, 0.5),
         "unpack": lambda: ours.unpack([x], half, 0.5),
-        "sgd": lambda: ours.sgd(flat, ranges, **kernels_here.REFERENCE)(),
+        "sgd": lambda: ours.sgd(flat, ranges, **stand_ins.REFERENCE)(),
         "lars": lambda: ours.lars(layers, 0.01, lr=0.1, momentum=0.9, nesterov=True)(),
     }
-    if peers_here.Peers.are_in(ours):
-        peers = peers_here.Peers(ours, here, 2)
-        both, step = [half, half], peers_here.FUSED_STEP
+    if virtual_ranks.Peers.are_in(ours):
+        peers = virtual_ranks.Peers(ours, here, 2)
+        both, step = [half, half], virtual_ranks.FUSED_STEP
         calls |= {
             "reduce_scatter": lambda: peers.reduce_scatter(0, both, x[:32], 0.5),
             "allgather": lambda: peers.allgather(0, x[:32], both),

@@ -88,16 +88,17 @@ MUTANTS = [
         "true",
     ),
     Mutant(
-        "an early message is handed on before it is whole",
-        "engine/early.cc",
-        "} else if (!early->whole) {\n    early->claimed = transfer;\n    return;",
+        "an unexpected message is handed on before it is whole",
+        "engine/unexpected.cc",
+        "} else if (!unexpected->whole) {\n    unexpected->claimed = transfer;\n    return;",
         "} else if (false) {\n    return;",
     ),
     Mutant(
         "an announced message is never granted",
-        "engine/early.cc",
-        "peer.granted.emplace(early->header.id, transfer);\n    grant(peer, early->header.id);",
-        "peer.granted.emplace(early->header.id, transfer);",
+        "engine/unexpected.cc",
+        "peer.granted.emplace(unexpected->header.id, transfer);\n"
+        "    grant(peer, unexpected->header.id);",
+        "peer.granted.emplace(unexpected->header.id, transfer);",
     ),
     Mutant(
         "calls on the same memory run at once",

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.kernels_here import Kernels, Ranges, StandIns, name_of, sgd_by_torch
 from benchmarks.gpu.place import Place
+from benchmarks.gpu.stand_ins import Kernels, Ranges, StandIns, name_of, sgd_by_torch
 
 FUSED_STEP: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "nesterov": True, "scale": 0.125}
 _TIMEOUT = 5.0  # seconds that a kernel waits for a peer

@@ -1,4 +1,4 @@
-"""One cell of a sweep: all players at one layout, size and dtype, turn by turn in rounds."""
+"""One measurement of a sweep: all players at one layout, size and dtype, turn by turn in rounds."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness.casts import Cast
 from benchmarks.harness.emulated_worlds import EmulatedWorld
+from benchmarks.harness.layout_worlds import LayoutWorlds
 from benchmarks.harness.layouts import Layout
 from benchmarks.harness.worlds import Round
 
-SECONDS = 0.12  # that a player gets in a cell of a sweep, over all rounds
+SECONDS = 0.12  # that a player gets in a measurement of a sweep, over all rounds
 _ROUNDS = 5
 _FEWER_ROUNDS = 3  # where one takes long
 _LONG = 2.0
@@ -23,7 +23,7 @@ _WARM_UP_SECONDS = 0.01
 _TOO_SLOW = 6.0  # seconds per call
 _CELL_SECONDS_MAX = 60.0
 
-AUTO = "auto"  # what `algo="auto"` took, as a player of a cell of algorithms
+AUTO = "auto"  # what `algo="auto"` took, as a player of a measurement of algorithms
 
 _clock_seconds = 0.0
 
@@ -37,7 +37,7 @@ def clock() -> float:
 
 
 @dataclass
-class Cell:
+class Measurement:
     """What was measured, and what follows from it. Players are named in `Layout.players`."""
 
     test: str
@@ -125,55 +125,67 @@ class Cell:
         return {"players": figures, "limits": limits, "absent": self.absent, "auto": self.auto}
 
     def described(self) -> dict[str, Any]:
-        """Return the cell with its figures, for pictures."""
+        """Return the measurement with its figures, for pictures."""
         what = {"layout": self.layout.words(), "dtype": self.dtype, "op": self.op}
         return {**what, "nbytes": self.nbytes, **self.summary()}
 
 
 def measure(
-    cell: Cell,
-    cast: Cast | EmulatedWorld,
+    measurement: Measurement,
+    worlds: LayoutWorlds | EmulatedWorld,
     players: Sequence[str],
     benchmark: Any,
     seconds: float = SECONDS,
 ) -> None:
-    """Fill a cell: check each player's sums once, see how long it takes, then measure in rounds.
+    """Fill a measurement: check each player's sums, see how long it takes, then measure in rounds.
 
     seconds: that a player gets, over all rounds.
     The first of `players` is the one whose times pytest-benchmark shows.
     """
     deadline = time.monotonic() + _CELL_SECONDS_MAX
-    pace = _first_pace(cell, cast, players)
+    pace = _first_pace(measurement, worlds, players)
     slow = {p: f"{s:.0f} s a call" for p, s in pace.items() if s > _TOO_SLOW}
 
     def one_round() -> None:
         global _clock_seconds
-        if not cell.rounds or time.monotonic() < deadline:
-            _one_round(cell, cast, pace, seconds, 1 if benchmark.disabled else _CALLS_MAX)
-        _clock_seconds += float(np.median(cell.rounds[players[0]][-1].seconds))
+        if not measurement.rounds or time.monotonic() < deadline:
+            _one_round(measurement, worlds, pace, seconds, 1 if benchmark.disabled else _CALLS_MAX)
+        _clock_seconds += float(np.median(measurement.rounds[players[0]][-1].seconds))
 
     for player in slow:
         del pace[player]
     benchmark.pedantic(one_round, rounds=_FEWER_ROUNDS if sum(pace.values()) > _LONG else _ROUNDS)
-    cell.absent = {p: why for p, why in (cast.absent | slow).items() if p in players}
-    cell.rounds = {p: turns for p, turns in cell.rounds.items() if p not in cell.absent}
-    benchmark.extra_info |= cell.summary()
+    measurement.absent = {p: why for p, why in (worlds.absent | slow).items() if p in players}
+    measurement.rounds = {
+        p: turns for p, turns in measurement.rounds.items() if p not in measurement.absent
+    }
+    benchmark.extra_info |= measurement.summary()
 
 
-def _first_pace(cell: Cell, cast: Cast | EmulatedWorld, players: Sequence[str]) -> dict[str, float]:
+def _first_pace(
+    measurement: Measurement, worlds: LayoutWorlds | EmulatedWorld, players: Sequence[str]
+) -> dict[str, float]:
     """Return about how many seconds a call of each player takes, whose sums are right."""
     pace = {}
     for player in players:
-        turn = cast.measure(player, cell.nbytes, cell.dtype, 1, op=cell.op, check=True)
+        turn = worlds.measure(
+            player, measurement.nbytes, measurement.dtype, 1, op=measurement.op, check=True
+        )
         if turn is not None and turn.seconds[0] < SECONDS / 10:  # a first call also makes its plan
-            turn = cast.measure(player, cell.nbytes, cell.dtype, 3, op=cell.op)
+            turn = worlds.measure(
+                player, measurement.nbytes, measurement.dtype, 3, op=measurement.op
+            )
         if turn is not None:
             pace[player] = float(turn.seconds.mean())
     return pace
 
 
 def _one_round(
-    cell: Cell, cast: Cast | EmulatedWorld, pace: dict[str, float], budget: float, calls_max: int
+    measurement: Measurement,
+    worlds: LayoutWorlds | EmulatedWorld,
+    pace: dict[str, float],
+    budget: float,
+    calls_max: int,
 ) -> None:
     """Let each player have its turn, as many calls as its time allows at the pace of the last."""
     turns = {}
@@ -181,9 +193,11 @@ def _one_round(
         calls = max(1, min(calls_max, round(budget / _ROUNDS / seconds)))
         # One at least: whoever plays after one of the same process finds its buffers in the cache.
         warm_up = max(1, min(calls_max, int(_WARM_UP_SECONDS / seconds)))
-        turn = cast.measure(player, cell.nbytes, cell.dtype, calls, op=cell.op, warm_up=warm_up)
+        turn = worlds.measure(
+            player, measurement.nbytes, measurement.dtype, calls, op=measurement.op, warm_up=warm_up
+        )
         if turn is not None:
             turns[player] = turn
     for player, turn in turns.items():
-        cell.rounds.setdefault(player, []).append(turn)
+        measurement.rounds.setdefault(player, []).append(turn)
         pace[player] = float(turn.seconds.mean())

@@ -27,7 +27,13 @@ def run_apart(section: Section, place: Place, *, quick: bool, seconds: float) ->
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         rows, output = Path(folder, "rows"), Path(folder, "output")
-        command = [sys.executable, "-m", "benchmarks.gpu.running", section.name, str(rows)]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.gpu.section_processes",
+            section.name,
+            str(rows),
+        ]
         command += [json.dumps(asdict(place)), str(int(quick))]
         env = dict(os.environ)
         if place.gpu:  # streams that wait for each other need queues of their own in the device

@@ -8,7 +8,7 @@
 
 namespace hier::nccl {
 
-struct Attempt {
+struct BoundedCall {
   std::string what;      // for errors: "joining ..."
   double timeout = 300;  // seconds
   // Called again and again by the thread that waits, without a lock. What it throws ends the wait.
@@ -20,6 +20,6 @@ struct Attempt {
 // Makes the call in a thread of its own, and waits for it. Throws what the call throws, SystemError
 // where there is no thread to be had, Timeout, or what on_wake throws. After these two the thread
 // goes on by itself, so the call must own, or outlive, all that it uses.
-Result attempt(const Attempt& attempt);
+Result call_bounded(const BoundedCall& bounded);
 
 }  // namespace hier::nccl

@@ -9,7 +9,7 @@ from benchmarks.peers import Absent, settings
 from benchmarks.peers.settings import Player
 
 
-class Cast:
+class LayoutWorlds:
     """All worlds of one layout, and the reasons why some players are absent."""
 
     def __init__(self, layout: Layout) -> None:
@@ -101,21 +101,21 @@ class Cast:
             world.close()
 
 
-class Casts:
-    """The cast of one layout at a time: that of the last ends when another is asked for."""
+class WorldsByLayout:
+    """The worlds of one layout at a time: that of the last ends when another is asked for."""
 
     def __init__(self) -> None:
-        self._current: Cast | None = None
+        self._current: LayoutWorlds | None = None
 
-    def of(self, layout: Layout) -> Cast:
-        """Return the cast of a layout."""
+    def of(self, layout: Layout) -> LayoutWorlds:
+        """Return the worlds of a layout."""
         if self._current is None or self._current.layout != layout:
             self.close()
-            self._current = Cast(layout)
+            self._current = LayoutWorlds(layout)
         return self._current
 
     def close(self) -> None:
-        """End the current cast."""
+        """End the current worlds."""
         if self._current is not None:
             self._current.close()
             self._current = None

@@ -1,5 +1,5 @@
 // A thread and who waits for it, either of which may go first.
-#include "nccl/attempt.h"
+#include "nccl/bounded_call.h"
 
 #include <condition_variable>
 #include <exception>
@@ -57,16 +57,16 @@ void leave(Shared& shared, const std::function<void()>& undo) {
 
 }  // namespace
 
-Result attempt(const Attempt& attempt) {
+Result call_bounded(const BoundedCall& bounded) {
   const auto shared = std::make_shared<Shared>();
   try {
-    std::thread([shared, call = attempt.call, undo = attempt.undo] {
+    std::thread([shared, call = bounded.call, undo = bounded.undo] {
       run(*shared, call, undo);
     }).detach();
   } catch (const std::system_error& error) {
-    throw SystemError(error.code().value(), attempt.what + ": starting a thread");
+    throw SystemError(error.code().value(), bounded.what + ": starting a thread");
   }
-  const Clock::time_point deadline = after(attempt.timeout);
+  const Clock::time_point deadline = after(bounded.timeout);
   for (;;) {
     {
       std::unique_lock lock(shared->mutex);
@@ -75,13 +75,13 @@ Result attempt(const Attempt& attempt) {
       if (shared->result) return *shared->result;
     }
     try {
-      if (attempt.on_wake) attempt.on_wake();
+      if (bounded.on_wake) bounded.on_wake();
       if (Clock::now() > deadline) {
-        throw Timeout(attempt.what + " took longer than " + std::to_string(attempt.timeout) +
+        throw Timeout(bounded.what + " took longer than " + std::to_string(bounded.timeout) +
                       " s: another rank of this node has not come, or hangs");
       }
     } catch (...) {
-      leave(*shared, attempt.undo);
+      leave(*shared, bounded.undo);
       throw;
     }
   }
