@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from types import FrameType
 from typing import Any
 
 from allreduce import _C
-from allreduce.errors import Timeout, UsageError
+from allreduce.errors import Error, Timeout, UsageError
 from allreduce.rendezvous.connect import Connections
 
 
@@ -19,15 +21,23 @@ class Work:
         self._group = group
         self._work = work
         self._result = result
+        self._called_at = _caller()
 
     def wait(self, timeout: float | None = None) -> Any:
         """Wait for the end and return the array; the collective's error is raised here.
 
+        An error has a note with the file and line of the call (from Python 3.11 on).
+
         Raises:
             Timeout: `timeout` seconds passed first; the collective goes on.
         """
-        if not self._group.wait(self._work, -1.0 if timeout is None else timeout):
-            raise Timeout(f"the collective has not ended after {timeout} s; it goes on")
+        try:
+            if not self._group.wait(self._work, -1.0 if timeout is None else timeout):
+                raise Timeout(f"the collective has not ended after {timeout} s; it goes on")
+        except Error as error:
+            if sys.version_info >= (3, 11):
+                error.add_note("called at {}:{}".format(*self._called_at))
+            raise
         return self._result
 
     def done(self) -> bool:
@@ -43,6 +53,14 @@ class Work:
     def tag(self) -> int:
         """Of a receive that has ended: the message's tag."""
         return self._work.tag
+
+
+def _caller() -> tuple[str, int]:
+    """Return the file and line of the call that came into this package."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame and str(frame.f_globals.get("__name__")).startswith("allreduce."):
+        frame = frame.f_back
+    return (frame.f_code.co_filename, frame.f_lineno) if frame else ("an unknown place", 0)
 
 
 def make_group(connections: Connections, options: dict[str, Any]) -> _C.Group:

@@ -2,6 +2,7 @@
 
 import gc
 import random
+import sys
 import threading
 import time
 import weakref
@@ -12,7 +13,7 @@ from group_cases import nodes, reduced, size, whole_numbers
 from worlds import run_threads
 
 from allreduce.communicator.communicator import Communicator
-from allreduce.errors import AbortedError, PeerError
+from allreduce.errors import AbortedError, MismatchError, PeerError
 from allreduce.rendezvous.store import MemoryStore, PrefixStore
 
 LAYOUTS = ("1x1", "1x3", "2x1", "2x2", "4x2", "3+1+2")
@@ -270,3 +271,20 @@ def test_pieces_stay_in_order_when_ranks_drift_apart(layout, memory):
                 assert (result == p * (p - 1) // 2 + p * i).all()
 
     run_threads(size(layout), body, nodes=nodes(layout))
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have notes from Python 3.11 on")
+@pytest.mark.parametrize("message", [False, True])
+def test_an_error_names_the_line_of_the_call(message):
+    def body(comm):
+        x = np.zeros(4 + comm.rank)
+        if message and comm.rank == 1:  # more than the other expects, who hears of it
+            comm.isend(x, 0)
+            return
+        line = sys._getframe().f_lineno + 1
+        work = comm.irecv(x, 1) if message else comm.allreduce(x, async_op=True)
+        with pytest.raises(MismatchError) as raised:
+            work.wait()
+        assert raised.value.__notes__ == [f"called at {__file__}:{line}"]
+
+    run_threads(2, body)
