@@ -15,7 +15,7 @@ import allreduce
 
 GROUPS = 50
 THREADS_PER_GROUP = 1  # the worker, from a group's first asynchronous call on
-FILES_PER_GROUP = 13  # 3 control links, 2 x 3 data connections, 2 doorbells, and 2 of its own
+FILES_PER_GROUP = 14  # 3 control links, 2 x 3 data connections, arena, 2 doorbells, 2 of its own
 
 
 def held() -> tuple[int, int]:
