@@ -113,8 +113,11 @@ Clock::time_point Life::first_told() const {
   for (const auto& rank : ranks_) {
     for (const auto& call : rank->made()) {
       if (late || !call.error || scenario_.operations[call.operation].hopeless) continue;
-      // Who closes its group with calls in flight tells nobody of its own error.
-      if (!contains(known(call.error).text, "closed with")) first = std::min(first, *call.ended);
+      // Who closes its group with calls in flight tells nobody of its own error, and a receive that
+      // nobody answers ends alone.
+      const std::string text = known(call.error).text;
+      if (contains(text, "closed with") || contains(text, "no rank sends it")) continue;
+      first = std::min(first, *call.ended);
     }
   }
   return first;
