@@ -10,6 +10,7 @@ from worlds import run_threads
 
 from allreduce import _C
 
+SLOTS = 2 * 2 * 4 * (128 << 10)  # bytes, of two ranks in both lanes
 _HUGE = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
 pytestmark = pytest.mark.skipif(
     _HUGE.exists() and any(f"[{word}]" in _HUGE.read_text() for word in ("always", "force")),
@@ -48,9 +49,8 @@ def test_pages_come_when_they_are_first_written():
         return bytes_after(comm, [comm.barrier, *sums], before)
 
     at_first, small, large, again = run_threads(2, body)[0]
-    slots = 2 * 2 * 4 * (128 << 10)  # of both ranks in both lanes
     assert at_first < small < large
-    assert large == again <= slots + (64 << 10)  # the words; nobody has used a ring
+    assert large == again <= SLOTS + (64 << 10)  # the words; nobody has used a ring
     assert large < _C.arena_bytes(2, 2) / 2
 
 
@@ -66,7 +66,6 @@ def test_rings_grow_to_their_size_and_no_further():
         return bytes_after(comm, [*barriers, send, send], before)
 
     *_, at_first, once, twice = run_threads(2, body)[0]
-    slots = 2 * 2 * 4 * (128 << 10)
-    assert at_first >= slots  # whole ones, though a barrier has written a byte
+    assert at_first >= SLOTS  # whole ones, though a barrier has written a byte
     # The ring of one direction, and the begin of the other's, which takes answers only.
     assert once - at_first == twice - at_first == (512 << 10) + (64 << 10)
