@@ -32,7 +32,7 @@ from trainer.dry_run.duration import ITERATION
 SCALE = 8  # of bytes and rate
 HEAD = "hosts  way                            iteration  efficiency images/s   predicted   off"
 _GIGABITS, _DELAY = 50, "80us"
-_DILATION_OF_HOST, _DILATION_LEAST = 3, 24
+_DILATION_OF_HOST, _DILATION_LEAST = 3, 12
 _IMAGES = 256  # of the paper's servers with 8 GPUs, each iteration
 _DEADLINE = 1200
 
