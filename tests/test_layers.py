@@ -85,7 +85,7 @@ PUBLIC = {
     *(f"allreduce.{name}" for name in ("schedules", "schedules.simulate")),
     *(f"allreduce.{name}" for name in ("tuning.cost", "tuning.training_step")),
     *(f"allreduce.torch.ddp.{name}" for name in ("bucket_size", "buckets")),
-    "allreduce.commands.parent_death",
+    *(f"allreduce.commands.{name}" for name in ("local_processes", "parent_death")),
 }
 IN_NO_PACKAGE = {"__init__"}
 MARKERS = {"__main__.py", "py.typed", "_C.pyi"}  # what Python and type checkers ask for by name

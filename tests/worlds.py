@@ -13,11 +13,12 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from allreduce.commands.local_processes import LocalProcesses
 from allreduce.communicator.communicator import Communicator
 from allreduce.rendezvous.store import FileStore, MemoryStore, Store
 
@@ -97,7 +98,7 @@ class Processes:
     says `tell("word")`, a rank `hear("word")`.
     """
 
-    def __init__(self, folder: Path, popens: list[subprocess.Popen[bytes]]) -> None:
+    def __init__(self, folder: Path, popens: LocalProcesses) -> None:
         self._folder = folder
         self.popens = popens
         self.pids = [popen.pid for popen in popens]
@@ -154,13 +155,6 @@ class Processes:
     def _output(self, rank: int) -> str:
         return (self._folder / f"{rank}-output").read_text(errors="replace")[-2000:]
 
-    def end(self) -> None:
-        """Kill all that is left, the ranks' children too."""
-        for popen in self.popens:
-            with suppress(ProcessLookupError):
-                os.killpg(popen.pid, signal.SIGKILL)
-            popen.wait()
-
 
 @contextmanager
 def processes(
@@ -189,9 +183,7 @@ def processes(
     options.setdefault("measure", False)
     options.setdefault("timeout", TIMEOUT)
     body_text = "\n".join(textwrap.dedent(inspect.getsource(f)) for f in (*helpers, body))
-    popens: list[subprocess.Popen[bytes]] = []
-    world = Processes(folder, popens)
-    try:
+    with LocalProcesses() as popens:
         for rank in range(world_size):
             spec = {
                 "folder": str(folder),
@@ -204,11 +196,8 @@ def processes(
                 "close": close,
                 "options": options,
             }
-            popens.append(_start(rank, folder, spec, env or {}, before(rank)))
-        world.pids = [popen.pid for popen in popens]
-        yield world
-    finally:
-        world.end()
+            _start(popens, rank, folder, spec, env or {}, before(rank))
+        yield Processes(folder, popens)
 
 
 def run_processes(
@@ -230,18 +219,22 @@ def run_processes(
 
 
 def _start(
-    rank: int, folder: Path, spec: dict[str, Any], env: Mapping[str, str], before: list[str]
-) -> subprocess.Popen[bytes]:
+    popens: LocalProcesses,
+    rank: int,
+    folder: Path,
+    spec: dict[str, Any],
+    env: Mapping[str, str],
+    before: list[str],
+) -> None:
     here = Path(__file__).resolve().parent
     path = os.pathsep.join([str(here), *sys.path])
     with (folder / f"{rank}-output").open("wb") as output:
-        return subprocess.Popen(
+        popens.start(
             [*before, sys.executable, "-c", "import worlds; worlds._child_main()"],
+            {**os.environ, "PYTHONPATH": path, **env, "WORLDS_SPEC": json.dumps(spec)},
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONPATH": path, **env, "WORLDS_SPEC": json.dumps(spec)},
-            start_new_session=True,
         )
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from allreduce.commands.local_processes import LocalProcesses, how_it_ended
 from allreduce.rendezvous.store import Store
 from allreduce.rendezvous.tcp_store import TcpStore
 
@@ -46,47 +46,32 @@ def run(ranks: int, program: str, arguments: Sequence[str]) -> int:
 
     It is that of the first rank which fails; 1 where a signal killed it.
     """
-    processes: list[subprocess.Popen[bytes]] = []
+    command = [sys.executable, "-m", program, *arguments]
     store = TcpStore(_HOST, 0, True, _STORE_TIMEOUT)
     try:
-        for rank in range(ranks):
-            child = f"{rank}:{store.port}:{os.getpid()}"
-            command = [sys.executable, "-m", program, *arguments]
-            processes.append(
-                subprocess.Popen(
-                    command,
-                    env=os.environ | {_VARIABLE: child},
-                    stdin=subprocess.DEVNULL,
-                    start_new_session=True,  # Ctrl-C is for this process, which ends the ranks
-                )
-            )
-        failed = _wait(processes)
+        with LocalProcesses() as processes:
+            for rank in range(ranks):
+                child = f"{rank}:{store.port}:{os.getpid()}"
+                processes.start(command, os.environ | {_VARIABLE: child})
+            failed = _first_failure(processes)
+            processes.wait(_GRACE if failed is not None else 0.0)
+            code = 0 if failed is None else processes[failed].returncode
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     finally:
-        for process in processes:
-            process.kill()
-            process.wait()
         store.close()
-    if failed is None:
-        return 0
-    code = processes[failed].returncode
     if code < 0:
-        how = signal.Signals(-code).name
-        print(f"{program}: rank {failed} was killed by {how}", file=sys.stderr)
-    return max(1, code)
+        print(f"{program}: rank {failed} {how_it_ended(code)}", file=sys.stderr)
+    return max(1, code) if code else 0
 
 
-def _wait(processes: list[subprocess.Popen[bytes]]) -> int | None:
-    """Wait for all to end, for some seconds only once one has failed; return the first that did."""
-    failed, deadline = None, float("inf")
-    while time.monotonic() < deadline:
-        codes = [process.poll() for process in processes]
+def _first_failure(processes: LocalProcesses) -> int | None:
+    """Wait until a rank has failed, and return it; None if all end well."""
+    while True:
+        codes = processes.codes()
         bad = {rank: code for rank, code in enumerate(codes) if code}
-        if bad and failed is None:
-            failed = min(bad, key=lambda rank: bad[rank])  # one that a signal killed comes first
-            deadline = time.monotonic() + _GRACE
+        if bad:
+            return min(bad, key=lambda rank: bad[rank])  # one that a signal killed comes first
         if None not in codes:
-            break
+            return None
         time.sleep(_POLL)
-    return failed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 import time
 import traceback
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from allreduce.commands.parent_death import die_with_parent
 from benchmarks.gpu.memory import memory_on
 
 Array = np.ndarray[Any, Any]
@@ -186,6 +188,7 @@ BODIES = {body.__name__: body for body in (core, backend, sharded, until_killed,
 def main() -> None:
     """Run a body; leave what it returned, or how it failed and when."""
     folder, rank, size, body, spec = sys.argv[1:]
+    die_with_parent(os.getppid())
     member = Member(Path(folder), int(rank), int(size), json.loads(spec))
     outcome: dict[str, Any] = {"error": "", "text": "", "result": None}
     try:

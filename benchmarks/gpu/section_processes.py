@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import json
 import os
-import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -15,6 +12,7 @@ import traceback
 from dataclasses import asdict
 from pathlib import Path
 
+from allreduce.commands.local_processes import LocalProcesses
 from benchmarks.gpu.place import Place
 from benchmarks.gpu.rows import FAILED, IMPOSSIBLE, OK, TIMED_OUT, Impossible, Rows, Section, read
 
@@ -23,7 +21,7 @@ _TAIL = 600  # characters of a section's output
 
 
 def run_apart(section: Section, place: Place, *, quick: bool, seconds: float) -> None:
-    """Run a section in a process group of its own, which is killed after `seconds`."""
+    """Run a section in a process of its own, which is killed after `seconds`, with its ranks."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         rows, output = Path(folder, "rows"), Path(folder, "output")
@@ -41,19 +39,12 @@ def run_apart(section: Section, place: Place, *, quick: bool, seconds: float) ->
         else:
             env.setdefault("OMP_NUM_THREADS", "1")  # the ranks share the cores
             env["ALLREDUCE_DEVICE_RUNTIME"] = env.get("ALLREDUCE_DEVICE_RUNTIME", "cpu")
-        with output.open("wb") as out:
-            process = subprocess.Popen(
-                command, cwd=ROOT, env=env, stdout=out, stderr=out, start_new_session=True
-            )
-        try:
-            process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            section.state = TIMED_OUT
-            section.reason = f"it did not end within {seconds:.0f} s"
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # its ranks are in the group
-            code = process.wait()
+        with LocalProcesses() as processes, output.open("wb") as out:
+            process = processes.start(command, env, cwd=ROOT, stdout=out, stderr=out)
+            if not processes.wait(seconds):
+                section.state = TIMED_OUT
+                section.reason = f"it did not end within {seconds:.0f} s"
+        code = process.returncode
         ended = section.state != TIMED_OUT
         read(rows, section)  # its own last word counts, even if it hung afterwards
         tail = output.read_text(errors="replace").strip()[-_TAIL:]

@@ -1,7 +1,4 @@
-"""Ranks as processes on the one GPU: started, killed and heard by the process of a section.
-
-They stay in its process group, so that whoever kills the section kills them too.
-"""
+"""Ranks as processes on the one GPU: started, killed and heard by the process of a section."""
 
 from __future__ import annotations
 
@@ -16,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from allreduce.commands.local_processes import LocalProcesses
 from benchmarks.gpu.place import Place
 from benchmarks.gpu.section_processes import ROOT
 
@@ -29,7 +27,7 @@ class WorldFailed(Exception):
 class World:
     """The processes of one world. A rank says a word by making a file of that name."""
 
-    def __init__(self, folder: Path, processes: list[subprocess.Popen[bytes]]) -> None:
+    def __init__(self, folder: Path, processes: LocalProcesses) -> None:
         self._folder = folder
         self._processes = processes
 
@@ -85,31 +83,17 @@ def world(
 
     env: may hold {rank}, which each rank's number takes the place of.
     """
-    processes: list[subprocess.Popen[bytes]] = []
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, LocalProcesses() as processes:
         folder = Path(name)
         full = json.dumps({**spec, "device": place.device})
-        try:
-            for rank in range(size):
-                own = {key: value.format(rank=rank) for key, value in (env or {}).items()}
-                command = [sys.executable, "-m", "benchmarks.gpu.ranks", name]
-                with (folder / f"{rank}-output").open("wb") as output:
-                    processes.append(
-                        subprocess.Popen(
-                            [*command, str(rank), str(size), body, full],
-                            cwd=ROOT,
-                            env={**os.environ, **own},
-                            stdin=subprocess.DEVNULL,
-                            stdout=output,
-                            stderr=output,
-                        )
-                    )
-            yield World(folder, processes)
-        finally:
-            for process in processes:
-                process.kill()
-            for process in processes:
-                process.wait()
+        for rank in range(size):
+            own = {key: value.format(rank=rank) for key, value in (env or {}).items()}
+            command = [sys.executable, "-m", "benchmarks.gpu.ranks", name, str(rank), str(size)]
+            with (folder / f"{rank}-output").open("wb") as output:
+                processes.start(
+                    [*command, body, full], os.environ | own, cwd=ROOT, stdout=output, stderr=output
+                )
+        yield World(folder, processes)
 
 
 def run_world(

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,6 +25,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel as StockDDP
 
+from allreduce.commands.local_processes import LocalProcesses
+from allreduce.commands.parent_death import die_with_parent
 from allreduce.torch import DistributedDataParallel
 from trainer.model.resnet import build_model
 
@@ -68,17 +69,13 @@ def run_job(
         options = [model, str(images), str(rounds), ",".join(map(str, buckets_mb))]
         env = os.environ | {"OMP_NUM_THREADS": "1", "ALLREDUCE_NODES": "1"}
         root = Path(__file__).resolve().parents[2]
-        peers = [
-            subprocess.Popen([*command, str(rank), *options], cwd=root, env=env)
-            for rank in range(ranks)
-        ]
-        try:
-            codes = [peer.wait(_DEADLINE) for peer in peers]
-        finally:
-            for peer in peers:
-                peer.kill()
-        if any(codes):
-            raise RuntimeError(f"a rank of the training job failed: exit {codes}")
+        with LocalProcesses() as processes:
+            for rank in range(ranks):
+                processes.start([*command, str(rank), *options], env, cwd=root)
+            processes.wait(_DEADLINE)
+            codes = processes.codes()
+        if any(code != 0 for code in codes):
+            raise RuntimeError(f"a rank of the training job failed or is late: exit {codes}")
         return Times(**json.loads(result.read_text()))
 
 
@@ -190,6 +187,7 @@ def _bucket_sizes(replica: StockDDP) -> Iterator[int]:
 def main() -> None:
     """Be one rank."""
     folder, ranks, rank, model, images, rounds, buckets_mb = sys.argv[1:]
+    die_with_parent(os.getppid())
     torch.set_num_threads(1)
     dist.init_process_group(
         "hier", init_method=f"file://{folder}/store", rank=int(rank), world_size=int(ranks)

@@ -10,9 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import signal
 import struct
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from allreduce.commands.local_processes import LocalProcesses
 from benchmarks import peers
 from benchmarks.harness.layouts import Layout
 from benchmarks.harness.system_calls import processes_below
@@ -61,19 +60,11 @@ class World:
         # For reading and writing: opening does not wait, and a rank that ends gives no end of file.
         self._out = [os.open(folder / f"{r}.out", os.O_RDWR | os.O_NONBLOCK) for r in range(size)]
         self._in = [os.open(folder / f"{r}.in", os.O_RDWR) for r in range(size)]
+        self._processes = LocalProcesses()
+        own = os.environ | dict(environ or {})
         with (folder / "log").open("w") as log:
-            self._processes = [
-                subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    cwd=_ROOT,
-                    env=os.environ | dict(environ or {}),
-                    start_new_session=True,
-                )
-                for command in commands(folder)
-            ]
+            for command in commands(folder):
+                self._processes.start(command, own, cwd=_ROOT, stdout=log, stderr=log)
 
     def ask(self, line: str) -> list[bytes]:
         """Return every rank's answer to a line."""
@@ -118,7 +109,7 @@ class World:
             if select.select([self._out[rank]], [], [], 0.2)[0]:
                 got += os.read(self._out[rank], nbytes - len(got))
                 continue
-            if any(process.poll() is not None for process in self._processes):
+            if any(code is not None for code in self._processes.codes()):
                 raise peers.Absent(f"ended at {line!r}: {self._log()}")
             if time.monotonic() > deadline:
                 raise peers.Absent(f"no answer in {_TIMEOUT:.0f} s to {line!r}: {self._log()}")
@@ -131,13 +122,8 @@ class World:
         """Close the pipes, and kill what has not ended by itself."""
         for pipe in (*self._in, *self._out):
             os.close(pipe)
-        deadline = time.monotonic() + _END
-        for process in self._processes:
-            while process.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.01)
-            with contextlib.suppress(ProcessLookupError):  # nothing of it is left
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        self._processes.wait(_END)
+        self._processes.kill()
         self._folder.cleanup()
 
     def __enter__(self) -> World:

@@ -11,12 +11,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from traceback import format_exc
 from types import FrameType
 from typing import IO, NoReturn
 
+from allreduce.commands.local_processes import LocalProcesses, how_it_ended
 from allreduce.commands.parent_death import die_with_parent
 from trainer.checkpoint.find import begin
 from trainer.config.options import Config
@@ -37,13 +37,6 @@ _GOOD = (0, SAVED)  # exit codes of a worker that did what it should
 _FAILED, _LOST_PEER = 1, 3  # exit codes of a worker: its own fault; another worker's
 
 
-@dataclass(frozen=True, slots=True)
-class _Worker:
-    rank: int
-    process: subprocess.Popen[bytes]
-    words: IO[bytes]  # an unlinked file: the error, and but for rank 0 all of stderr
-
-
 def launch(config: Config, command: Sequence[str] = WORKER) -> int:
     """Runs the job as `config.processes` processes on this machine; the exit code for the shell.
 
@@ -58,8 +51,7 @@ def launch(config: Config, command: Sequence[str] = WORKER) -> int:
         begin(config)
         with own_run_directory(Path(config.out)):
             pass
-    workers: list[_Worker] = []
-    with _hang_up_raises(), _forwarding(workers) as asked:
+    with _hang_up_raises(), LocalProcesses() as workers, _forwarding(workers) as asked:
         try:
             local = config.processes // config.machines
             environ = _job_environ(config, local)
@@ -72,14 +64,15 @@ def launch(config: Config, command: Sequence[str] = WORKER) -> int:
                     f"{config.master.rpartition(':')[0]}",
                     flush=True,
                 )
-            workers.extend(_start(arguments, rank, environ) for rank in ranks)
+            words = [_start(workers, arguments, rank, environ) for rank in ranks]
             failed = _wait(workers, asked)
             if failed is None:
-                return max(worker.process.returncode for worker in workers)
+                return max(worker.returncode for worker in workers)
             _stop(workers)
-            if asked and failed.process.returncode in (-asked[0], None):
+            code = workers[failed].returncode
+            if asked and code in (-asked[0], None):
                 return 128 + asked[0]  # before there was anything to save, or too late
-            _explain(failed, config)
+            _explain(ranks[failed], code, words[failed], config)
             return 1
         except KeyboardInterrupt:
             _stop(workers)
@@ -142,26 +135,27 @@ def _job_environ(config: Config, local: int) -> dict[str, str]:
     }
 
 
-def _start(command: Sequence[str], rank: int, environ: dict[str, str]) -> _Worker:
+def _start(
+    workers: LocalProcesses, command: Sequence[str], rank: int, environ: dict[str, str]
+) -> IO[bytes]:
+    """Starts a worker; returns an unlinked file for its error, and but for rank 0 all of stderr."""
     words = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker
-    process = subprocess.Popen(
+    own = {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank % int(environ["LOCAL_WORLD_SIZE"])),
+        "TRAINER_LAUNCHER": f"{os.getpid()}:{words.fileno()}",
+    }
+    workers.start(
         command,
-        env={
-            **environ,
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank % int(environ["LOCAL_WORLD_SIZE"])),
-            "TRAINER_LAUNCHER": f"{os.getpid()}:{words.fileno()}",
-        },
-        stdin=subprocess.DEVNULL,
+        environ | own,
         stdout=None if rank == 0 else subprocess.DEVNULL,
         stderr=None if rank == 0 else words,
         pass_fds=[words.fileno()],
-        start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the workers
     )
-    return _Worker(rank, process, words)
+    return words
 
 
-def _wait(workers: list[_Worker], asked: list[int]) -> _Worker | None:
+def _wait(workers: LocalProcesses, asked: list[int]) -> int | None:
     """Waits until all workers ended well (None), or for the one whose failure began it all.
 
     Where they were `asked` by a signal to save and end, they have a minute for it.
@@ -169,20 +163,20 @@ def _wait(workers: list[_Worker], asked: list[int]) -> _Worker | None:
     A worker that only lost its peer fails too, perhaps first seen: for a moment after the first
     failure a better culprit may come, best one killed by a signal, then one with an own error.
     """
-    culprit: _Worker | None = None
+    culprit: int | None = None
     deadline = float("inf")
     while time.monotonic() < deadline:
-        codes = {worker.rank: worker.process.poll() for worker in workers}
-        if all(code in _GOOD for code in codes.values()):
+        codes = workers.codes()
+        if all(code in _GOOD for code in codes):
             return None
         if asked and deadline == float("inf"):
-            deadline, culprit = time.monotonic() + _SAVING, workers[0]
-        failed = [worker for worker in workers if codes[worker.rank] not in (None, *_GOOD)]
+            deadline, culprit = time.monotonic() + _SAVING, 0
+        failed = [worker for worker, code in enumerate(codes) if code not in (None, *_GOOD)]
         if failed:
-            first = [culprit] if culprit else []
-            culprit = min([*first, *failed], key=lambda worker: _blame(codes[worker.rank]))
+            first = [] if culprit is None else [culprit]
+            culprit = min([*first, *failed], key=lambda worker: _blame(codes[worker]))
             deadline = min(deadline, time.monotonic() + _GRACE)
-            if _blame(codes[culprit.rank]) < _LOST_PEER:
+            if _blame(codes[culprit]) < _LOST_PEER:
                 return culprit
         time.sleep(_POLL)
     return culprit
@@ -192,29 +186,21 @@ def _blame(code: int | None) -> int:
     return 0 if code is None or code < 0 else code
 
 
-def _stop(workers: list[_Worker]) -> None:
-    for action in (signal.SIGTERM, signal.SIGKILL):
-        alive = [worker for worker in workers if worker.process.poll() is None]
-        for worker in alive:
-            worker.process.send_signal(action)
-        deadline = time.monotonic() + _GRACE
-        for worker in alive:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                worker.process.wait(max(0.0, deadline - time.monotonic()))
+def _stop(workers: LocalProcesses) -> None:
+    workers.send_signal(signal.SIGTERM)
+    workers.wait(_GRACE)
+    workers.kill()
 
 
-def _explain(failed: _Worker, config: Config) -> None:
-    failed.words.seek(0, os.SEEK_END)
-    failed.words.seek(max(0, failed.words.tell() - _TEXT_LIMIT))
-    text = failed.words.read().decode(errors="replace").strip()
-    code = failed.process.returncode
-    how = f"failed with exit code {code}"
-    if code < 0:
-        how = f"was killed by {signal.Signals(-code).name}"
-        if code == -signal.SIGKILL:
-            how += " (is there enough memory? --workers or --batch make it less)"
+def _explain(rank: int, code: int, words: IO[bytes], config: Config) -> None:
+    words.seek(0, os.SEEK_END)
+    words.seek(max(0, words.tell() - _TEXT_LIMIT))
+    text = words.read().decode(errors="replace").strip()
+    how = how_it_ended(code)
+    if code == -signal.SIGKILL:
+        how += " (is there enough memory? --workers or --batch make it less)"
     what = "worker" if config.workers_virtual == 1 else "process"
-    who = f"{what} {failed.rank} of {config.processes}"
+    who = f"{what} {rank} of {config.processes}"
     if config.machines > 1:
         who += f" (on machine {config.machine} of {config.machines})"
     here = " on this machine" * (config.machines > 1)
@@ -236,7 +222,7 @@ def _hang_up_raises() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _forwarding(workers: list[_Worker]) -> Iterator[list[int]]:
+def _forwarding(workers: LocalProcesses) -> Iterator[list[int]]:
     """Inside, signals that ask to save and end go on to the workers; gives those that came.
 
     The second one unwinds this process.
@@ -247,8 +233,7 @@ def _forwarding(workers: list[_Worker]) -> Iterator[list[int]]:
         if asked:
             raise SystemExit(128 + number)
         asked.append(number)
-        for worker in workers:
-            worker.process.send_signal(number)
+        workers.send_signal(number)
 
     before = [signal.signal(number, forward) for number in SIGNALS]
     try:
