@@ -318,11 +318,12 @@ void Driver::worker_main() noexcept {
 // Everything has a deadline of its own, so this ends.
 void Driver::drain() {
   std::unique_lock lock(mutex_);
+  if (closing_) return;  // then nobody drives any more
   draining_ = true;
   num_pending_.fetch_add(1, std::memory_order_release);
   wake();
   constexpr auto kSlice = std::chrono::milliseconds(50);
-  while (!driven_cv_.wait_for(lock, kSlice, [this] { return !driven_; })) {
+  while (!driven_cv_.wait_for(lock, kSlice, [this] { return !driven_ || closing_; })) {
     lock.unlock();
     check_interrupts();
     origin_.check();  // a handler may fork

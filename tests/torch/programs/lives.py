@@ -174,6 +174,15 @@ def check_a_destroyed_group_is_refused() -> None:
     raises(allreduce.Error, lambda: backend.allreduce([torch.ones(1)]).wait())
 
 
+def check_a_shutdown_of_what_is_shut_down_does_nothing() -> None:
+    group = dist.new_group()
+    assert_works(group)
+    group.shutdown()
+    group.shutdown()
+    group._get_backend(torch.device("cpu")).shutdown()
+    dist.destroy_process_group(group)
+
+
 def again(name: str) -> None:
     """A world as harness.join makes it, over a file of its own."""
     dist.init_process_group(
