@@ -11,7 +11,7 @@ from simulation.startup.clock import clock
 from simulation.startup.mutants import MUTANTS
 
 ROOT = Path(__file__).resolve().parents[2]
-LIVES = 1500  # within which a planted fault has to be found
+LIVES = 3000  # within which a planted fault has to be found
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
