@@ -4,10 +4,12 @@
     model = allreduce.torch.DistributedDataParallel(model)
 
 Importing this package registers the backend; nothing native is loaded before a group is made.
+`replace_gloo` runs programs on hier that ask for "gloo".
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from allreduce.torch._autoload import autoload
@@ -17,9 +19,23 @@ if TYPE_CHECKING:
 
     from allreduce.communicator.communicator import Communicator
     from allreduce.torch.ddp.module import DistributedDataParallel
+    from allreduce.torch.gloo import replace_gloo, restore_gloo
     from allreduce.torch.sharded.sgd import ShardedSGD
 
-__all__ = ["DistributedDataParallel", "ShardedSGD", "communicator"]
+__all__ = [
+    "DistributedDataParallel",
+    "ShardedSGD",
+    "communicator",
+    "replace_gloo",
+    "restore_gloo",
+]
+
+_HOMES = {
+    "DistributedDataParallel": "ddp.module",
+    "ShardedSGD": "sharded.sgd",
+    "replace_gloo": "gloo",
+    "restore_gloo": "gloo",
+}
 
 
 def communicator(process_group: dist.ProcessGroup | None = None) -> Communicator:
@@ -51,14 +67,8 @@ def communicator(process_group: dist.ProcessGroup | None = None) -> Communicator
 
 def __getattr__(name: str) -> Any:
     """Imports the larger part at its first use: this package is imported by `import torch`."""
-    if name == "DistributedDataParallel":
-        from allreduce.torch.ddp.module import DistributedDataParallel
-
-        return DistributedDataParallel
-    if name == "ShardedSGD":
-        from allreduce.torch.sharded.sgd import ShardedSGD
-
-        return ShardedSGD
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"allreduce.torch.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'allreduce.torch' has no attribute {name!r}")
 
 

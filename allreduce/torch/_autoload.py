@@ -21,6 +21,14 @@ def autoload() -> None:
         register()
     except Exception as error:
         log.warning("the torch.distributed backend hier is not available: %s", error)
+        return
+    try:
+        if os.environ.get("HIER_REPLACE_GLOO"):
+            from allreduce.torch.gloo import replace_as_asked
+
+            replace_as_asked()
+    except Exception as error:
+        log.warning("Gloo is not replaced: %s", error)
 
 
 def register() -> None:

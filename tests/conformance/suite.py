@@ -51,6 +51,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--ranks", type=int, default=3)
     parser.add_argument("--nodes", type=int, default=1, help="pretended nodes (hier)")
     parser.add_argument("--open", action="store_true", help="open gates by name for gloo too")
+    parser.add_argument("--replace-gloo", action="store_true", help="let hier make gloo's groups")
     parser.add_argument("--on-cpu", action="store_true", help="only tests for GPUs, on the CPU")
     parser.add_argument("--fast", action="store_true", help="only the tests of every CI run")
     parser.add_argument("-k", metavar="REGEX", help="only tests whose name has a match")
@@ -74,10 +75,15 @@ def _set_environment(options: argparse.Namespace) -> None:
 
 def _import(options: argparse.Namespace, *, opened: bool) -> ModuleType:
     suite = import_suite(options.backend, opened=opened, on_cpu=options.on_cpu)
-    if options.backend == "hier":
+    if options.backend == "hier" or options.replace_gloo:
         from allreduce.torch.backend.load import load  # its package registers hier
 
         load()  # compiles, if need be, before the ranks want it
+    if options.replace_gloo:
+        from allreduce.torch import replace_gloo
+
+        replace_gloo()
+        suite.PROFILING_SUPPORTED_BACKENDS.remove("gloo")  # the events begin with "hier:"
     threads = len(os.listdir("/proc/self/task"))
     assert threads == 1, f"{threads} threads: the ranks could not be forked"
     return suite

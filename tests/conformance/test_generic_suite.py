@@ -84,6 +84,18 @@ def test_hier_passes_what_gloo_passes(ranks: int, suite: Runner) -> None:
 
 
 @pytest.mark.full
+@pytest.mark.parametrize("ranks", [3, 4])
+def test_hier_in_the_place_of_gloo_passes_what_gloo_passes(ranks: int, suite: Runner) -> None:
+    passed = suite(*gloo(ranks)).names("passed")
+    assert passed
+    missing = passed - suite(*gloo(ranks), "--replace-gloo").names("passed")
+    # They look for events whose names begin with "gloo:", and for the name in DDP's log.
+    names = {name for name in missing if name.endswith("_profiler")}
+    if missing := missing - names - {"test_ddp_logging_data_cpu"}:
+        pytest.fail("\n".join(sorted(missing)), pytrace=False)
+
+
+@pytest.mark.full
 @pytest.mark.parametrize(("ranks", "nodes"), [(3, 1), (4, 2)])
 def test_hier_passes_tests_for_gpus_that_gloo_passes_on_the_cpu(
     ranks: int, nodes: int, suite: Runner

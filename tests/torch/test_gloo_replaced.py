@@ -1,0 +1,101 @@
+"""`replace_gloo` and HIER_REPLACE_GLOO: see programs/gloo_replaced.py."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = "gloo_replaced.py"
+LAYOUTS = [(2, 1), (4, 2)]
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.timeout(110)
+
+# As somebody writes it who has never heard of hier.
+PLAIN = """
+import sys, torch, torch.distributed as dist
+dist.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=0, world_size=1)
+x = torch.ones(3)
+dist.all_reduce(x)
+dist.monitored_barrier()
+print(dist.get_backend(), dist.group.WORLD._get_backend(x.device).name(), x.tolist())
+dist.destroy_process_group()
+"""
+
+# Runs a script as it is, and says how many groups hier has made for it.
+COUNTING = """
+import atexit, runpy, sys
+from allreduce.torch.backend import process_group
+connect, made = process_group.connect, []
+process_group.connect = lambda *a, **k: made.append(k["name"]) or connect(*a, **k)
+atexit.register(lambda: print("hier made", len(made), flush=True))
+runpy.run_path(sys.argv[1], run_name="__main__")
+"""
+
+
+def test_gloo_replaced(check, outcomes, assert_passed) -> None:
+    assert_passed(check, outcomes)
+
+
+@pytest.mark.parametrize(
+    ("value", "maker", "says"),
+    [
+        ("1", "hier", ""),
+        ("0", "gloo", ""),
+        ("", "gloo", ""),
+        ("yes", "gloo", 'HIER_REPLACE_GLOO="yes": write 1'),
+    ],
+)
+def test_a_variable_replaces_gloo_in_a_program_that_does_not_import_this_package(
+    backend: None, tmp_path: Path, value: str, maker: str, says: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PLAIN, str(tmp_path / "store")],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "HIER_REPLACE_GLOO": value},
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"gloo {maker} [1.0, 1.0, 1.0]\n"
+    assert says in done.stderr
+    assert ("not replaced" in done.stderr) == bool(says)
+
+
+@pytest.mark.parametrize("script", ["test_ops.py", "test_sync.py"])
+def test_accelerates_own_scripts_run_unmodified(backend: None, tmp_path: Path, script: str) -> None:
+    reason = "accelerate is not installed"
+    scripts = Path(pytest.importorskip("accelerate.test_utils.scripts", reason=reason).__file__)
+    (tmp_path / "counting.py").write_text(COUNTING)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*launcher, str(tmp_path / "counting.py"), str(scripts.with_name(script))],
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "HIER_REPLACE_GLOO": "1",
+            "ACCELERATE_USE_CPU": "true",
+            "OMP_NUM_THREADS": "1",
+        },
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("hier made 1") == 2, done.stdout
+
+
+def test_another_torch_is_refused_in_words() -> None:
+    code = (
+        "import torch.distributed as dist, allreduce.torch as ours\n"
+        "del dist.distributed_c10d._new_process_group_helper\n"
+        "try: ours.replace_gloo()\n"
+        "except ours.gloo.UsageError as error: print(error)\n"
+        "dist.init_process_group"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=90, check=True
+    )
+    assert done.stdout.startswith("replace_gloo does not know torch ")
+    assert 'write "hier" where the program says "gloo"' in done.stdout
