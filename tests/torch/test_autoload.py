@@ -32,6 +32,24 @@ def test_import_torch_alone_registers_the_backend() -> None:
     assert said.split() == ["True", "False"]
 
 
+def test_torch_finds_the_backend_by_its_name_where_import_torch_loads_nothing() -> None:
+    """From torch 2.14 on; here the call that it makes."""
+    points = importlib.metadata.entry_points(group="torch.distributed.backends")
+    if "hier" not in points.names:
+        pytest.skip("the package is not installed")
+    said = python(
+        "from importlib.metadata import entry_points\n"
+        "import torch.distributed as dist\n"
+        "(point,) = entry_points(group='torch.distributed.backends', name='hier')\n"
+        "print(hasattr(dist.Backend, 'HIER'))\n"
+        "point.load()()\n"
+        "point.load()()\n"
+        "print(dist.Backend('hier'), dist.Backend.backend_list.count('hier'))",
+        TORCH_DEVICE_BACKEND_AUTOLOAD="0",
+    )
+    assert said.split() == ["False", "hier", "1"]
+
+
 def test_importing_the_package_registers_once() -> None:
     said = python(
         "import allreduce.torch as ours, sys, torch.distributed as dist\n"
