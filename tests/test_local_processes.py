@@ -81,10 +81,19 @@ def test_a_signal_reaches_the_processes_that_run() -> None:
 
 def test_a_process_has_a_session_of_its_own_and_no_input() -> None:
     text = "import os, sys; sys.exit(os.getsid(0) != os.getpid() or bool(sys.stdin.read()))"
-    with LocalProcesses() as processes:
-        processes.start(program(text))
-        assert processes.wait(30)
-        assert processes.codes() == [0]
+    ours, other = os.pipe()
+    before = os.dup(0)
+    os.dup2(ours, 0)  # an input that somebody could read
+    try:
+        os.write(other, b"words\n")
+        with LocalProcesses() as processes:
+            processes.start(program(text))
+            assert processes.wait(30)
+            assert processes.codes() == [0]
+    finally:
+        os.dup2(before, 0)
+        for descriptor in (ours, other, before):
+            os.close(descriptor)
 
 
 def test_a_command_that_is_not_there_is_no_process() -> None:

@@ -28,6 +28,7 @@ class LocalProcesses:
 
     def __init__(self) -> None:
         self._all: list[subprocess.Popen[bytes]] = []
+        self._killed = 0  # so many of them; not again, since numbers of processes are given anew
 
     def start(
         self,
@@ -42,7 +43,7 @@ class LocalProcesses:
     ) -> subprocess.Popen[bytes]:
         """Start a process in a session of its own.
 
-        So Ctrl-C reaches this process alone, and `kill` ends what a process has started, too.
+        So Ctrl-C reaches the caller alone, and `kill` ends the process group of each process.
 
         Args:
             environ: all variables; None for those of this process.
@@ -80,13 +81,14 @@ class LocalProcesses:
         return True
 
     def kill(self) -> None:
-        """Kill all processes with what they have started, and wait for their end.
+        """Kill all processes with all of their process groups, and wait for their end.
 
         One that the kernel cannot end, in a system call that hangs, is left after some seconds.
         """
-        for process in self._all:
-            with suppress(ProcessLookupError):  # nothing of it is left
+        for process in self._all[self._killed :]:
+            with suppress(ProcessLookupError, PermissionError):  # nothing of it is left
                 os.killpg(process.pid, signal.SIGKILL)
+        self._killed = len(self._all)
         self.wait(_DEATH)
 
     def __len__(self) -> int:

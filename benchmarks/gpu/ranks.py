@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 import time
 import traceback
@@ -188,8 +187,8 @@ BODIES = {body.__name__: body for body in (core, backend, sharded, until_killed,
 def main() -> None:
     """Run a body; leave what it returned, or how it failed and when."""
     folder, rank, size, body, spec = sys.argv[1:]
-    die_with_parent(os.getppid())
     member = Member(Path(folder), int(rank), int(size), json.loads(spec))
+    die_with_parent(member.spec["parent"])
     outcome: dict[str, Any] = {"error": "", "text": "", "result": None}
     try:
         outcome["result"] = BODIES[body](member)

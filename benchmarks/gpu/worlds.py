@@ -85,7 +85,7 @@ def world(
     """
     with tempfile.TemporaryDirectory() as name, LocalProcesses() as processes:
         folder = Path(name)
-        full = json.dumps({**spec, "device": place.device})
+        full = json.dumps({**spec, "device": place.device, "parent": os.getpid()})
         for rank in range(size):
             own = {key: value.format(rank=rank) for key, value in (env or {}).items()}
             command = [sys.executable, "-m", "benchmarks.gpu.ranks", name, str(rank), str(size)]

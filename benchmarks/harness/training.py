@@ -67,6 +67,7 @@ def run_job(
         result = Path(folder, "times.json")
         command = [sys.executable, "-m", "benchmarks.harness.training", folder, str(ranks)]
         options = [model, str(images), str(rounds), ",".join(map(str, buckets_mb))]
+        options.append(str(os.getpid()))
         env = os.environ | {"OMP_NUM_THREADS": "1", "ALLREDUCE_NODES": "1"}
         root = Path(__file__).resolve().parents[2]
         with LocalProcesses() as processes:
@@ -186,8 +187,8 @@ def _bucket_sizes(replica: StockDDP) -> Iterator[int]:
 
 def main() -> None:
     """Be one rank."""
-    folder, ranks, rank, model, images, rounds, buckets_mb = sys.argv[1:]
-    die_with_parent(os.getppid())
+    folder, ranks, rank, model, images, rounds, buckets_mb, parent = sys.argv[1:]
+    die_with_parent(int(parent))
     torch.set_num_threads(1)
     dist.init_process_group(
         "hier", init_method=f"file://{folder}/store", rank=int(rank), world_size=int(ranks)

@@ -318,7 +318,7 @@ void Driver::worker_main() noexcept {
 // Everything has a deadline of its own, so this ends.
 void Driver::drain() {
   std::unique_lock lock(mutex_);
-  if (closing_) return;  // then nobody drives any more
+  if (closing_) return;  // then close() waits for who drives, and nobody begins
   draining_ = true;
   num_pending_.fetch_add(1, std::memory_order_release);
   wake();
