@@ -29,7 +29,7 @@ LINES_MAX = {
     "transport": 680,
     "local": 260,
     "engine": 1210,
-    "group": 3890,
+    "group": 3900,
     "analysis": 270,
     "device": 1450,
     "nccl": 490,

@@ -29,7 +29,7 @@ class SpinThenYield {
   // Waits a moment; true once it is time to sleep.
   bool exhausted() {
     if (++tries_ <= spins_) {
-      __builtin_ia32_pause();
+      pause();
       return false;
     }
     if (tries_ == spins_ + 1) yield_until_ = Clock::now() + yields_for_;
@@ -40,6 +40,15 @@ class SpinThenYield {
   }
 
  private:
+  // Lets the core's other thread, or the memory, go first.
+  static void pause() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("isb" ::: "memory");  // "yield" does nothing on cores with one thread
+#endif
+  }
+
   static constexpr auto kYield = std::chrono::microseconds(50);
 
   static int cores() {

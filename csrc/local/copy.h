@@ -1,7 +1,9 @@
 // Copies between a slot, which the caches hold, and a buffer that they may not hold.
 #pragma once
 
+#if defined(__x86_64__)
 #include <emmintrin.h>
+#endif
 
 #include <algorithm>
 #include <cstddef>
@@ -14,7 +16,9 @@ inline void copy_within_caches(std::byte* to, const std::byte* from, size_t byte
   std::memcpy(to, from, bytes);
 }
 
-// Writes past the caches: a line that is written whole need not be read first.
+// Writes past the caches: a line that is written whole need not be read first. (Cores of ARM notice
+// by themselves that whole lines are written.)
+#if defined(__x86_64__)
 inline void copy_to_memory(std::byte* to, const std::byte* from, size_t bytes) {
   constexpr size_t kLine = 64;
   const size_t head = std::min(bytes, -reinterpret_cast<uintptr_t>(to) % kLine);
@@ -34,6 +38,11 @@ inline void copy_to_memory(std::byte* to, const std::byte* from, size_t bytes) {
   const size_t done = head + lines * kLine;
   std::memcpy(to + done, from + done, bytes - done);
 }
+#else
+inline void copy_to_memory(std::byte* to, const std::byte* from, size_t bytes) {
+  std::memcpy(to, from, bytes);
+}
+#endif
 
 // Reads four pages at once: a prefetcher stops at the end of a page, so more of them are at work.
 inline void copy_from_memory(std::byte* to, const std::byte* from, size_t bytes) {
