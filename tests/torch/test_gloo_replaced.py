@@ -1,5 +1,6 @@
 """`replace_gloo` and HIER_REPLACE_GLOO: see programs/gloo_replaced.py."""
 
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -38,6 +39,10 @@ def test_gloo_replaced(check, outcomes, assert_passed) -> None:
     assert_passed(check, outcomes)
 
 
+@pytest.mark.skipif(
+    "hier" not in importlib.metadata.entry_points(group="torch.backends").names,
+    reason="the package is not installed",
+)
 @pytest.mark.parametrize(
     ("value", "maker", "says"),
     [
