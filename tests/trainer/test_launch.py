@@ -188,6 +188,28 @@ def test_the_cause_is_shown_not_the_peers_that_lost_it(start) -> None:
     assert "is gone" not in errors
 
 
+def test_a_worker_that_fails_while_all_save_is_the_cause(start, tmp_path) -> None:
+    job = start(
+        "asked = []\n"
+        "def save(number, frame):\n"
+        "    if rank == 2: raise ValueError('the disk is full')\n"
+        "    asked.append(number)\n"
+        "signal.signal(signal.SIGTERM, save)\n"
+        "(folder / f'ready{rank}').touch()\n"
+        "time.sleep(30)\n"
+        "time.sleep(30)"
+    )
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob("ready*"))) < 3:
+        assert time.monotonic() < deadline, "workers did not start"
+        time.sleep(0.02)
+    job.send_signal(signal.SIGTERM)
+    _, errors = job.communicate(timeout=60)
+    assert job.returncode == 1
+    assert "the disk is full" in errors
+    assert "worker 2 of 3 failed with exit code 1" in errors
+
+
 def test_lost_peers_alone_are_still_an_error(start) -> None:
     job = start("raise TimeoutError(f'rank {7} never came')")
     _, errors = job.communicate(timeout=60)

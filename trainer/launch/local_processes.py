@@ -68,10 +68,11 @@ def launch(config: Config, command: Sequence[str] = WORKER) -> int:
             failed = _wait(workers, asked)
             if failed is None:
                 return max(worker.returncode for worker in workers)
+            late = workers[failed].poll() is None
             _stop(workers)
             code = workers[failed].returncode
-            if asked and code in (-asked[0], None):
-                return 128 + asked[0]  # before there was anything to save, or too late
+            if asked and (late or code == -asked[0]):
+                return 128 + asked[0]  # too late, or before there was anything to save
             _explain(ranks[failed], code, words[failed], config)
             return 1
         except KeyboardInterrupt:
@@ -170,7 +171,7 @@ def _wait(workers: LocalProcesses, asked: list[int]) -> int | None:
         if all(code in _GOOD for code in codes):
             return None
         if asked and deadline == float("inf"):
-            deadline, culprit = time.monotonic() + _SAVING, 0
+            deadline = time.monotonic() + _SAVING
         failed = [worker for worker, code in enumerate(codes) if code not in (None, *_GOOD)]
         if failed:
             first = [] if culprit is None else [culprit]
@@ -179,7 +180,7 @@ def _wait(workers: LocalProcesses, asked: list[int]) -> int | None:
             if _blame(codes[culprit]) < _LOST_PEER:
                 return culprit
         time.sleep(_POLL)
-    return culprit
+    return 0 if culprit is None else culprit  # none has failed, but they save for too long
 
 
 def _blame(code: int | None) -> int:
