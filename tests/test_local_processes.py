@@ -36,10 +36,16 @@ def child_of(file: Path) -> int:
 
 def assert_ends(pid: int) -> None:
     deadline = time.monotonic() + 10
-    stat = Path(f"/proc/{pid}/stat")
-    while stat.exists() and stat.read_text().rsplit(")", 1)[1].split()[0] != "Z":
+    while runs(pid):
         assert time.monotonic() < deadline, f"process {pid} is left"
         time.sleep(0.01)
+
+
+def runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:  # it has gone, perhaps just now
+        return False
 
 
 def test_codes_are_in_the_order_of_the_start() -> None:
@@ -94,6 +100,14 @@ def test_a_process_has_a_session_of_its_own_and_no_input() -> None:
         os.dup2(before, 0)
         for descriptor in (ours, other, before):
             os.close(descriptor)
+
+
+def test_nobody_is_killed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    with LocalProcesses() as processes:
+        processes.start(SLEEP)
+        processes.kill()
+        monkeypatch.setattr(os, "killpg", lambda *_: pytest.fail("its number may be another's"))
+        processes.kill()
 
 
 def test_a_command_that_is_not_there_is_no_process() -> None:

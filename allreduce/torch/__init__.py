@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from allreduce.torch._autoload import autoload
+from allreduce.torch._autoload import register_or_warn
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -72,4 +72,4 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'allreduce.torch' has no attribute {name!r}")
 
 
-autoload()
+register_or_warn()

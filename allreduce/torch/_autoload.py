@@ -10,17 +10,14 @@ import logging
 import os
 from typing import Any
 
-__all__ = ["autoload", "register"]
+__all__ = ["autoload", "register", "register_or_warn"]
 
 log = logging.getLogger("allreduce")
 
 
 def autoload() -> None:
     """Registers the backend and never raises: an error here would break `import torch`."""
-    try:
-        register()
-    except Exception as error:
-        log.warning("the torch.distributed backend hier is not available: %s", error)
+    if not register_or_warn():
         return
     try:
         if os.environ.get("HIER_REPLACE_GLOO"):
@@ -29,6 +26,16 @@ def autoload() -> None:
             replace_as_asked()
     except Exception as error:
         log.warning("Gloo is not replaced: %s", error)
+
+
+def register_or_warn() -> bool:
+    """Registers the backend; tells whether it is there."""
+    try:
+        register()
+    except Exception as error:
+        log.warning("the torch.distributed backend hier is not available: %s", error)
+        return False
+    return True
 
 
 def register() -> None:

@@ -11,7 +11,8 @@ import functools
 import logging
 import os
 import threading
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from allreduce.errors import UsageError
@@ -19,21 +20,26 @@ from allreduce.errors import UsageError
 __all__ = ["replace_as_asked", "replace_gloo", "restore_gloo"]
 
 _VARIABLE = "HIER_REPLACE_GLOO"
-_NAMES = ("_new_process_group_helper", "get_device_backend_map")
 
 log = logging.getLogger("allreduce")
 
 
 @dataclass(slots=True)
-class _Replacement:
-    on: bool = False
-    torchs: tuple[Any, ...] = ()  # the two functions, as they were
-    ours: tuple[Any, ...] = ()  # what stands in their place
-    making: threading.local = field(default_factory=threading.local)
-    lock: threading.Lock = field(default_factory=threading.Lock)
+class _Group:
+    """What is noted of a group while torch makes it."""
+
+    replaced: bool = False  # hier has taken the place of Gloo
+    beside: str = ""  # the backend because of which it has not
 
 
-_replacement = _Replacement()
+class _State(threading.local):
+    group: _Group | None = None  # that this thread makes now
+
+
+_on = False
+_state = _State()
+_lock = threading.Lock()
+_ours: list[Any] = []  # functions that stand in the place of torch's
 
 
 def replace_gloo() -> None:
@@ -47,25 +53,30 @@ def replace_gloo() -> None:
 
     Raises UsageError if this torch has no torch.distributed, or one that is made differently.
     """
+    global _on
+    from allreduce.torch._autoload import register
+
     c10d = _c10d()
-    with _replacement.lock:
-        if not _replacement.torchs or _found(c10d)[0] is _replacement.torchs[0]:
-            make_group, backends_of = torchs = _found(c10d)
-            ours = _making(c10d, make_group), _hier_for_gloo(c10d, backends_of)
-            _replacement.torchs, _replacement.ours = torchs, ours
-            _put(c10d, ours)
-        _replacement.on = True
+    register()
+    with _lock:
+        for owner, name, wrapper in _places(c10d):
+            found = getattr(owner, name)
+            if not _has_ours(found):
+                _ours.append(wrapper(c10d, found))
+                setattr(owner, name, _ours[-1])
+        _on = True
 
 
 def restore_gloo() -> None:
     """Undo `replace_gloo`: the next groups for "gloo" are Gloo's. Groups that exist stay."""
-    with _replacement.lock:
-        _replacement.on = False
-        if _replacement.torchs:
-            c10d = _c10d()
-            if _found(c10d) == _replacement.ours:  # nobody has wrapped them once more
-                _put(c10d, _replacement.torchs)
-                _replacement.torchs = _replacement.ours = ()
+    global _on
+    with _lock:
+        _on = False
+        for owner, name, _ in _places(_c10d()):
+            found = getattr(owner, name)
+            if found in _ours:  # else somebody has wrapped it once more: it does nothing now
+                _ours.remove(found)
+                setattr(owner, name, found.__wrapped__)
 
 
 def replace_as_asked() -> None:
@@ -87,34 +98,45 @@ def _c10d() -> Any:
     return distributed_c10d
 
 
-def _found(c10d: Any) -> tuple[Any, Any]:
-    try:
-        return getattr(c10d, _NAMES[0]), getattr(c10d.BackendConfig, _NAMES[1])
-    except AttributeError as error:
+def _places(c10d: Any) -> list[tuple[Any, str, Callable[[Any, Any], Any]]]:
+    """Where the two functions stand, and what wraps each."""
+    places: list[tuple[Any, str, Callable[[Any, Any], Any]]] = [
+        (c10d, "_new_process_group_helper", _making),
+        (getattr(c10d, "BackendConfig", None), "get_device_backend_map", _hier_for_gloo),
+    ]
+    if missing := [name for owner, name, _ in places if not hasattr(owner, name)]:
         import torch
 
         raise UsageError(
-            f"replace_gloo does not know torch {torch.__version__} ({error}); write "
-            '"hier" where the program says "gloo"'
-        ) from error
+            f"replace_gloo does not know torch {torch.__version__}, which has no {missing[0]}; "
+            'write "hier" where the program says "gloo"'
+        )
+    return places
 
 
-def _put(c10d: Any, functions: tuple[Any, ...]) -> None:
-    setattr(c10d, _NAMES[0], functions[0])
-    setattr(c10d.BackendConfig, _NAMES[1], functions[1])
+def _has_ours(function: Any) -> bool:
+    while function is not None and function not in _ours:
+        function = getattr(function, "__wrapped__", None)
+    return function is not None
 
 
 def _making(c10d: Any, make_group: Any) -> Any:
     @functools.wraps(make_group)
     def replacement(*arguments: Any, **named: Any) -> Any:
-        if not _replacement.on:
+        if not _on:
             return make_group(*arguments, **named)
-        _replacement.making.now = True
+        outer, group = _state.group, _Group()
+        _state.group = group
         try:
             made = make_group(*arguments, **named)
         finally:
-            _replacement.making.now = False
-        _correct_default(c10d, made[0])
+            _state.group = outer
+        if group.beside:
+            log.warning(
+                "Gloo stays in a group with %s, beside which torch has no hier", group.beside
+            )
+        if group.replaced:
+            _correct_default(c10d, made[0])
         return made
 
     return replacement
@@ -124,31 +146,26 @@ def _hier_for_gloo(c10d: Any, backends_of: Any) -> Any:
     @functools.wraps(backends_of)
     def replacement(config: Any) -> dict[str, Any]:
         found: dict[str, Any] = backends_of(config)
-        if not getattr(_replacement.making, "now", False) or "gloo" not in found.values():
+        group = _state.group
+        if group is None or "gloo" not in found.values():
             return found
         # torch has one backend of the kind "custom" in a group: hier would take the other's place.
         kinds, custom = c10d.Backend.backend_type_map, c10d.ProcessGroup.BackendType.CUSTOM
-        if others := [n for n in found.values() if n != "hier" and kinds.get(n) == custom]:
-            log.warning(
-                "Gloo stays in a group with %s, beside which torch takes no hier", others[0]
-            )
+        others = [name for name in found.values() if name not in ("gloo", "hier")]
+        if custom_ones := [name for name in others if kinds.get(name, custom) == custom]:
+            group.beside = custom_ones[0]
             return found
-        return {device: "hier" if n == "gloo" else n for device, n in found.items()}
+        group.replaced = True
+        return {device: "hier" if name == "gloo" else name for device, name in found.items()}
 
     return replacement
 
 
 def _correct_default(c10d: Any, group: Any) -> None:
-    """Makes hier a new group's default backend where torch has named Gloo, or nothing.
+    """Makes hier the default backend of its group where torch has named Gloo, or nothing.
 
     Not under Gloo's name: torch's DDP takes what has that name for a ProcessGroupGloo.
     """
-    import torch
-
-    cpu = torch.device("cpu")
-    if not isinstance(group, c10d.ProcessGroup) or cpu not in group._device_types:
-        return  # this rank is not in the group, for example
-    backend = group._get_backend(cpu)
-    name = getattr(backend, "wrapped_pg", backend).name()  # TORCH_DISTRIBUTED_DEBUG=DETAIL wraps it
-    if name == "hier" and group._get_backend_name() in ("gloo", "undefined"):
+    in_it = isinstance(group, c10d.ProcessGroup)  # this rank
+    if in_it and group._get_backend_name() in ("gloo", "undefined"):
         group._set_default_backend(c10d.ProcessGroup.BackendType.CUSTOM)

@@ -2,11 +2,14 @@
 
 import importlib.metadata
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from allreduce.commands.local_processes import LocalProcesses
 
 PROGRAM = "gloo_replaced.py"
 LAYOUTS = [(2, 1), (4, 2)]
@@ -66,7 +69,7 @@ def test_a_variable_replaces_gloo_in_a_program_that_does_not_import_this_package
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"gloo {maker} [1.0, 1.0, 1.0]\n"
     assert says in done.stderr
-    assert ("not replaced" in done.stderr) == bool(says)
+    assert done.stderr.count("not replaced") == bool(says)
 
 
 @pytest.mark.parametrize("script", ["test_ops.py", "test_sync.py"])
@@ -75,21 +78,21 @@ def test_accelerates_own_scripts_run_unmodified(backend: None, tmp_path: Path, s
     scripts = Path(pytest.importorskip("accelerate.test_utils.scripts", reason=reason).__file__)
     (tmp_path / "counting.py").write_text(COUNTING)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*launcher, str(tmp_path / "counting.py"), str(scripts.with_name(script))],
-        env={
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "FOLDER": str(tmp_path),
-            "HIER_REPLACE_GLOO": "1",
-            "ACCELERATE_USE_CPU": "true",
-            "OMP_NUM_THREADS": "1",
-        },
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    environ = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "FOLDER": str(tmp_path),
+        "HIER_REPLACE_GLOO": "1",
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [*launcher, str(tmp_path / "counting.py"), str(scripts.with_name(script))]
+    with (tmp_path / "output").open("w") as output, LocalProcesses() as processes:
+        processes.start(command, environ, stdout=output, stderr=output)
+        if not processes.wait(90):
+            processes.send_signal(signal.SIGTERM)  # which the launcher passes on to its ranks
+            processes.wait(10)
+    assert processes.codes() == [0], (tmp_path / "output").read_text()
     assert [file.read_text() for file in tmp_path.glob("made*")] == ["1", "1"]
 
 
