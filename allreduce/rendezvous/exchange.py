@@ -142,6 +142,7 @@ class StoreExchange:
         self._attempt = ""  # its name; another rank than 0 keeps it once a table has come
         self._settled = False
         self._taken = False  # what this rank would write is there already, from elsewhere
+        self._made = False  # the group was made, and this rank had no part in it
         self._of_others = ""  # an error of this attempt that rank 0 told those who had come
 
     def gather(
@@ -264,6 +265,7 @@ class StoreExchange:
                 return False
             sealed = called
             name = sealed[_MAC_BYTES:].decode("ascii", "replace")
+            self._made = not name
             if not name:
                 return False
         key = f"mesh/{self._generation}/{name}/{what.replace(' ', '-')}/{self._rank}"
@@ -315,6 +317,11 @@ class StoreExchange:
 
     def _name_missing(self, what: str) -> None:
         """Raise for the ranks that did not come, or came twice, where there are any."""
+        if self._made:
+            raise UsageError(
+                f"another process has the same rank {self._rank}: the group was made without this "
+                "one; or it is a group of an earlier run, and rank 0 has not come again"
+            )
         if self._taken:
             raise UsageError(
                 f"another process has the same rank {self._rank} and has answered rank 0; or a run "

@@ -352,7 +352,7 @@ bool Driver::close() {
     if (const size_t count = member_.in_flight(); count > 0) {
       const std::string text =
           "the group was closed with " + std::to_string(count) + " collectives in flight";
-      member_.failure().set(std::make_exception_ptr(AbortedError(text)), text);
+      member_.failure().set(std::make_exception_ptr(AbortedError(text)), text, [] {});
     }
     closing_ = true;
     hand_over_.rouse();

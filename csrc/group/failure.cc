@@ -1,20 +1,9 @@
 // Errors of a group, and on their way between ranks.
 #include "group/failure.h"
 
-#include <utility>
-
 #include "base/error.h"
 
 namespace hier {
-
-bool Failure::set(std::exception_ptr error, std::string text) {
-  const std::lock_guard lock(mutex_);
-  if (error_) return false;
-  error_ = std::move(error);
-  text_ = std::move(text);
-  set_.store(true, std::memory_order_release);
-  return true;
-}
 
 std::exception_ptr Failure::error() const { return is_set() ? error_ : nullptr; }
 

@@ -5,6 +5,7 @@
 #include <exception>
 #include <mutex>
 #include <string>
+#include <utility>
 
 #include "transport/control.h"
 
@@ -12,8 +13,18 @@ namespace hier {
 
 class Failure {
  public:
-  // False if there was an error before. Takes no memory, so that an error is not set by half.
-  bool set(std::exception_ptr error, std::string text);
+  // Does nothing if there was an error before. `tell` runs before anybody here can see the error:
+  // whoever sees it may leave, and a rank that has left tells nothing. Takes no memory, so that an
+  // error is not set by half.
+  template <class Tell>
+  void set(std::exception_ptr error, std::string text, Tell tell) {
+    const std::lock_guard lock(mutex_);
+    if (error_) return;
+    error_ = std::move(error);
+    text_ = std::move(text);
+    tell();
+    set_.store(true, std::memory_order_release);
+  }
   bool is_set() const { return set_.load(std::memory_order_acquire); }
   std::exception_ptr error() const;  // null if there is none
   void check() const;                // throws AbortedError where there is one: for later calls

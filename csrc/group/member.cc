@@ -202,7 +202,7 @@ Member::Places Member::blocked_on(std::vector<pollfd>& fds) const {
 
 void Member::fail(const std::exception_ptr& error) {
   const ControlFrame frame = frame_of(error, topology_.rank);
-  if (failure_.set(error, frame.message())) watch_.tell(frame);
+  failure_.set(error, frame.message(), [&] { watch_.tell(frame); });
 }
 
 void Member::end(const std::exception_ptr& error) {

@@ -22,6 +22,7 @@ from rendezvous.ranks import (
     try_connect,
 )
 
+from allreduce.errors import UsageError
 from allreduce.rendezvous import startup
 from allreduce.rendezvous.connect import Connections
 from allreduce.rendezvous.store import FileStore, MemoryStore
@@ -172,8 +173,12 @@ def test_two_processes_with_one_rank_are_noticed() -> None:
     errors = [result for result in results if isinstance(result, Exception)]
     close_wirings(results)
     assert len(errors) == 1
-    assert isinstance(errors[0], ValueError)
-    assert "another process has the same rank 1" in str(errors[0])
+    all_raise(errors, UsageError, "another process has the same rank 1")
+
+
+def test_a_process_that_comes_when_another_one_had_its_rank_hears_so() -> None:
+    with connected(2, store := MemoryStore()), pytest.raises(UsageError, match="the same rank 1"):
+        connect_rank(store, 1, 2, timeout=SHORT)
 
 
 @pytest.mark.parametrize(

@@ -115,8 +115,8 @@ MUTANTS = [
     Mutant(
         "an error is told to nobody",
         "group/member.cc",
-        "if (failure_.set(error, frame.message())) watch_.tell(frame);",
-        "failure_.set(error, frame.message());",
+        "failure_.set(error, frame.message(), [&] { watch_.tell(frame); });",
+        "failure_.set(error, frame.message(), [] {});",
     ),
     Mutant(
         "nobody looks for the reason behind a broken stream",

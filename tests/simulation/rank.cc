@@ -332,7 +332,7 @@ void Rank::abort() {
 void Rank::leave() {
   if (const size_t count = member_->in_flight(); count > 0) {
     const std::string text = "closed with " + std::to_string(count) + " in flight";
-    member_->failure().set(std::make_exception_ptr(AbortedError(text)), text);
+    member_->failure().set(std::make_exception_ptr(AbortedError(text)), text, [] {});
     member_->step(now(), {});
     if (member_->in_flight() != 0) throw Wrong("something is in flight after a failure");
   }
