@@ -16,7 +16,7 @@ CPP := $(shell find csrc tests/simulation -name '*.h' -o -name '*.cuh' -o -name 
 PYTHON_CODE := $(wildcard setup.py allreduce trainer benchmarks tests examples .ci/site.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help train test build dev conformance bench smoke fmt lint types docs docs-check site asan tsan simulate aarch64 cuda clean
+.PHONY: help train test build dev conformance bench smoke fmt lint types docs docs-check site asan tsan simulate aarch64 newest-torch cuda clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -77,6 +77,9 @@ simulate: build ## whole groups under virtual time, from new seeds, on every cor
 
 aarch64: ## compile the core for 64-bit ARM, and simulate groups on an emulated processor
 	.ci/aarch64 $(ARGS)
+
+newest-torch: build ## tests with the newest release of torch, in an environment of its own
+	.ci/newest_torch $(ARGS)
 
 cuda: build ## compile csrc/cuda or fail; needs nvcc, no GPU (HIER_CUDA_ARCHS="80 90")
 	HIER_CUDA=1 $(RUN) setup.py --quiet build_ext --inplace

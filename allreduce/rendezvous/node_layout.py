@@ -92,20 +92,7 @@ def layout(identities: Sequence[NodeIdentity], option: int | list[str] | None) -
     world_size = len(identities)
     if option is None:
         return _number(identities)
-    if isinstance(option, int):
-        if not 1 <= option <= world_size:
-            raise UsageError(
-                f"nodes={option}: {world_size} ranks can be split into 1 to {world_size} nodes"
-            )
-        small, larger = divmod(world_size, option)
-        names = [str(node) for node in range(option) for _ in range(small + (node < larger))]
-    else:
-        if len(option) != world_size:
-            raise UsageError(
-                f"nodes: {len(option)} entries for {world_size} ranks; give one for each rank"
-            )
-        names = option
-    node_of_rank = _number(names)
+    node_of_rank = _number(node_names(option, world_size))
     first: dict[int, int] = {}
     for rank, node in enumerate(node_of_rank):
         other = first.setdefault(node, rank)
@@ -117,6 +104,22 @@ def layout(identities: Sequence[NodeIdentity], option: int | list[str] | None) -
                 "(ALLREDUCE_NODES) unset"
             )
     return node_of_rank
+
+
+def node_names(option: int | list[str], world_size: int) -> list[str]:
+    """Return the name of each rank's node. Raises ValueError if the option does not fit them."""
+    if isinstance(option, int):
+        if not 1 <= option <= world_size:
+            raise UsageError(
+                f"nodes={option}: {world_size} ranks can be split into 1 to {world_size} nodes"
+            )
+        small, larger = divmod(world_size, option)
+        return [str(node) for node in range(option) for _ in range(small + (node < larger))]
+    if len(option) != world_size:
+        raise UsageError(
+            f"nodes: {len(option)} entries for {world_size} ranks; give one for each rank"
+        )
+    return option
 
 
 def _number(names: Sequence[Hashable]) -> list[int]:

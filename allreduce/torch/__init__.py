@@ -57,6 +57,8 @@ def communicator(process_group: dist.ProcessGroup | None = None) -> Communicator
         raise UsageError(f"the process group has no backend for CPU tensors: {error}") from None
     backend = getattr(backend, "wrapped_pg", backend)  # TORCH_DISTRIBUTED_DEBUG=DETAIL wraps it
     comm: Communicator | None = getattr(backend, "communicator", None)
+    if comm is None and backend.name() == "hier":
+        raise UsageError("the process group connects nobody yet: call its reconfigure first")
     if comm is None:
         raise UsageError(
             f"the process group uses {backend.name()} for CPU tensors, not hier; make one with "

@@ -8,7 +8,7 @@
 #include <torch/csrc/distributed/c10d/Backend.hpp>
 
 #include "torch/lists.h"
-#include "torch/monitored_barrier.h"
+#include "torch/member_backend.h"
 #include "torch/sparse.h"
 #include "torch/split_calls.h"
 
@@ -22,73 +22,16 @@
 namespace hier::torch_backend {
 namespace {
 
-constexpr const char* kName = "hier";
-
-class Backend final : public DeviceBackend {
+class Backend final : public MemberBackend {
  public:
-  using StorePtr = c10::intrusive_ptr<c10d::Store>;
-
-  Backend(std::shared_ptr<Group> group, StorePtr store, int rank, int size, Milliseconds timeout)
-      : DeviceBackend(std::move(group), rank, size),
-        monitored_barrier_(std::move(store), rank, size),
-        options_(c10::make_intrusive<Options>(kName, timeout)) {
-    init();
-  }
-
-  ~Backend() override {
-    if (Py_IsInitialized()) {
-      const py::gil_scoped_acquire gil;
-      communicator_ = py::object();
-    } else {
-      communicator_.release();
-    }
-  }
-
-  const std::string getBackendName() const override { return kName; }
-  c10::intrusive_ptr<Options> getBackendOptions() override { return options_; }
-  void setSequenceNumberForGroup() override {}  // each rank counts, from 0
-  uint64_t getSequenceNumberForGroup() override { return sequence_; }
-
-  void setTimeout(Milliseconds timeout) override {
-    group_->set_timeout(Seconds(timeout).count());
-    options_->timeout = timeout;
-  }
-
-  void abort() override {
-    const WithoutGil nogil;
-    group_->abort("rank " + std::to_string(getRank()) + " aborted the process group");
-  }
-
-  void shutdown() override {
-    if (group_->inherited()) return;  // a forked child is no member
-    const WithoutGil nogil;
-    group_->drain();  // works outlive their group
-    if (!communicator_) return group_->close();
-    const py::gil_scoped_acquire gil;
-    communicator_.attr("close")();  // the group too, behind what connects it
-  }
-
-  c10d::ErrorType getError() override {
-    try {
-      if (const auto error = group_->error()) std::rethrow_exception(error);
-    } catch (const Timeout&) {
-      return c10d::ErrorType::TIMEOUT;
-    } catch (const PeerError&) {
-      return c10d::ErrorType::REMOTE_ERROR;
-    } catch (...) {
-      return c10d::ErrorType::COMM_ERROR;
-    }
-    return c10d::ErrorType::SUCCESS;
-  }
-
-  py::object communicator() const { return communicator_ ? communicator_ : py::none(); }
-  void set_communicator(py::object communicator) { communicator_ = std::move(communicator); }
+  using MemberBackend::MemberBackend;
 
   // A subgroup, of the members in `ranks`, whose store it has to itself.
   bool supportsSplitting() const override { return true; }
   c10::intrusive_ptr<c10d::Backend> split(const StorePtr& store, const std::vector<int>& ranks,
                                           const c10::intrusive_ptr<Options>& options) override {
     const py::gil_scoped_acquire gil;
+    (void)group();  // there is one
     const py::object made = python("split")(communicator_, store, ranks, options->timeout,
                                             options->group_name, options->global_ranks_in_group);
     if (made.is_none()) return nullptr;
@@ -99,6 +42,7 @@ class Backend final : public DeviceBackend {
   bool supportsTensorAlloc(c10::DeviceIndex) override { return true; }
   at::Tensor allocateTensor(long size, at::TensorOptions options) override {
     const py::gil_scoped_acquire gil;
+    (void)group();  // there is one
     const at::Tensor like = at::empty({0}, options);
     return python("allocate")(communicator_, size, like).cast<at::Tensor>();
   }
@@ -296,24 +240,13 @@ class Backend final : public DeviceBackend {
     return builder.go(++sequence_, options);
   }
 
-  void monitoredBarrier(const c10d::BarrierOptions& options, bool wait_all_ranks) override {
-    group_->check_member();  // the store's connection is the parent's, too
-    const WithoutGil nogil;
-    const bool unset = options.timeout < kNoTimeout;
-    monitored_barrier_.run(unset ? options_->timeout : options.timeout, wait_all_ranks);
-  }
-
  private:
   size_t size() const { return static_cast<size_t>(getSize()); }
-
-  static py::object python(const char* name) {
-    return py::module_::import("allreduce.torch.backend.process_group").attr(name);
-  }
 
   // Before the first allreduce of GPU memory that is worth a local stage: all ranks come here.
   void choose_device_stage(const Tensors& tensors) {
     for (const auto& tensor : tensors) {
-      if (tensor.is_cpu() || tensor.nbytes() <= group_->device_calls().host_path_bytes()) continue;
+      if (tensor.is_cpu() || tensor.nbytes() <= group()->device_calls().host_path_bytes()) continue;
       if (device_stage_chosen_.exchange(true)) return;
       const py::gil_scoped_acquire gil;
       communicator_.attr("use_device")(static_cast<int>(tensor.device().index()));
@@ -326,20 +259,7 @@ class Backend final : public DeviceBackend {
     builder.add_message(send, tensors[0], peer, tag);
     return builder.start();
   }
-
-  MonitoredBarrier monitored_barrier_;
-  const c10::intrusive_ptr<Options> options_;
-  std::atomic<uint64_t> sequence_{0};  // collectives so far; stands alone
-  std::atomic<bool> device_stage_chosen_{false};
-  py::object communicator_;  // allreduce.Communicator of the group; touched with the GIL
 };
-
-std::shared_ptr<Group> group_of(const py::capsule& capsule) {
-  if (std::string_view(capsule.name()) != "hier::Group") {
-    throw UsageError("the capsule holds no hier::Group");
-  }
-  return *capsule.get_pointer<std::shared_ptr<Group>>();
-}
 
 }  // namespace
 }  // namespace hier::torch_backend
@@ -352,14 +272,20 @@ PYBIND11_MODULE(_backend, m) {
   py::module_::import("torch.distributed");  // binds the base class
   py::register_exception_translator(&hier::translate_error);
   py::class_<Backend, c10d::Backend, c10::intrusive_ptr<Backend>>(m, "Backend")
-      .def(py::init([](const py::capsule& group, Backend::StorePtr store, int rank, int size,
-                       std::chrono::milliseconds timeout) {
-             return c10::make_intrusive<Backend>(hier::torch_backend::group_of(group),
-                                                 std::move(store), rank, size, timeout);
+      .def(py::init([](Backend::StorePtr store, int rank, int size,
+                       std::chrono::milliseconds timeout, std::string handle) {
+             return c10::make_intrusive<Backend>(std::move(store), rank, size, timeout,
+                                                 std::move(handle));
            }),
-           py::arg("group"), py::arg("store"), py::arg("rank"), py::arg("size"), py::arg("timeout"))
+           py::arg("store"), py::arg("rank"), py::arg("size"), py::arg("timeout"),
+           py::arg("handle"))
+      .def("enter", &Backend::enter, py::arg("communicator"), py::arg("store"))
+#ifdef C10D_BACKEND_HAS_RECONFIGURE
+      .def("leave", &Backend::leave, py::arg("uuid"), py::arg("rank"), py::arg("size"))
+#endif
+      .def_property_readonly("handle", &Backend::handle)
       .def_property_readonly("options", &Backend::getBackendOptions)
-      .def_property("communicator", &Backend::communicator, &Backend::set_communicator);
+      .def_property_readonly("communicator", &Backend::communicator);
   // Callbacks of futures take the GIL: none may run when the interpreter goes.
   py::module_::import("atexit").attr("register")(py::cpp_function(
       [] { hier::torch_backend::pool().stop(); }, py::call_guard<py::gil_scoped_release>()));

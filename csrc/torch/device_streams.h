@@ -10,9 +10,11 @@
 #include <torch/version.h>
 #include <torch/csrc/distributed/c10d/Backend.hpp>
 
+#include <atomic>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
@@ -129,15 +131,20 @@ class AllDeviceStreams {
 // What a collective's builder needs of its backend.
 class DeviceBackend : public c10d::Backend {
  public:
-  DeviceBackend(std::shared_ptr<Group> group, int rank, int size)
-      : c10d::Backend(rank, size), group_(std::move(group)) {}
-  const std::shared_ptr<Group>& group() const { return group_; }
+  DeviceBackend(int rank, int size) : c10d::Backend(rank, size) {}
+  // Throws AbortedError where this rank is in none.
+  std::shared_ptr<Group> group() const {
+    if (auto group = group_.load()) return group;
+    throw AbortedError("rank " + std::to_string(getRank()) +
+                       " is in no group: the process group was made with enable_reconfigure, or "
+                       "left its group and made no other; call reconfigure (torch 2.14 on)");
+  }
   std::shared_ptr<const DeviceStreams> streams_of(c10::Device device) const {
     return streams_->of(device);
   }
 
  protected:
-  const std::shared_ptr<Group> group_;
+  std::atomic<std::shared_ptr<Group>> group_;  // null: in none
   AllDeviceStreams& streams() { return *streams_; }
 
  private:

@@ -104,7 +104,8 @@ inline WorkPtr sparse_allreduce(const DeviceBackend& backend, uint64_t sequence,
     c10d::assertTypeMatch(refuse, tensor.options(), tensors, i);
     c10d::assertSizesMatch(refuse, tensor.sizes(), tensors, i);
   }
-  Group& group = *backend.group();
+  const auto kept = backend.group();
+  Group& group = *kept;
   {
     const WithoutGil nogil;
     group.settle(std::array{kEverything});  // one of them may be about to replace the entries

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -14,8 +14,9 @@ from torch import Tensor
 from allreduce.communicator.communicator import Communicator
 from allreduce.torch import communicator
 from allreduce.torch.backend.load import load
+from allreduce.torch.backend.members import name_group, new_handle, nodes_of, order_of
 
-__all__ = ["allocate", "connect", "split", "stream_handle"]
+__all__ = ["allocate", "connect", "reconfigure", "split", "stream_handle"]
 
 
 def connect(
@@ -26,28 +27,65 @@ def connect(
     timeout: timedelta,
     name: str,
     global_ranks: Sequence[int],
+    later: bool = False,
 ) -> Any:
     """Connects this rank with the others of a group over their store; returns a `_backend.Backend`.
+
+    Where it is to be connected `later`, it is in no group before `reconfigure`.
 
     Raises what `Communicator.from_store` raises.
     """
     module = load()
     whole = _default_communicator() if global_ranks else None
+    # A subgroup must not ask the environment: ALLREDUCE_NODES describes the whole job.
+    nodes = [str(whole.node_of_rank[r]) for r in global_ranks] if whole else None
+    handle = new_handle(rank, world_size, nodes)
+    backend = module.Backend(store, rank, world_size, timeout, handle)
+    backend.options.global_ranks_in_group = list(global_ranks)
+    backend.options.group_name = name
+    if later:
+        return backend
     comm = Communicator.from_store(
         store,
         rank,
         world_size,
         timeout=timeout.total_seconds(),
-        # A subgroup must not ask the environment: ALLREDUCE_NODES describes the whole job.
-        nodes=[str(whole.node_of_rank[r]) for r in global_ranks] if whole else None,
+        nodes=nodes,
         tuning=whole.tuning if whole else None,
         measure=whole is None,  # a part of the job follows the whole
     )
-    backend = module.Backend(comm._group.capsule(), store, rank, world_size, timeout)
-    backend.communicator = comm
-    backend.options.global_ranks_in_group = list(global_ranks)
-    backend.options.group_name = name
+    backend.enter(comm, store)
     return backend
+
+
+def reconfigure(
+    backend: Any,
+    store: Any,
+    uuid: int,
+    handles: Collection[str],
+    timeout: timedelta,
+) -> None:
+    """Makes this rank a member of the group of those whose handles are given, and of no other.
+
+    handles: of all members; a list is in rank order, and a set gives the ranks to all alike.
+
+    Raises UsageError where they cannot be a group, with all as it was before; and what
+    `Communicator.from_store` raises, with this rank in no group.
+    """
+    mine = backend.handle
+    members = order_of(mine, handles)
+    part: Any = dist.PrefixStore(  # type: ignore[attr-defined]
+        name_group(uuid, members), store
+    )
+    backend.leave(uuid, members.index(mine), len(members))
+    comm = Communicator.from_store(
+        part,
+        members.index(mine),
+        len(members),
+        timeout=timeout.total_seconds(),
+        nodes=nodes_of(members),
+    )
+    backend.enter(comm, part)
 
 
 def split(
