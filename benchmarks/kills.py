@@ -1,10 +1,11 @@
 """How long survivors take to hear of a rank that was killed.
 
-    python -m benchmarks.kills [--cycles 200] [--ranks 4] [--nodes 2] [--backend hier|gloo]
+    python -m benchmarks.kills [--cycles 200] [--ranks 4] [--nodes 2] [--backend hier|shrink|gloo]
 
 Each cycle forks the ranks, lets them run allreduces of 32 B, 20 KB and 1.2 MB in a loop, kills one
 at a random moment, and takes the time until each survivor has its error. Prints the median and the
-99th percentile of the last survivor's time, and how many survivors named the dead rank.
+99th percentile of the last survivor's time, and how many survivors named the dead rank. With
+"shrink" it takes the time until each has a sum of all survivors, in a communicator of their own.
 """
 
 from __future__ import annotations
@@ -50,15 +51,34 @@ class Cycle:
     heard: list[Heard]  # of each survivor
 
 
-def _hier(folder: Path, rank: int, ranks: int, nodes: int) -> Iterator[None]:
-    comm = Communicator.from_store(
+def _communicator(folder: Path, rank: int, ranks: int, nodes: int) -> Communicator:
+    return Communicator.from_store(
         FileStore(folder, _DEADLINE), rank, ranks, nodes=nodes, timeout=_DEADLINE, measure=False
     )
+
+
+def _calls(comm: Communicator) -> Iterator[None]:
     arrays = [np.ones(count, np.float32) for count in _COUNTS]
     while True:
         for x in arrays:
             comm.allreduce(x, "max")
         yield
+
+
+def _hier(folder: Path, rank: int, ranks: int, nodes: int) -> Iterator[None]:
+    return _calls(_communicator(folder, rank, ranks, nodes))
+
+
+def _shrink(folder: Path, rank: int, ranks: int, nodes: int) -> Iterator[None]:
+    comm = _communicator(folder, rank, ranks, nodes)
+    try:
+        yield from _calls(comm)
+    except Error:
+        x = np.ones(_COUNTS[1], np.float32)
+        comm.shrink().allreduce(x)
+        if x.tolist() != [ranks - 1] * x.size:
+            raise AssertionError(f"a sum of {x}") from None
+        raise
 
 
 def _gloo(folder: Path, rank: int, ranks: int, _nodes: int) -> Iterator[None]:
@@ -76,6 +96,7 @@ def _gloo(folder: Path, rank: int, ranks: int, _nodes: int) -> Iterator[None]:
 
 BACKENDS: dict[str, Callable[[Path, int, int, int], Iterator[None]]] = {
     "hier": _hier,
+    "shrink": _shrink,
     "gloo": _gloo,
 }
 
@@ -175,10 +196,11 @@ def main() -> None:
         cycle(options.ranks, options.nodes, options.backend, dice) for _ in range(options.cycles)
     ]
     ms = last_heard(cycles)
+    outcome = "had a sum of all survivors" if options.backend == "shrink" else "knew"
     right = sum(h.culprit == c.victim for c in cycles for h in c.heard)
     sys.stdout.write(
         f"{options.backend}: {len(cycles)} kills of one rank of {options.ranks} on {options.nodes} "
-        f"nodes; until the last survivor knew: p50 {np.quantile(ms, 0.5):.1f} ms, "
+        f"nodes; until the last survivor {outcome}: p50 {np.quantile(ms, 0.5):.1f} ms, "
         f"p90 {np.quantile(ms, 0.9):.1f} ms, p99 {np.quantile(ms, 0.99):.1f} ms, "
         f"longest {ms[-1]:.1f} ms; the dead rank was named by {right} of "
         f"{sum(len(c.heard) for c in cycles)} survivors; load {before:.1f} to "

@@ -29,14 +29,14 @@ LINES_MAX = {
     "transport": 680,
     "local": 260,
     "engine": 1210,
-    "group": 3900,
+    "group": 3930,
     "analysis": 270,
     "device": 1450,
     "nccl": 490,
     "emulation": 290,
     "cuda": 2150,
     "python": 1790,
-    "torch": 1800,
+    "torch": 1850,
 }
 MEMBERS_MAX = 20  # of a class: it owns more than one thing, else
 HERE = "tests/test_sizes.py"  # it has to name what it forbids

@@ -22,14 +22,13 @@ from allreduce.communicator.explain import explain
 from allreduce.communicator.gpu_local_stage import set_up
 from allreduce.communicator.options import check_options, connect_ranks, layout_of, with_tuning
 from allreduce.communicator.point_to_point import PointToPoint
-from allreduce.communicator.scatter_and_gather import PartCollectives
+from allreduce.communicator.regrouping import Regrouping
 from allreduce.communicator.symmetric_memory import symmetric_empty
 from allreduce.communicator.types import KNOWN_AS, DType, LocalForm, ReduceOp
 from allreduce.communicator.work import Work, make_group
-from allreduce.errors import UsageError
 from allreduce.rendezvous.connect import Connections, ConnectOption
 from allreduce.rendezvous.node_layout import NodesOption
-from allreduce.rendezvous.store import PrefixStore, Store
+from allreduce.rendezvous.store import Store
 from allreduce.schedules.user_schedules import OwnSchedules
 from allreduce.tuning import Tuning, cost
 from allreduce.tuning.measurement import WELL
@@ -42,7 +41,7 @@ T = TypeVar("T")
 log = logging.getLogger("allreduce")
 
 
-class Communicator(PartCollectives, PointToPoint):
+class Communicator(PointToPoint, Regrouping):
     """A group of ranks and its collectives. Every rank makes the same calls in the same order.
 
     Arrays are contiguous, in host or GPU memory, of dtype float64, float32, float16, bfloat16
@@ -64,7 +63,7 @@ class Communicator(PartCollectives, PointToPoint):
         self._connections = connections
         self._store = store
         self._options = options
-        self._splits = 0
+        self._splits = self._grown = 0
         self.layout = layout_of(connections, options)
         self.tuning: Tuning | None = options["tuning"]
         self._in_flight: deque[Work] = deque()
@@ -248,30 +247,6 @@ class Communicator(PartCollectives, PointToPoint):
         """Return once every rank has entered the barrier, behind its earlier collectives."""
         memory = memory_of(np.zeros(1, np.uint8), "barrier", self.rank)
         self._group.run(**self._call(_C.Collective.barrier, memory, op="max", timeout=timeout))
-
-    def split(self, color: int | None, key: int = 0) -> Communicator | None:
-        """Make one new communicator for each color, its ranks ordered by (key, rank).
-
-        Every rank calls it; a rank that passes None gets None. As MPI_Comm_split.
-        """
-        mine = np.array([-1 if color is None else color, key], np.int64)
-        if color is not None and color < 0:
-            raise UsageError(f"color={color}: must be 0 or more, or None")
-        rows = self.allgather(mine).reshape(self.world_size, 2)
-        self._splits += 1
-        if color is None:
-            return None
-        members = [int(r) for r in np.lexsort((np.arange(self.world_size), rows[:, 1]))]
-        members = [r for r in members if rows[r, 0] == color]
-        group = f"{self._connections.group_id:08x}.{self._connections.generation}"
-        prefix = f"split/{group}/{self._splits}/{color}/"
-        return Communicator.from_store(
-            PrefixStore(self._store, prefix),
-            members.index(self.rank),
-            len(members),
-            nodes=[f"{self.node_of_rank[r]}" for r in members],
-            **{**self._options, "tuning": self.tuning},
-        )
 
     def symmetric_empty(
         self, shape: int | Sequence[int], dtype: DType = "float32"

@@ -46,6 +46,7 @@ class Connections:
     local_ranks: list[int]  # the ranks of this node, ascending; the first is its leader
     group_id: int  # 32 bits, random, the same on all ranks
     generation: int
+    named_nodes: bool = False  # the nodes were asked for, not found
     checksum: bool = True  # what passes between nodes is checked
     control: dict[int, int] = field(default_factory=dict)  # peer -> stream socket
     # peer on another node -> TCP socket per lane, and one for messages
@@ -210,6 +211,7 @@ def _alone(request: Request) -> Connections:
         local_ranks=[0],
         group_id=secrets.randbits(32),
         generation=request.generation,
+        named_nodes=request.option is not None,
         checksum=request.checksum,
         summary="rank 0 of 1: no connections",
         dead_after=request.dead_after,
@@ -257,6 +259,7 @@ def _hand_over(
         local_ranks=startup.local_ranks,
         group_id=startup.ranks[0].group_id,
         generation=request.generation,
+        named_nodes=request.option is not None,
         checksum=request.checksum,
         control=control,
         data=data,

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import hmac
 import json
 import secrets
 import time
@@ -18,8 +17,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from allreduce.errors import PeerError, Timeout, UsageError
-from allreduce.rendezvous.handshake import NO_SECRET, Session
 from allreduce.rendezvous.node_layout import NodeIdentity
+from allreduce.rendezvous.seal import Seal
 from allreduce.rendezvous.store import (
     Store,
     backoff,
@@ -31,7 +30,6 @@ from allreduce.rendezvous.store import (
 )
 
 FORMAT = 1
-_MAC_BYTES = 32
 _LINGER_SECONDS = 2.0
 _ERRORS: dict[str, type[Exception]] = {
     "usage": UsageError,
@@ -135,7 +133,7 @@ class StoreExchange:
         self._rank = rank
         self._world_size = world_size
         self._generation = generation
-        self._seal_key = Session.derive(secret or NO_SECRET, 0, generation).key
+        self._seal = Seal(secret, generation)
         self._deadline = deadline
         self._written: list[str] = []
         self._call = f"mesh/{generation}/call"
@@ -189,7 +187,7 @@ class StoreExchange:
         values: dict[int, bytes] = {}
 
         def seen(rank: int, sealed: bytes) -> None:
-            values[rank] = self._open(keys[rank], f"rank {rank}", sealed)
+            values[rank] = self._seal.open(keys[rank], f"rank {rank}", sealed)
             accept(rank, values[rank])
 
         try:
@@ -213,7 +211,7 @@ class StoreExchange:
     def _check_call(self, what: str) -> None:
         """Raise UsageError where another process has called after this one."""
         with store_errors(what):
-            called = bytes(self._store.get(self._call))[_MAC_BYTES:]
+            called = bytes(self._store.get(self._call))[Seal.BYTES :]
         if called != self._attempt.encode():
             raise UsageError("another process has the same rank 0, and the others follow it")
 
@@ -229,7 +227,7 @@ class StoreExchange:
                 came = [r for r in left - set(addressed) if self._store.check([self._key(what, r)])]
                 for rank in came:
                     sealed = bytes(self._store.get(self._key(what, rank)))
-                    addressed[rank] = _digest(sealed[_MAC_BYTES:])
+                    addressed[rank] = _digest(sealed[Seal.BYTES :])
                 left = {r for r in left if not self._store.check([self._key(what, r) + "/told"])}
             if came:
                 body = json.dumps({**failure, "to": addressed}).encode()
@@ -264,7 +262,7 @@ class StoreExchange:
             if called is None:
                 return False
             sealed = called
-            name = sealed[_MAC_BYTES:].decode("ascii", "replace")
+            name = sealed[Seal.BYTES :].decode("ascii", "replace")
             self._made = not name
             if not name:
                 return False
@@ -310,7 +308,7 @@ class StoreExchange:
     def _read(self, what: str, key: str, sealed: bytes) -> bytes:
         """Open what rank 0 wrote; it waits to hear that somebody cannot."""
         try:
-            return self._open(key, "rank 0", sealed)
+            return self._seal.open(key, "rank 0", sealed)
         except ValueError:
             self._write(self._key(what, self._rank) + "/told", b"")
             raise
@@ -318,9 +316,9 @@ class StoreExchange:
     def _name_missing(self, what: str) -> None:
         """Raise for the ranks that did not come, or came twice, where there are any."""
         if self._made:
-            raise UsageError(
-                f"another process has the same rank {self._rank}: the group was made without this "
-                "one; or it is a group of an earlier run, and rank 0 has not come again"
+            raise Timeout(
+                "rank 0 has not come again since a group was made in this store without this "
+                f"process; or another process has the same rank {self._rank}, and is in that group"
             )
         if self._taken:
             raise UsageError(
@@ -348,20 +346,7 @@ class StoreExchange:
     def _write(self, key: str, body: bytes) -> None:
         self._written.append(key)
         with store_errors(key):
-            self._store.set(key, self._seal(key, body) + body)
-
-    def _seal(self, key: str, body: bytes) -> bytes:
-        return hmac.digest(self._seal_key, key.encode() + b"\0" + body, hashlib.sha256)
-
-    def _open(self, key: str, writer: str, sealed: bytes) -> bytes:
-        seal, body = sealed[:_MAC_BYTES], sealed[_MAC_BYTES:]
-        if not hmac.compare_digest(seal, self._seal(key, body)):
-            raise UsageError(
-                f"what {writer} wrote into the store does not carry this job's seal: its "
-                "ALLREDUCE_SECRET_FILE or "
-                "ALLREDUCE_SECRET differs, or the store is shared with another job"
-            )
-        return body
+            self._store.set(key, self._seal.close(key, body))
 
 
 def _digest(value: bytes) -> str:

@@ -8,6 +8,7 @@ earlier run's leftovers are never read.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import random
 import threading
@@ -17,9 +18,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from allreduce.errors import PeerError, Timeout
+from allreduce.errors import PeerError, Timeout, UsageError
 
-__all__ = ["FileStore", "MemoryStore", "PrefixStore", "Store", "backoff", "wait_for"]
+__all__ = ["FileStore", "MemoryStore", "PrefixStore", "Store", "add", "backoff", "wait_for"]
 
 _FIRST_POLL_SECONDS_PER_RANK = 0.00005
 _FIRST_POLL_SECONDS_MAX = 0.001
@@ -69,6 +70,14 @@ class MemoryStore:
         with self._changed:
             return all(key in self._values for key in keys)
 
+    def add(self, key: str, amount: int, /) -> int:
+        """Add to the number under `key`, 0 at first, and return the sum."""
+        with self._changed:
+            total = int(self._values.get(key, b"0")) + amount
+            self._values[key] = str(total).encode()
+            self._changed.notify_all()
+            return total
+
     def delete_key(self, key: str, /) -> bool:
         """Remove `key`; tell whether it was there."""
         with self._changed:
@@ -112,6 +121,15 @@ class FileStore:
         """Tell whether all `keys` are there."""
         return all(self._file(key).exists() for key in keys)
 
+    def add(self, key: str, amount: int, /) -> int:
+        """Add to the number under `key`, 0 at first, and return the sum."""
+        with (self._path / "lock").open("a") as lock:  # which a process that dies lets go
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            old = self._file(key).read_bytes() if self.check([key]) else b"0"
+            total = int(old) + amount
+            self.set(key, str(total).encode())
+            return total
+
     def delete_key(self, key: str, /) -> bool:
         """Remove `key`; tell whether it was there."""
         try:
@@ -144,6 +162,10 @@ class PrefixStore:
         """Return the values of `keys` that are there, None for the others."""
         return get_many(self.underlying_store, [self._prefix + key for key in keys])
 
+    def add(self, key: str, amount: int, /) -> int:
+        """Add to the number under `key` as the underlying store does."""
+        return add(self.underlying_store, self._prefix + key, amount)
+
     def delete_key(self, key: str, /) -> bool:
         """Remove `key`; False where it was not there or the store cannot delete."""
         return delete_key(self.underlying_store, self._prefix + key)
@@ -155,6 +177,22 @@ def delete_key(store: Store, key: str) -> bool:
         return bool(getattr(store, "delete_key")(key))  # noqa: B009 - not part of the protocol
     except Exception:  # a store that is gone, or cannot delete, holds nothing of value any more
         return False
+
+
+def add(store: Store, key: str, amount: int) -> int:
+    """Add to the number under `key`, 0 at first, for all processes at once; return the sum.
+
+    Raises:
+        UsageError: the store has no `add`. It is not in the protocol: to find each other, ranks do
+            without.
+    """
+    adds = getattr(store, "add", None)
+    if adds is None:
+        raise UsageError(
+            f"store: {type(store).__name__} has no add(key, amount), which returns the sum; give "
+            "a FileStore, a TcpStore, or one of torch's"
+        )
+    return int(adds(key, amount))
 
 
 def get_many(store: Store, keys: Sequence[str]) -> list[bytes | None]:
@@ -238,7 +276,7 @@ def store_errors(what: str) -> Iterator[None]:
     """Turn what a foreign store raises (torch: RuntimeError, DistError) into ConnectionError."""
     try:
         yield
-    except (TimeoutError, ConnectionError):
+    except (TimeoutError, ConnectionError, UsageError):
         raise
     except (RuntimeError, OSError) as error:
         raise PeerError(

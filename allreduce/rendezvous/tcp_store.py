@@ -38,7 +38,7 @@ from allreduce.rendezvous.store import backoff
 
 _REQUEST = struct.Struct("<BHI")  # operation, bytes of key, bytes of value
 _REPLY = struct.Struct("<BI")  # found, bytes of value
-_SET, _GET, _CHECK, _DELETE, _GET_MANY = range(1, 6)
+_SET, _GET, _CHECK, _DELETE, _GET_MANY, _ADD = range(1, 7)
 _VALUE_BYTES_MAX = 4 << 20
 _REPLY_BYTES_MAX = 1 << 20  # of several values, but for the last of them
 _STORE_BYTES_MAX = 256 << 20
@@ -129,6 +129,13 @@ class TcpStore:
                 values.append(reply[at : at + length] if found else None)
                 at += length
         return values
+
+    def add(self, key: str, amount: int, /) -> int:
+        """Add to the number under `key`, 0 at first, and return the sum."""
+        found, total = self._ask(_ADD, key, str(amount).encode())
+        if not found:
+            raise PeerError(f"the store at {self.host}:{self.port} is full")
+        return int(total)
 
     def delete_key(self, key: str, /) -> bool:
         """Remove `key`; tell whether it was there."""
@@ -336,7 +343,7 @@ class _Server:
         if len(client.received) < _REQUEST.size:
             return False
         operation, key_bytes, value_bytes = _REQUEST.unpack_from(client.received)
-        if value_bytes > _VALUE_BYTES_MAX or not _SET <= operation <= _GET_MANY:
+        if value_bytes > _VALUE_BYTES_MAX or not _SET <= operation <= _ADD:
             raise ValueError("bad frame")
         end = _REQUEST.size + key_bytes + value_bytes
         if len(client.received) < end:
@@ -354,6 +361,9 @@ class _Server:
         if operation == _GET_MANY:
             return True, self._get_many(value.decode().split("\0"))
         old = self._values.get(key)
+        if operation == _ADD:
+            value = str(int(old or b"0") + int(value)).encode()
+            return self._do(_SET, key, value)[0], value
         if operation == _GET:
             return old is not None, old or b""
         size = len(key) + len(old) if old is not None else 0

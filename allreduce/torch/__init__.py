@@ -41,12 +41,13 @@ _HOMES = {
 def communicator(process_group: dist.ProcessGroup | None = None) -> Communicator:
     """Returns the communicator under a process group (default: the default group).
 
-    Raises UsageError if the group's backend for CPU tensors is not "hier".
+    Raises UsageError if the group's backend for CPU tensors is not "hier", and AbortedError if this
+    rank is in no group (`enable_reconfigure`).
     """
     import torch
     import torch.distributed as dist
 
-    from allreduce.errors import UsageError
+    from allreduce.errors import AbortedError, UsageError
 
     group = process_group or dist.group.WORLD
     if group is None:
@@ -58,7 +59,10 @@ def communicator(process_group: dist.ProcessGroup | None = None) -> Communicator
     backend = getattr(backend, "wrapped_pg", backend)  # TORCH_DISTRIBUTED_DEBUG=DETAIL wraps it
     comm: Communicator | None = getattr(backend, "communicator", None)
     if comm is None and backend.name() == "hier":
-        raise UsageError("the process group connects nobody yet: call its reconfigure first")
+        raise AbortedError(
+            "this rank is in no group: call torch.distributed._reconfigure, with the handles of "
+            "all members"
+        )
     if comm is None:
         raise UsageError(
             f"the process group uses {backend.name()} for CPU tensors, not hier; make one with "

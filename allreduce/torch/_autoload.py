@@ -71,5 +71,5 @@ def _create(options: Any, _process_group_options: object) -> Any:
         timeout=options.timeout,
         name=options.group_id,
         global_ranks=options.global_ranks_in_group,
-        later=getattr(options, "enable_reconfigure", False),  # torch 2.14 on
+        enable_reconfigure=getattr(options, "enable_reconfigure", False),  # torch 2.14 on
     )

@@ -160,7 +160,7 @@ void Driver::look_at_signals(Who who, Clock::time_point now) {
   origin_.check();  // a handler may fork
 }
 
-bool Driver::pass_on() {
+bool Driver::while_nobody_drives(const std::function<void()>& look) {
   {
     const std::lock_guard lock(mutex_);
     if (driven_ || closing_) return false;
@@ -168,8 +168,18 @@ bool Driver::pass_on() {
   }
   const auto stop = [this](void*) { stop_driving(); };
   const std::unique_ptr<void, decltype(stop)> at_the_end(this, stop);
-  member_.pass_on();
+  look();
   return true;
+}
+
+bool Driver::pass_on() {
+  return while_nobody_drives([this] { member_.pass_on(); });
+}
+
+std::vector<int> Driver::gone_ranks() {
+  std::vector<int> gone;
+  while_nobody_drives([&] { gone = member_.gone_ranks(); });
+  return gone;
 }
 
 bool Driver::at_next_turn(std::function<void()> change) {

@@ -45,6 +45,8 @@ class Driver {
   // Passes on what comes over the control links and others must hear, if nobody drives; the next
   // call hears it too. False if somebody drives. From any thread.
   bool pass_on();
+  // Who is known to have left or died; nobody, while the group is driven.
+  std::vector<int> gone_ranks();
   // Runs it in the thread that drives, before anything else moves; if nobody drives, later. False
   // if the group is closed. From any thread.
   bool at_next_turn(std::function<void()> change);
@@ -57,6 +59,7 @@ class Driver {
   void check_usable() const;  // throws AbortedError
 
  private:
+  bool while_nobody_drives(const std::function<void()>& look);  // false: somebody does
   enum class Who { caller, waiter, worker };  // drives his own blocking call; any work; all
   void drive(const std::function<bool()>& ended, Who who);
   void take_turns(const std::function<bool()>& ended, Who who);

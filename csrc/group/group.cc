@@ -241,6 +241,11 @@ bool Group::pass_on() {
   return driver_->pass_on();
 }
 
+std::vector<int> Group::gone_ranks() {
+  check_member();
+  return driver_->gone_ranks();
+}
+
 Traffic Group::traffic() const {
   check_member();
   return member_->traffic();

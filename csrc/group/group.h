@@ -78,7 +78,8 @@ class Group {
   std::vector<int> take_requests();
   void connect(int rank, std::vector<Fd> sockets);
   void give_up(int rank, const std::string& reason, bool unanswered, bool closed);
-  bool pass_on();  // see Driver::pass_on
+  bool pass_on();                 // see Driver::pass_on
+  std::vector<int> gone_ranks();  // see Driver::gone_ranks
 
   Traffic traffic() const;
   void abort(const std::string& reason);  // poisons the group on every rank; from any thread

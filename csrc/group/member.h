@@ -68,7 +68,8 @@ class Member {
   };
   Places blocked_on(std::vector<pollfd>& fds) const;
   Clock::time_point looked() const { return watch_.looked(); }
-  void pass_on() { watch_.pass_on(); }  // see Watch
+  void pass_on() { watch_.pass_on(); }                           // see Watch
+  std::vector<int> gone_ranks() { return watch_.gone_ranks(); }  // see Watch
   // Receives that no rank will send for end from now on; ranks that leave tell each other that they
   // send no more. Behind all that this rank sends.
   void drain() { draining_ = true; }

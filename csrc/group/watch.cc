@@ -78,6 +78,15 @@ void Watch::pass_on() {
   control_.tell_gone();
 }
 
+std::vector<int> Watch::gone_ranks() {
+  pass_on();
+  std::vector<int> gone;
+  for (int rank = 0; rank < topology_.world_size; ++rank) {
+    if (control_.presence(rank) != ControlLinks::Presence::present) gone.push_back(rank);
+  }
+  return gone;
+}
+
 void Watch::handle(int rank, const ControlFrame& frame) {
   if (frame.type == ControlFrame::Type::abort) std::rethrow_exception(error_of(rank, frame));
   if (frame.type != ControlFrame::Type::status) return;

@@ -266,6 +266,7 @@ void define_planning(GroupClass& group) {
 void define_connecting(GroupClass& group) {
   group.def("take_requests", &Group::take_requests)
       .def("pass_on", &Group::pass_on, py::call_guard<WithoutGil>())
+      .def("gone_ranks", &Group::gone_ranks, py::call_guard<WithoutGil>())
       .def(
           "connect",
           [](Group& self, int rank, const std::vector<int>& descriptors) {

@@ -249,7 +249,8 @@ class Backend final : public MemberBackend {
       if (tensor.is_cpu() || tensor.nbytes() <= group()->device_calls().host_path_bytes()) continue;
       if (device_stage_chosen_.exchange(true)) return;
       const py::gil_scoped_acquire gil;
-      communicator_.attr("use_device")(static_cast<int>(tensor.device().index()));
+      const py::object communicator = communicator_;  // this thread's, while another changes it
+      communicator.attr("use_device")(static_cast<int>(tensor.device().index()));
       return;
     }
   }
@@ -281,7 +282,7 @@ PYBIND11_MODULE(_backend, m) {
            py::arg("handle"))
       .def("enter", &Backend::enter, py::arg("communicator"), py::arg("store"))
 #ifdef C10D_BACKEND_HAS_RECONFIGURE
-      .def("leave", &Backend::leave, py::arg("uuid"), py::arg("rank"), py::arg("size"))
+      .def("leave", &Backend::leave, py::arg("uuid"))
 #endif
       .def_property_readonly("handle", &Backend::handle)
       .def_property_readonly("options", &Backend::getBackendOptions)

@@ -10,7 +10,6 @@
 #include <torch/version.h>
 #include <torch/csrc/distributed/c10d/Backend.hpp>
 
-#include <atomic>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -20,6 +19,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "base/fork.h"
 #include "device/host_staging.h"
 #include "group/group.h"
 
@@ -134,7 +134,7 @@ class DeviceBackend : public c10d::Backend {
   DeviceBackend(int rank, int size) : c10d::Backend(rank, size) {}
   // Throws AbortedError where this rank is in none.
   std::shared_ptr<Group> group() const {
-    if (auto group = group_.load()) return group;
+    if (auto group = current_group()) return group;
     throw AbortedError("rank " + std::to_string(getRank()) +
                        " is in no group: the process group was made with enable_reconfigure, or "
                        "left its group and made no other; call reconfigure (torch 2.14 on)");
@@ -144,10 +144,23 @@ class DeviceBackend : public c10d::Backend {
   }
 
  protected:
-  std::atomic<std::shared_ptr<Group>> group_;  // null: in none
+  // Null where this rank is in none. Throws UsageError in a forked child, where the lock may be
+  // held for good.
+  std::shared_ptr<Group> current_group() const {
+    origin_.check();
+    const std::lock_guard lock(group_mutex_);
+    return group_;
+  }
+  void set_group(std::shared_ptr<Group> group) {
+    const std::lock_guard lock(group_mutex_);
+    group_.swap(group);  // the old one ends behind the lock
+  }
+  const Origin origin_;
   AllDeviceStreams& streams() { return *streams_; }
 
  private:
+  mutable std::mutex group_mutex_;
+  std::shared_ptr<Group> group_;
   const std::unique_ptr<AllDeviceStreams> streams_ = std::make_unique<AllDeviceStreams>();
 };
 

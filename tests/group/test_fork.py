@@ -112,6 +112,7 @@ def connecting(comm, group) -> dict:
         "Group.connect": lambda: group.connect(0, []),
         "Group.give_up": lambda: group.give_up(0, "", False, True),
         "Group.pass_on": group.pass_on,
+        "Group.gone_ranks": group.gone_ranks,
     }
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from rendezvous.ranks import nothing_left_open
 
-from allreduce.rendezvous.store import FileStore, MemoryStore, PrefixStore, Store, wait_for
+from allreduce.rendezvous.store import FileStore, MemoryStore, PrefixStore, Store, add, wait_for
 from allreduce.rendezvous.tcp_store import TcpStore
 
 SHORT = 0.3
@@ -77,6 +77,23 @@ def test_get_waits_for_the_key(make) -> None:
     timer.start()
     assert other.get("late") == b"came"
     timer.join()
+
+
+def test_sums_are_of_all_who_add(make) -> None:
+    stores = [make() for _ in range(4)]
+    sums: list[int] = []
+
+    def main(store: Store) -> None:
+        sums.extend(add(store, "sum", 1) for _ in range(25))
+
+    threads = [threading.Thread(target=main, args=(store,)) for store in stores]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(sums) == list(range(1, 101))
+    assert add(stores[0], "sum", -50) == 50
+    assert stores[1].get("sum") == b"50"
 
 
 def test_a_deleted_key_is_gone(make) -> None:

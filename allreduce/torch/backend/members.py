@@ -50,7 +50,7 @@ def order_of(mine: str, handles: Collection[str]) -> list[str]:
 
 def nodes_of(members: list[str]) -> list[str] | None:
     """Returns the simulated node of each member; None where there are none."""
-    nodes = [handle.rpartition(":")[2] for handle in members]
+    nodes = [handle.split(":", 2)[2] for handle in members]
     return nodes if any(nodes) else None
 
 

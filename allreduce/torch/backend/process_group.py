@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Sequence
 from datetime import timedelta
 from typing import Any
@@ -12,9 +13,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from allreduce.communicator.communicator import Communicator
+from allreduce.errors import Timeout
 from allreduce.torch import communicator
 from allreduce.torch.backend.load import load
 from allreduce.torch.backend.members import name_group, new_handle, nodes_of, order_of
+from allreduce.tuning.option import resolve_tuning
 
 __all__ = ["allocate", "connect", "reconfigure", "split", "stream_handle"]
 
@@ -27,11 +30,11 @@ def connect(
     timeout: timedelta,
     name: str,
     global_ranks: Sequence[int],
-    later: bool = False,
+    enable_reconfigure: bool = False,
 ) -> Any:
     """Connects this rank with the others of a group over their store; returns a `_backend.Backend`.
 
-    Where it is to be connected `later`, it is in no group before `reconfigure`.
+    With `enable_reconfigure` it connects nobody: it is in no group before `reconfigure`.
 
     Raises what `Communicator.from_store` raises.
     """
@@ -43,7 +46,7 @@ def connect(
     backend = module.Backend(store, rank, world_size, timeout, handle)
     backend.options.global_ranks_in_group = list(global_ranks)
     backend.options.group_name = name
-    if later:
+    if enable_reconfigure:
         return backend
     comm = Communicator.from_store(
         store,
@@ -69,7 +72,9 @@ def reconfigure(
 
     handles: of all members; a list is in rank order, and a set gives the ranks to all alike.
 
-    Raises UsageError where they cannot be a group, with all as it was before; and what
+    timeout: to connect; the group's calls have that of the process group.
+
+    Raises UsageError where the handles cannot be a group's, with all as it was before; and what
     `Communicator.from_store` raises, with this rank in no group.
     """
     mine = backend.handle
@@ -77,14 +82,22 @@ def reconfigure(
     part: Any = dist.PrefixStore(  # type: ignore[attr-defined]
         name_group(uuid, members), store
     )
-    backend.leave(uuid, members.index(mine), len(members))
-    comm = Communicator.from_store(
-        part,
-        members.index(mine),
-        len(members),
-        timeout=timeout.total_seconds(),
-        nodes=nodes_of(members),
-    )
+    tuning = resolve_tuning(None, os.environ).tuning  # whose file need not have this layout
+    backend.leave(uuid)
+    try:
+        comm = Communicator.from_store(
+            part,
+            members.index(mine),
+            len(members),
+            timeout=timeout.total_seconds(),
+            nodes=nodes_of(members),
+            tuning=tuning,
+        )
+    except Timeout as error:
+        raise Timeout(
+            f"reconfigure {uuid}: {error}. Ranks are places among the handles; members that gave "
+            "other handles, another order or another uuid do not meet"
+        ) from None
     backend.enter(comm, part)
 
 

@@ -3,6 +3,8 @@
 Ranks find each other as the tests of any backend do: their handles go through a store.
 """
 
+import threading
+import time
 from datetime import timedelta
 
 import torch
@@ -18,7 +20,7 @@ store = dist.FileStore(str(FOLDER / "handles"), WORLD_SIZE)
 rounds = 0
 
 
-def in_the_regime() -> None:
+def init_unconnected() -> None:
     """Makes the world anew, in which nobody is connected."""
     global rounds
     rounds += 1
@@ -66,14 +68,14 @@ def assert_group(members: list[int]) -> None:
 
 
 def check_nobody_is_connected_before() -> None:
-    in_the_regime()
+    init_unconnected()
     assert dist._supports_reconfigure()
     assert dist.get_rank() == RANK
     calls = {
         dist.barrier: allreduce.AbortedError,
         dist.group.WORLD.monitored_barrier: allreduce.AbortedError,
         lambda: dist.all_reduce(torch.ones(3)): allreduce.AbortedError,
-        communicator: allreduce.UsageError,
+        communicator: allreduce.AbortedError,
     }
     for call, kind in calls.items():
         said = raises(kind, call)
@@ -178,7 +180,9 @@ def check_bad_arguments_leave_the_group_as_it_is() -> None:
     for says, given in bad.items():
         said = raises(allreduce.UsageError, lambda given=given: dist._reconfigure(32, given))
         assert says in said, said
-    said = raises(RuntimeError, lambda: dist._reconfigure(7, [mine]))
+    said = raises(allreduce.UsageError, lambda: dist._reconfigure(33, [mine], timeout=-SHORT))
+    assert "timeout" in said, said
+    said = raises(allreduce.UsageError, lambda: dist._reconfigure(7, [mine]))
     assert "already used" in said, said
     assert_group(EVERYONE)
 
@@ -189,10 +193,45 @@ def check_one_that_never_comes_is_named_and_the_others_try_again() -> None:
         said = raises(allreduce.Timeout, lambda: dist._reconfigure(41, everyone, timeout=SHORT))
         assert "rank 1 never came" in said, said
         raises(allreduce.AbortedError, lambda: dist.all_reduce(torch.ones(1)))
+        assert dist.get_rank() == RANK  # that of the last group
+        error = dist.group.WORLD._get_backend(torch.device("cpu")).get_error()
+        assert str(error) == "ErrorType.COMM_ERROR", error
         members = [rank for rank in EVERYONE if rank != 1]
         dist._reconfigure(42, [everyone[rank] for rank in members]).wait()
         assert_group(members)
     become(EVERYONE)
+    assert_group(EVERYONE)
+
+
+def check_the_timeout_to_connect_is_not_that_of_calls() -> None:
+    dist._reconfigure(51, handles(), timeout=SHORT).get_future().wait()
+    if RANK == 1:
+        time.sleep(2 * SHORT.total_seconds())
+    assert_group(EVERYONE)
+
+
+def check_two_threads_reconfigure_at_once() -> None:
+    everyone = handles()
+    mine = [dist._get_reconfigure_handle()]
+    said = []
+
+    def other_thread() -> None:
+        try:
+            dist._reconfigure(62, mine)
+        except allreduce.UsageError as error:
+            said.append(str(error))
+
+    if RANK == 0:
+        thread = threading.Thread(target=lambda: dist._reconfigure(61, everyone))
+        thread.start()
+        time.sleep(0.5)
+        other_thread()
+        handles()
+        thread.join()
+        assert "another thread is reconfiguring" in said[0], said
+    else:
+        handles()
+        dist._reconfigure(61, everyone)
     assert_group(EVERYONE)
 
 
@@ -221,10 +260,10 @@ def check_parts_of_a_changed_group() -> None:
     become(EVERYONE)
 
 
-def check_a_group_of_nobody_can_be_destroyed() -> None:
-    in_the_regime()
+def check_an_unconnected_group_can_be_destroyed() -> None:
+    init_unconnected()
     dist.destroy_process_group()
-    in_the_regime()
+    init_unconnected()
     become(EVERYONE)
 
 

@@ -1,0 +1,248 @@
+"""Groups that lose ranks and go on, and groups that take in others."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+from group_cases import nodes, size
+from worlds import TIMEOUT, run_threads
+
+from allreduce import Communicator
+from allreduce.errors import AbortedError, Error, PeerError, Timeout, UsageError
+from allreduce.rendezvous.store import FileStore, MemoryStore, PrefixStore
+
+LAYOUTS = ["1x4", "2x2", "3+1+2"]
+SOON = 5.0  # seconds; a fixed wait would take longer
+
+
+def total(comm, value: float = 1.0) -> float:
+    sums = {float(x) for x in comm.allreduce(np.full(70_000, value))}
+    assert len(sums) == 1
+    return sums.pop()
+
+
+def until_error(comm) -> Error:
+    try:
+        while True:
+            total(comm)
+    except Error as error:
+        return error
+
+
+@pytest.mark.parametrize("connect", ["all", "needed"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("gone", [{0}, {1}, {0, 2}])
+def test_those_who_are_left_go_on(layout, gone, connect):
+    def body(comm):
+        if comm.rank in gone:
+            return total(comm)
+        assert isinstance(until_error(comm), PeerError)
+        begin = time.monotonic()
+        with comm.shrink() as fewer:
+            took = time.monotonic() - begin
+            assert fewer.world_size == comm.world_size - len(gone)
+            assert total(fewer) == fewer.world_size
+            names = fewer.allgather(np.array([comm.rank])).tolist()
+            assert names == sorted({*range(comm.world_size)} - gone)
+            same_node = [comm.node_of_rank[a] == comm.node_of_rank[names[0]] for a in names]
+            assert [n == fewer.node_of_rank[0] for n in fewer.node_of_rank] == same_node
+        return took < SOON
+
+    results = run_threads(size(layout), body, nodes=nodes(layout), connect=connect)
+    assert all(took for rank, took in enumerate(results) if rank not in gone)
+
+
+def test_nobody_has_gone():
+    def body(comm):
+        if comm.rank == 1:
+            comm.abort("for a test")
+        until_error(comm)
+        with comm.shrink() as same:
+            assert (same.rank, same.world_size) == (comm.rank, comm.world_size)
+            assert total(same) == 3
+
+    run_threads(3, body)
+
+
+def test_again_and_again_down_to_one_rank():
+    def body(comm):
+        while comm.world_size > 1:
+            if comm.rank == comm.world_size - 1:
+                return comm.close()
+            until_error(comm)
+            comm = comm.shrink()
+        assert total(comm) == 1
+        comm.close()
+
+    run_threads(4, body, nodes=2)
+
+
+def test_a_rank_that_comes_too_late_is_told_so():
+    def body(comm):
+        comm.barrier()
+        if comm.rank == 0:
+            comm.abort("for a test")
+        if comm.rank == 1:
+            time.sleep(1.0)
+            with pytest.raises(AbortedError, match=r"rank 1 came too late: ranks 0, 2 went on"):
+                comm.shrink()
+            return
+        with comm.shrink(timeout=0.2) as fewer:
+            assert total(fewer) == 2
+
+    run_threads(3, body)
+
+
+class NoAdd:
+    """No more than a rendezvous may ask for."""
+
+    def __init__(self):
+        store = MemoryStore(20.0)
+        self.set, self.get, self.check = store.set, store.get, store.check
+
+
+def test_a_store_that_cannot_add_is_named():
+    def body(comm):
+        for call in (comm.grow, comm.shrink):
+            with pytest.raises(UsageError, match="NoAdd has no add"):
+                call()
+
+    run_threads(2, body, store=NoAdd())
+    with pytest.raises(UsageError, match="NoAdd has no add"):
+        Communicator.join(NoAdd())
+
+
+def joining(store, count: int, found: list, **options) -> list[threading.Thread]:
+    def main(node):
+        try:
+            with Communicator.join(store, timeout=TIMEOUT, **options) as comm:
+                found.append((comm.rank, comm.world_size, comm.node_of_rank, total(comm)))
+        except Error as error:
+            found.append(error)
+
+    threads = [threading.Thread(target=main, args=(i,), daemon=True) for i in range(count)]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+@pytest.mark.parametrize("newcomers", [1, 2])
+@pytest.mark.parametrize("layout", ["1x1", "1x2", "2x1", "2x2"])
+def test_processes_join(layout, newcomers, tmp_path):
+    store, found = FileStore(tmp_path, TIMEOUT), []
+
+    def body(comm):
+        threads = joining(store, newcomers, found) if comm.rank == 0 else []
+        with comm.grow(newcomers) as more:
+            assert more.rank == comm.rank
+            assert more.world_size == comm.world_size + newcomers
+            assert more.node_of_rank[: comm.world_size] == comm.node_of_rank
+            # Simulated nodes: each newcomer has one of its own.
+            assert more.num_nodes == comm.num_nodes + newcomers
+            assert total(more) == more.world_size
+        for thread in threads:
+            thread.join(TIMEOUT)
+
+    was = size(layout)
+    run_threads(was, body, nodes=nodes(layout), store=store)
+    assert sorted(rank for rank, *_ in found) == list(range(was, was + newcomers))
+    assert all(sums == world == was + newcomers for _, world, _, sums in found)
+
+
+def test_a_newcomer_shares_the_node_that_it_names_and_takes_the_options():
+    store, found = MemoryStore(TIMEOUT), []
+
+    def body(comm):
+        threads = joining(store, 1, found, node=0) if comm.rank == 0 else []
+        with comm.grow() as more:
+            assert more.node_of_rank == (0, 1, 0)
+            total(more)
+        for thread in threads:
+            thread.join(TIMEOUT)
+
+    run_threads(2, body, nodes=2, store=store, lanes=3, checksum=False)
+    assert [node for _, _, node, _ in found] == [(0, 1, 0)]
+
+
+def test_without_simulated_nodes_a_newcomer_is_on_the_node_of_its_host():
+    store, found = MemoryStore(TIMEOUT), []
+
+    def body(comm):
+        threads = joining(store, 1, found) if comm.rank == 0 else []
+        with comm.grow() as more:
+            assert more.num_nodes == 1
+            total(more)
+        for thread in threads:
+            thread.join(TIMEOUT)
+
+    run_threads(2, body, store=store)
+    assert len(found) == 1
+
+
+def test_nobody_comes_and_the_group_is_as_before():
+    def body(comm):
+        with pytest.raises(Timeout, match=r"fewer than 1 processes asked to join within 0\.2 s"):
+            comm.grow(timeout=0.2)
+        assert total(comm) == 3
+        with pytest.raises(UsageError, match="newcomers=0"):
+            comm.grow(0)
+
+    run_threads(3, body)
+
+
+def test_too_few_come_and_are_taken_in_later():
+    store, found = MemoryStore(TIMEOUT), []
+
+    def body(comm):
+        threads = joining(store, 1, found) if comm.rank == 0 else []
+        with pytest.raises(Timeout, match="fewer than 2"):
+            comm.grow(2, timeout=0.3)
+        assert total(comm) == 2
+        with comm.grow() as more:
+            assert total(more) == 3
+        for thread in threads:
+            thread.join(TIMEOUT)
+
+    run_threads(2, body, store=store)
+    assert [rank for rank, *_ in found] == [2]
+
+
+def test_nobody_lets_a_process_join_and_its_place_is_given_to_none():
+    store, found = MemoryStore(TIMEOUT), []
+    with pytest.raises(Timeout, match=r"nobody let this process join within 0\.2 s"):
+        Communicator.join(store, timeout=0.2)
+
+    def body(comm):
+        threads = joining(store, 1, found) if comm.rank == 0 else []
+        with comm.grow() as more:
+            assert total(more) == 3
+        for thread in threads:
+            thread.join(TIMEOUT)
+
+    run_threads(2, body, store=store)
+    assert len(found) == 1
+
+
+def test_one_dies_and_another_takes_its_place_again_and_again(tmp_path):
+    store = PrefixStore(FileStore(tmp_path, TIMEOUT), "job")
+
+    def newcomer():
+        comm = Communicator.join(store, timeout=TIMEOUT)
+        assert total(comm) == 3
+        comm.close()
+
+    def body(comm):
+        if comm.rank == 2:
+            return comm.close()
+        for _ in range(3):
+            until_error(comm)
+            comm = comm.shrink()
+            assert total(comm) == 2
+            if comm.rank == 0:
+                threading.Thread(target=newcomer, daemon=True).start()
+            comm = comm.grow()
+            assert total(comm) == 3
+        comm.close()
+
+    run_threads(3, body, store=store, nodes=3)
