@@ -64,6 +64,7 @@ class Communicator(PointToPoint, Regrouping):
         self._store = store
         self._options = options
         self._splits = self._grown = 0
+        self._closed = False
         self.layout = layout_of(connections, options)
         self.tuning: Tuning | None = options["tuning"]
         self._in_flight: deque[Work] = deque()
@@ -320,6 +321,7 @@ class Communicator(PointToPoint, Regrouping):
         """
         if self._group.inherited:
             return
+        self._closed = True
         self._connections.close_connector()
         self._group.close()
         if error := self._group.take_error_at_close():

@@ -8,6 +8,7 @@ number of the store's decides where two could.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Sequence
 from itertools import count
@@ -32,12 +33,13 @@ from allreduce.rendezvous.store import (
     store_errors,
 )
 from allreduce.tuning import Tuning
+from allreduce.tuning.option import resolve_tuning
 
 if TYPE_CHECKING:
     from allreduce.communicator.communicator import Communicator
 
 _ASKED = "grow/asked"  # how many processes have asked to join
-_TAKEN_IN, _TOO_FEW, _NO_STORE = range(3)  # what rank 0 says of newcomers
+_TAKEN_IN, _TOO_FEW, _FAILED = range(3)  # what rank 0 says of newcomers
 _GRACE = 10.0  # seconds for a rank that has the right to say who is here
 
 
@@ -50,6 +52,7 @@ class Regrouping(PartCollectives):
     _options: dict[str, Any]
     _splits: int
     _grown: int
+    _closed: bool
     _store: Store
 
     def close(self) -> None:
@@ -76,20 +79,24 @@ class Regrouping(PartCollectives):
     def shrink(self, *, timeout: float | None = None) -> Communicator:
         """Make a new communicator of the ranks that are alive, and close this one.
 
-        Every rank that is alive calls it, mostly after a `PeerError`; the ranks keep their order.
-        They agree in the store of this communicator, which must outlive those that died: a
-        directory (FileStore), or a server that is no rank. Arrays of calls that failed may hold
-        anything. As MPIX_Comm_shrink of MPI's ULFM.
+        Every rank that is alive calls it, mostly after a `PeerError`, and has not closed this one:
+        whoever has is taken for gone. The ranks keep their order. They agree in the store of this
+        communicator, which must outlive those that died: a directory (FileStore), or a server that
+        is no rank. Arrays of calls that failed may hold anything. As MPIX_Comm_shrink of MPI's
+        ULFM.
 
         Args:
             timeout: seconds to wait for ranks that are neither here nor known to have gone; then
                 the others go on without them. None: the communicator's.
 
         Raises:
-            AbortedError: the others went on without this rank.
+            AbortedError: the others went on without this rank; or this communicator is closed.
             PeerError, Timeout: the store is gone; or ranks agreed and did not meet.
-            UsageError: the store has no `add`.
+            UsageError: the store has no `add`; or this is a forked child.
         """
+        self._group.gone_ranks()  # a child is refused before it writes
+        if self._closed:
+            raise AbortedError("shrink: this communicator is closed; the others took it for gone")
         wait = seconds(timeout) if timeout is not None else self._options["timeout"]
         for attempt in count(1):
             place = PrefixStore(self._store, f"shrink/{self._name}/{attempt}")
@@ -126,8 +133,9 @@ class Regrouping(PartCollectives):
         Raises:
             Timeout: too few processes asked to join; or one of them died meanwhile.
             PeerError: the store is gone.
-            UsageError: the store has no `add`.
+            UsageError: the store has no `add`; or this is a forked child.
         """
+        self._group.gone_ranks()  # a child is refused before it writes
         if newcomers < 1:
             raise UsageError(f"newcomers={newcomers}: must be 1 or more")
         wait = seconds(timeout) if timeout is not None else self._options["timeout"]
@@ -135,15 +143,22 @@ class Regrouping(PartCollectives):
             add(self._store, _ASKED, 0)  # every rank finds out whether the store can
         self._grown += 1
         name = f"grow/{self._name}/{self._grown}"
-        said = np.array([self._take_in(name, newcomers, wait) if self.rank == 0 else 0])
-        said = self.allgather(said, timeout=wait + self._options["timeout"])
-        if said[0] == _TOO_FEW:
+        said, failure = _TAKEN_IN, None
+        try:
+            if self.rank == 0 and not self._take_in(name, newcomers, wait):
+                said = _TOO_FEW
+        except Exception as error:  # the others must not wait for it
+            said, failure = _FAILED, error
+        says = self.allgather(np.array([said]), timeout=wait + self._options["timeout"])[0]
+        if failure:
+            raise failure
+        if says == _TOO_FEW:
             raise Timeout(
                 f"fewer than {newcomers} processes asked to join within {wait:g} s; each calls "
                 "Communicator.join with the store of this communicator"
             )
-        if said[0] == _NO_STORE:
-            raise PeerError("rank 0 cannot reach the store, in which newcomers ask to join", 0)
+        if says == _FAILED:
+            raise PeerError("rank 0 could take nobody in: see its error, or its output", 0)
         grown = _enter(type(self), self._store, name, self.rank)
         self.close()
         return grown
@@ -174,6 +189,7 @@ class Regrouping(PartCollectives):
             delete_key(store, asked)
             raise Timeout(f"nobody let this process join within {timeout:g} s; all ranks call grow")
         told = _parse(answer, found)
+        delete_key(store, answer)
         return _enter(cls, store, str(told["name"]), int(told["rank"]))
 
     @property
@@ -216,28 +232,25 @@ class Regrouping(PartCollectives):
             "died. Make a new communicator"
         )
 
-    def _take_in(self, name: str, newcomers: int, wait: float) -> int:
-        """On rank 0: choose newcomers and write the plan of the new communicator."""
-        try:
-            with store_errors("grow"):
-                asked = _claim(self._store, newcomers, time.monotonic() + wait)
-                if not asked:
-                    return _TOO_FEW
-                ours = [str(node) for node in self.node_of_rank]
-                theirs = [f"joined {n}" if node is None else str(node) for n, node in asked.items()]
-                plan = {
-                    "world_size": self.world_size + newcomers,
-                    "nodes": ours + theirs if self._connections.named_nodes else None,
-                    "options": {k: v for k, v in self._options.items() if k != "tuning"},
-                }
-                self._store.set(f"{name}/plan", _pack(f"{name}/plan", plan))
-                for i, number in enumerate(asked):
-                    key = f"grow/answer/{number}"
-                    answer = {"name": name, "rank": self.world_size + i}
-                    self._store.set(key, _pack(key, answer))
-        except (ConnectionError, TimeoutError):
-            return _NO_STORE
-        return _TAKEN_IN
+    def _take_in(self, name: str, newcomers: int, wait: float) -> bool:
+        """On rank 0: choose newcomers, write the plan of the new communicator. False: too few."""
+        with store_errors("grow"):
+            asked = _claim(self._store, newcomers, time.monotonic() + wait)
+            if not asked:
+                return False
+            ours = [str(node) for node in self.node_of_rank]
+            theirs = [f"joined {n}" if node is None else str(node) for n, node in asked.items()]
+            plan = {
+                "world_size": self.world_size + newcomers,
+                "nodes": ours + theirs if self._connections.named_nodes else None,
+                "options": {k: v for k, v in self._options.items() if k != "tuning"},
+            }
+            self._store.set(f"{name}/plan", _pack(f"{name}/plan", plan))
+            for i, number in enumerate(asked):
+                key = f"grow/answer/{number}"
+                answer = {"name": name, "rank": self.world_size + i}
+                self._store.set(key, _pack(key, answer))
+        return True
 
 
 def _claim(store: Store, newcomers: int, deadline: float) -> dict[int, int | None]:
@@ -267,6 +280,7 @@ def _enter(kind: type[Any], store: Store, name: str, rank: int) -> Communicator:
         rank,
         plan["world_size"],
         nodes=plan["nodes"],
+        tuning=resolve_tuning(None, os.environ).tuning,  # whose file need not have this layout
         **plan["options"],
     )
     made._store = store
@@ -274,7 +288,7 @@ def _enter(kind: type[Any], store: Store, name: str, rank: int) -> Communicator:
 
 
 def _pack(key: str, body: dict[str, Any]) -> bytes:
-    return Seal(job_secret(), 0).close(key, json.dumps(body).encode())
+    return Seal(job_secret(), 0).close(key, json.dumps(body, default=int).encode())  # of NumPy, too
 
 
 def _parse(key: str, sealed: bytes) -> dict[str, Any]:

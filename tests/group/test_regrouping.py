@@ -13,7 +13,7 @@ from allreduce.errors import AbortedError, Error, PeerError, Timeout, UsageError
 from allreduce.rendezvous.store import FileStore, MemoryStore, PrefixStore
 
 LAYOUTS = ["1x4", "2x2", "3+1+2"]
-SOON = 5.0  # seconds; a fixed wait would take longer
+SOON = TIMEOUT / 2  # seconds; to wait for those who have gone would take all of it
 
 
 def total(comm, value: float = 1.0) -> float:
@@ -94,6 +94,29 @@ def test_a_rank_that_comes_too_late_is_told_so():
     run_threads(3, body)
 
 
+def test_a_closed_one_is_not_shrunk():
+    def body(comm):
+        comm.close()
+        with pytest.raises(AbortedError, match="shrink: this communicator is closed"):
+            comm.shrink()
+
+    run_threads(2, body)
+
+
+def test_rank_0_cannot_take_anybody_in_and_all_hear_of_it():
+    store = MemoryStore(TIMEOUT)
+    store.set("grow/asked/1", b"not of this job")
+
+    def body(comm):
+        if comm.rank == 0:
+            store.add("grow/asked", 1)
+        with pytest.raises((UsageError, PeerError), match=r"carry this job's seal|see its error"):
+            comm.grow()
+        assert total(comm) == 3  # it is as before
+
+    run_threads(3, body, store=store)
+
+
 class NoAdd:
     """No more than a rendezvous may ask for."""
 
@@ -161,7 +184,7 @@ def test_a_newcomer_shares_the_node_that_it_names_and_takes_the_options():
         for thread in threads:
             thread.join(TIMEOUT)
 
-    run_threads(2, body, nodes=2, store=store, lanes=3, checksum=False)
+    run_threads(2, body, nodes=2, store=store, lanes=3, rails=np.int64(1), checksum=False)
     assert [node for _, _, node, _ in found] == [(0, 1, 0)]
 
 
