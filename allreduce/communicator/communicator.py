@@ -65,6 +65,7 @@ class Communicator(PointToPoint, Regrouping):
         self._options = options
         self._splits = self._grown = 0
         self._closed = False
+        self._attempt = 1
         self.layout = layout_of(connections, options)
         self.tuning: Tuning | None = options["tuning"]
         self._in_flight: deque[Work] = deque()

@@ -7,12 +7,13 @@ number of the store's decides where two could.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
 import time
 from collections.abc import Sequence
-from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -38,6 +39,8 @@ from allreduce.tuning.option import resolve_tuning
 if TYPE_CHECKING:
     from allreduce.communicator.communicator import Communicator
 
+log = logging.getLogger("allreduce")
+
 _ASKED = "grow/asked"  # how many processes have asked to join
 _TAKEN_IN, _TOO_FEW, _FAILED = range(3)  # what rank 0 says of newcomers
 _GRACE = 10.0  # seconds for a rank that has the right to say who is here
@@ -53,10 +56,15 @@ class Regrouping(PartCollectives):
     _splits: int
     _grown: int
     _closed: bool
+    _attempt: int  # to shrink
     _store: Store
 
     def close(self) -> None:
         """Leave the group: the communicator's own."""
+        raise NotImplementedError
+
+    def barrier(self) -> None:
+        """Wait for all ranks: the communicator's own."""
         raise NotImplementedError
 
     def split(self, color: int | None, key: int = 0) -> Communicator | None:
@@ -98,25 +106,15 @@ class Regrouping(PartCollectives):
         if self._closed:
             raise AbortedError("shrink: this communicator is closed; the others took it for gone")
         wait = seconds(timeout) if timeout is not None else self._options["timeout"]
-        for attempt in count(1):
-            place = PrefixStore(self._store, f"shrink/{self._name}/{attempt}")
+        made = None
+        while made is None:
+            place = PrefixStore(self._store, f"shrink/{self._name}/{self._attempt}")
             members = self._agree_who_is_here(place, time.monotonic() + wait)
-            if self.rank not in members:
-                self.close()
-                raise AbortedError(
-                    f"rank {self.rank} came too late: {name_ranks(members)} went on without it; "
-                    "join them by Communicator.join"
-                )
-            nodes = [str(self.node_of_rank[r]) for r in members]
-            named = self._connections.named_nodes
-            try:
-                made = self._make(PrefixStore(place, "group"), members, nodes if named else None)
-            except (PeerError, Timeout):
-                if not {*members} & {*self._group.gone_ranks()}:
-                    raise
-                continue  # one has died since they agreed
-            made._store = self._store
-            break
+            if members is not None:
+                made = self._make_of(place, members)
+            self._attempt += 1
+        with store_errors("shrink"):
+            place.set("made", b"")  # before anybody can take this rank for gone
         self.close()
         return made
 
@@ -124,8 +122,8 @@ class Regrouping(PartCollectives):
         """Make a new communicator with `newcomers` more processes, and close this one.
 
         Every rank calls it, and each newcomer `Communicator.join` with the same store. The ranks
-        stay what they are; newcomers follow in the order in which they asked. If it fails, this
-        communicator is as before.
+        stay what they are; newcomers follow. It takes over the options but `tuning`. If too few
+        come, or they do not connect, this communicator is as before.
 
         Args:
             timeout: seconds to wait for newcomers. None: the communicator's.
@@ -141,15 +139,24 @@ class Regrouping(PartCollectives):
         wait = seconds(timeout) if timeout is not None else self._options["timeout"]
         with store_errors("grow"):
             add(self._store, _ASKED, 0)  # every rank finds out whether the store can
+        self.barrier()  # nobody is taken in where this communicator has failed
         self._grown += 1
         name = f"grow/{self._name}/{self._grown}"
-        said, failure = _TAKEN_IN, None
+        says, failure, claimed = _TAKEN_IN, None, _Claims(self._store)
         try:
-            if self.rank == 0 and not self._take_in(name, newcomers, wait):
-                said = _TOO_FEW
+            if self.rank == 0 and not self._plan(name, claimed, newcomers, wait):
+                says = _TOO_FEW
         except Exception as error:  # the others must not wait for it
-            said, failure = _FAILED, error
-        says = self.allgather(np.array([said]), timeout=wait + self._options["timeout"])[0]
+            says, failure = _FAILED, error
+        try:
+            says = int(self.allgather(np.array([says]), timeout=wait + self._options["timeout"])[0])
+            if says == _TAKEN_IN:
+                claimed.answer(name, self.world_size)
+        except BaseException:
+            claimed.give_back()
+            raise
+        if says != _TAKEN_IN:
+            claimed.give_back()
         if failure:
             raise failure
         if says == _TOO_FEW:
@@ -158,7 +165,7 @@ class Regrouping(PartCollectives):
                 "Communicator.join with the store of this communicator"
             )
         if says == _FAILED:
-            raise PeerError("rank 0 could take nobody in: see its error, or its output", 0)
+            raise PeerError("rank 0 could take nobody in: see its error, or its output", -1)
         grown = _enter(type(self), self._store, name, self.rank)
         self.close()
         return grown
@@ -180,16 +187,23 @@ class Regrouping(PartCollectives):
             number = add(store, _ASKED, 1)
             asked, answer = f"{_ASKED}/{number}", f"grow/answer/{number}"
             store.set(asked, _pack(asked, {"node": node}))
-        for _ in backoff(time.monotonic() + timeout):
+        deadline, claimed = time.monotonic() + timeout, False
+        for _ in backoff(deadline + _GRACE):
             with store_errors("join"):
                 found = get_many(store, [answer])[0]
-            if found is not None:
-                break
-        else:
-            delete_key(store, asked)
+                if found is not None:
+                    break
+                if time.monotonic() < deadline or claimed:
+                    continue
+                claimed = add(store, _taken(number), 1) != 1  # by a rank 0; else by nobody any more
+                if not claimed:
+                    delete_key(store, asked)
+                    break
+        if found is None:
             raise Timeout(f"nobody let this process join within {timeout:g} s; all ranks call grow")
         told = _parse(answer, found)
-        delete_key(store, answer)
+        for key in (asked, answer):
+            delete_key(store, key)
         return _enter(cls, store, str(told["name"]), int(told["rank"]))
 
     @property
@@ -209,66 +223,133 @@ class Regrouping(PartCollectives):
         )
         return made
 
-    def _agree_who_is_here(self, place: Store, deadline: float) -> list[int]:
-        """Return who is here, ascending: as the one rank found it that took the right to say so."""
-        keys = [f"here/{rank}" for rank in range(self.world_size)]
-        may_say = True
+    def _agree_who_is_here(self, place: Store, deadline: float) -> list[int] | None:
+        """Return who is here, ascending: as the one rank found it that took the right to say so.
+
+        None if that one has died: then it is to be tried once more. What is known of those who
+        have gone is asked before the store is: so what they wrote last is seen.
+        """
+        ranks = range(self.world_size)
+        before = f"shrink/{self._name}/{self._attempt - 1}/made"
+        here_keys = [f"here/{rank}" for rank in ranks]
+        says_keys = [f"says/{rank}" for rank in ranks]  # who may say so, until it knows better
+        keys = ["members", "said", *here_keys, *says_keys]
+        asked = False
         with store_errors("shrink"):
-            place.set(keys[self.rank], b"")
+            place.set(here_keys[self.rank], b"")
         for _ in backoff(deadline + _GRACE, self.world_size):
+            gone = {*self._group.gone_ranks()}
             with store_errors("shrink"):
-                said, *found = get_many(place, ["members", *keys])
-                if said is not None:
-                    return [int(rank) for rank in _parse("members", said)["ranks"]]
-                here = [rank for rank, value in enumerate(found) if value is not None]
-                # Who comes is here before it closes this communicator.
-                complete = not {*range(self.world_size)} - {*here} - {*self._group.gone_ranks()}
-                if may_say and (complete or time.monotonic() >= deadline):
-                    may_say = add(place, "said", 1) == 1
-                    if may_say:
-                        place.set("members", _pack("members", {"ranks": here}))
+                members, said, *values = get_many(place, keys)
+                if self._store.check([before]):
+                    self._refuse_late("the others")
+                if members is not None:
+                    return [int(rank) for rank in _parse("members", members)["ranks"]]
+                here = {rank for rank in ranks if values[rank] is not None}
+                may_say = {rank for rank in ranks if values[self.world_size + rank] == b"perhaps"}
+                if said is not None and may_say and may_say <= gone:
+                    return None
+                if asked or ({*ranks} - here - gone and time.monotonic() < deadline):
+                    continue
+                asked = True
+                place.set(says_keys[self.rank], b"perhaps")
+                if add(place, "said", 1) == 1:
+                    place.set("members", _pack("members", {"ranks": sorted(here - gone)}))
+                else:
+                    place.set(says_keys[self.rank], b"no")
         raise Timeout(
-            f"rank {self.rank}: the rank that was to say who is alive has not; it has probably "
-            "died. Make a new communicator"
+            f"rank {self.rank}: the rank that was to say who is alive has not. Make a new "
+            "communicator"
         )
 
-    def _take_in(self, name: str, newcomers: int, wait: float) -> bool:
+    def _make_of(self, place: Store, members: list[int]) -> Communicator | None:
+        """The communicator of those who agreed; None if one has died since."""
+        if self.rank not in members:
+            self._refuse_late(name_ranks(members))
+        nodes = [str(self.node_of_rank[r]) for r in members]
+        named = self._connections.named_nodes
+        try:
+            made = self._make(PrefixStore(place, "group"), members, nodes if named else None)
+        except (PeerError, Timeout):
+            # The news of a death may come later than the end of a connection.
+            for _ in backoff(time.monotonic() + self._connections.dead_after):
+                if {*members} & {*self._group.gone_ranks()}:
+                    return None
+            raise
+        made._store = self._store
+        return made
+
+    def _refuse_late(self, others: str) -> NoReturn:
+        self.close()
+        raise AbortedError(
+            f"rank {self.rank} came too late: {others} went on without it; join them by "
+            "Communicator.join"
+        )
+
+    def _plan(self, name: str, claimed: _Claims, newcomers: int, wait: float) -> bool:
         """On rank 0: choose newcomers, write the plan of the new communicator. False: too few."""
         with store_errors("grow"):
-            asked = _claim(self._store, newcomers, time.monotonic() + wait)
-            if not asked:
+            for _ in backoff(time.monotonic() + wait):
+                claimed.claim(newcomers)
+                if len(claimed.nodes) == newcomers:
+                    break
+                if gone := self._group.gone_ranks():
+                    raise PeerError(
+                        f"{name_ranks(gone)} left while newcomers were waited for", gone[0]
+                    )
+            else:
                 return False
             ours = [str(node) for node in self.node_of_rank]
-            theirs = [f"joined {n}" if node is None else str(node) for n, node in asked.items()]
+            numbers = sorted(claimed.nodes.items())
+            theirs = [f"joined {n}" if node is None else str(node) for n, node in numbers]
             plan = {
                 "world_size": self.world_size + newcomers,
                 "nodes": ours + theirs if self._connections.named_nodes else None,
                 "options": {k: v for k, v in self._options.items() if k != "tuning"},
             }
             self._store.set(f"{name}/plan", _pack(f"{name}/plan", plan))
-            for i, number in enumerate(asked):
-                key = f"grow/answer/{number}"
-                answer = {"name": name, "rank": self.world_size + i}
-                self._store.set(key, _pack(key, answer))
         return True
 
 
-def _claim(store: Store, newcomers: int, deadline: float) -> dict[int, int | None]:
-    """Return the nodes of so many who ask to join, by their numbers; none if they are too few."""
-    claimed: dict[int, bytes] = {}
-    for _ in backoff(deadline):
-        numbers = range(1, add(store, _ASKED, 0) + 1)
-        found = get_many(store, [f"{_ASKED}/{number}" for number in numbers])
+class _Claims:
+    """Processes that ask to join, and are claimed: a number of the store is 1 then."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.nodes: dict[int, int | None] = {}  # by the number of who asks
+
+    def claim(self, wanted: int) -> None:
+        """Claim up to so many in all of those who ask now, the first first."""
+        numbers = range(1, add(self._store, _ASKED, 0) + 1)
+        found = get_many(self._store, [f"{_ASKED}/{number}" for number in numbers])
         for number, asked in zip(numbers, found, strict=True):
-            if asked is None or len(claimed) == newcomers:
+            if asked is None or number in self.nodes or len(self.nodes) == wanted:
                 continue
-            if delete_key(store, f"{_ASKED}/{number}"):  # nobody else has
-                claimed[number] = asked
-        if len(claimed) == newcomers:
-            return {n: _parse(f"{_ASKED}/{n}", asked)["node"] for n, asked in claimed.items()}
-    for number, asked in claimed.items():
-        store.set(f"{_ASKED}/{number}", asked)
-    return {}
+            if add(self._store, _taken(number), 1) != 1:
+                add(self._store, _taken(number), -1)
+                continue
+            try:
+                self.nodes[number] = _parse(f"{_ASKED}/{number}", asked)["node"]
+            except UsageError as error:  # it stays claimed
+                log.warning("who asks to join is not of this job: %s", error)
+
+    def answer(self, name: str, first_rank: int) -> None:
+        """Let them in: by the plan under this name, from this rank on."""
+        with store_errors("grow"):
+            for rank, number in enumerate(sorted(self.nodes), first_rank):
+                key = f"grow/answer/{number}"
+                self._store.set(key, _pack(key, {"name": name, "rank": rank}))
+
+    def give_back(self) -> None:
+        """Let others claim them; never raises, for it follows another error."""
+        with contextlib.suppress(Exception):  # whatever a store raises
+            for number in self.nodes:
+                add(self._store, _taken(number), -1)
+        self.nodes.clear()
+
+
+def _taken(number: int) -> str:
+    return f"grow/taken/{number}"
 
 
 def _enter(kind: type[Any], store: Store, name: str, rank: int) -> Communicator:
@@ -288,9 +369,13 @@ def _enter(kind: type[Any], store: Store, name: str, rank: int) -> Communicator:
 
 
 def _pack(key: str, body: dict[str, Any]) -> bytes:
-    return Seal(job_secret(), 0).close(key, json.dumps(body, default=int).encode())  # of NumPy, too
+    return Seal(job_secret(), 0).close(key, json.dumps(body, default=_plain).encode())
 
 
 def _parse(key: str, sealed: bytes) -> dict[str, Any]:
     body: dict[str, Any] = json.loads(Seal(job_secret(), 0).open(key, "a rank", bytes(sealed)))
     return body
+
+
+def _plain(number: Any) -> Any:
+    return number.item()  # of NumPy

@@ -121,7 +121,7 @@ def connect(
     """Connect this rank with all others of its group, once per generation of a store.
 
     Args:
-        store: any object with torch's `set`, `get` and `check`; no rank needs it afterwards.
+        store: any object with torch's `set`, `get` and `check`; later split, shrink, grow need it.
         nodes, connect_to, dead_after: as `nodes_option` and so on take them.
         lanes: TCP data connections to each peer on another node.
         checksum: of what passes between nodes; `ALLREDUCE_CHECKSUM`, then yes, where None.

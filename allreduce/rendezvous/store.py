@@ -1,8 +1,8 @@
 """Key-value stores through which the ranks of a group find each other.
 
-A store is needed only until the mesh is up. Any object with torch's `set`, `get` and `check` will
-do; torch itself is not imported. Keys carry the generation (or come through a `PrefixStore`), so an
-earlier run's leftovers are never read.
+A store is needed until the mesh is up, and by what makes a group from another one. Any object with
+torch's `set`, `get` and `check` will do; torch itself is not imported. Keys carry the generation
+(or come through a `PrefixStore`), so an earlier run's leftovers are never read.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from allreduce.errors import PeerError, Timeout, UsageError
+from allreduce.errors import AbortedError, PeerError, Timeout, UsageError
 
 __all__ = ["FileStore", "MemoryStore", "PrefixStore", "Store", "add", "backoff", "wait_for"]
 
@@ -125,10 +125,13 @@ class FileStore:
         """Add to the number under `key`, 0 at first, and return the sum."""
         with (self._path / "lock").open("a") as lock:  # which a process that dies lets go
             fcntl.flock(lock, fcntl.LOCK_EX)
-            old = self._file(key).read_bytes() if self.check([key]) else b"0"
-            total = int(old) + amount
-            self.set(key, str(total).encode())
-            return total
+            try:
+                old = self._file(key).read_bytes() if self.check([key]) else b"0"
+                total = int(old) + amount
+                self.set(key, str(total).encode())
+                return total
+            finally:
+                fcntl.flock(lock, fcntl.LOCK_UN)  # a child that was forked meanwhile has it, too
 
     def delete_key(self, key: str, /) -> bool:
         """Remove `key`; tell whether it was there."""
@@ -276,7 +279,7 @@ def store_errors(what: str) -> Iterator[None]:
     """Turn what a foreign store raises (torch: RuntimeError, DistError) into ConnectionError."""
     try:
         yield
-    except (TimeoutError, ConnectionError, UsageError):
+    except (TimeoutError, ConnectionError, UsageError, AbortedError):
         raise
     except (RuntimeError, OSError) as error:
         raise PeerError(

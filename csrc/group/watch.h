@@ -35,7 +35,8 @@ class Watch {
   Clock::time_point looked() const { return looked_; }  // when it last did
   // While this rank is in no call: what others must know is passed on, and kept for the next call.
   void pass_on();
-  std::vector<int> gone_ranks();  // who is known to have left or died; likewise
+  // Who is known to have left or died. What else has come is passed on and kept, as above.
+  std::vector<int> gone_ranks();
   // Throws BrokenStream where what is in flight needs a rank that is gone. To be called when all
   // has been read that gone ranks have sent, and nothing moves.
   void check_presence() const;

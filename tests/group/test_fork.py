@@ -108,6 +108,8 @@ def test_the_group_of_a_child_outlives_the_one_it_inherits(tmp_path, nodes, orde
 def connecting(comm, group) -> dict:
     return {
         "allreduce": lambda: comm.allreduce(np.ones(4)),
+        "shrink": comm.shrink,
+        "grow": comm.grow,
         "Group.take_requests": group.take_requests,
         "Group.connect": lambda: group.connect(0, []),
         "Group.give_up": lambda: group.give_up(0, "", False, True),

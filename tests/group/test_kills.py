@@ -24,6 +24,14 @@ def test_no_survivor_waits_for_a_fixed_time(record_property):
     check([cycle(4, 2, "hier", dice) for _ in range(6)], record_property)
 
 
+def test_survivors_go_on(record_property):
+    dice = random.Random(2)
+    for nodes in (1, 2, 4):  # a wrong sum, or none, ends a rank in silence: cycle() raises
+        one = cycle(4, nodes, "shrink", dice)
+        assert [heard.culprit for heard in one.heard] == [one.victim] * 3, one
+        record_property(f"ms until all went on, {nodes} nodes", f"{last_heard([one])[0]:.1f}")
+
+
 @pytest.mark.full
 @pytest.mark.timeout(1500)
 def test_200_kills(record_property):

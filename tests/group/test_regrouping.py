@@ -10,7 +10,8 @@ from worlds import TIMEOUT, run_threads
 
 from allreduce import Communicator
 from allreduce.errors import AbortedError, Error, PeerError, Timeout, UsageError
-from allreduce.rendezvous.store import FileStore, MemoryStore, PrefixStore
+from allreduce.rendezvous.store import FileStore, MemoryStore, PrefixStore, add
+from allreduce.rendezvous.tcp_store import TcpStore
 
 LAYOUTS = ["1x4", "2x2", "3+1+2"]
 SOON = TIMEOUT / 2  # seconds; to wait for those who have gone would take all of it
@@ -79,17 +80,68 @@ def test_again_and_again_down_to_one_rank():
 
 
 def test_a_rank_that_comes_too_late_is_told_so():
+    gone_on = threading.Barrier(3)
+
     def body(comm):
-        comm.barrier()
         if comm.rank == 0:
             comm.abort("for a test")
+        until_error(comm)
         if comm.rank == 1:
-            time.sleep(1.0)
-            with pytest.raises(AbortedError, match=r"rank 1 came too late: ranks 0, 2 went on"):
+            gone_on.wait(TIMEOUT)
+            with pytest.raises(AbortedError, match=r"rank 1 came too late: .* went on without it"):
                 comm.shrink()
             return
-        with comm.shrink(timeout=0.2) as fewer:
+        with comm.shrink(timeout=2.0) as fewer:
+            gone_on.wait(TIMEOUT)
             assert total(fewer) == 2
+
+    run_threads(3, body)
+
+
+@pytest.mark.parametrize("dies", ["before it says who is here", "when all have agreed"])
+def test_one_more_dies_while_they_agree(dies):
+    def body(comm):
+        if comm.rank == 0:
+            return comm.close()
+        until_error(comm)
+        if comm.rank == 1:
+            place = PrefixStore(comm._store, f"shrink/{comm._name}/1")
+            if dies == "when all have agreed":
+                comm._agree_who_is_here(place, time.monotonic() + TIMEOUT)
+            else:
+                place.set("says/1", b"perhaps")
+                add(place, "said", 1)
+                place.set("here/1", b"")
+            return comm.close()
+        begin = time.monotonic()
+        with comm.shrink() as fewer:
+            assert fewer.world_size == 2
+            assert total(fewer) == 2
+        return time.monotonic() - begin
+
+    results = run_threads(4, body, nodes=2, timeout=4.0 if dies == "when all have agreed" else 30.0)
+    assert all(took < SOON for took in results[2:])
+
+
+def test_who_lost_the_group_that_the_others_made_is_told_so():
+    made = threading.Event()
+
+    def body(comm):
+        if comm.rank == 0:
+            return comm.close()
+        until_error(comm)
+        if comm.rank == 1:  # as if the last word of the start-up had not reached it
+            place = PrefixStore(comm._store, f"shrink/{comm._name}/1")
+            members = comm._agree_who_is_here(place, time.monotonic() + TIMEOUT)
+            with comm._make_of(place, members):
+                comm._attempt = 2
+                made.wait(TIMEOUT)
+                with pytest.raises(AbortedError, match="the others went on without it"):
+                    comm.shrink()
+            return
+        with comm.shrink() as fewer:
+            made.set()
+            until_error(fewer)  # it left
 
     run_threads(3, body)
 
@@ -103,18 +155,45 @@ def test_a_closed_one_is_not_shrunk():
     run_threads(2, body)
 
 
-def test_rank_0_cannot_take_anybody_in_and_all_hear_of_it():
-    store = MemoryStore(TIMEOUT)
+def test_who_is_not_of_this_job_is_passed_over(caplog):
+    store, found = MemoryStore(TIMEOUT), []
     store.set("grow/asked/1", b"not of this job")
+    store.add("grow/asked", 1)
 
     def body(comm):
-        if comm.rank == 0:
-            store.add("grow/asked", 1)
-        with pytest.raises((UsageError, PeerError), match=r"carry this job's seal|see its error"):
-            comm.grow()
-        assert total(comm) == 3  # it is as before
+        threads = joining(store, 1, found) if comm.rank == 0 else []
+        with comm.grow() as more:
+            assert total(more) == 3
+        for thread in threads:
+            thread.join(TIMEOUT)
 
-    run_threads(3, body, store=store)
+    run_threads(2, body, store=store)
+    assert "who asks to join is not of this job" in caplog.text
+
+
+def test_rank_0_cannot_take_anybody_in_and_all_hear_of_it():
+    class Full(MemoryStore):
+        def set(self, key, value):
+            if key.endswith("/plan"):
+                raise PeerError("the store is full")
+            super().set(key, value)
+
+    store, found = Full(TIMEOUT), []
+
+    def body(comm):
+        threads = joining(store, 1, found) if comm.rank == 0 else []
+        with pytest.raises(PeerError, match=r"the store is full|see its error"):
+            comm.grow()
+        assert total(comm) == 2  # it is as before
+        store.set = lambda *what: MemoryStore.set(store, *what)
+        comm.barrier()
+        with comm.grow() as more:
+            assert total(more) == 3
+        for thread in threads:
+            thread.join(TIMEOUT)
+
+    run_threads(2, body, store=store)
+    assert len(found) == 1
 
 
 class NoAdd:
@@ -148,6 +227,39 @@ def joining(store, count: int, found: list, **options) -> list[threading.Thread]
     for thread in threads:
         thread.start()
     return threads
+
+
+def torch_file(path):
+    distributed = pytest.importorskip("torch.distributed")
+    return distributed.FileStore(str(path / "store"), 9)
+
+
+def tcp(path):
+    return TcpStore("127.0.0.1", 0, True, TIMEOUT, secret=b"")
+
+
+STORES = {"file": lambda path: FileStore(path, TIMEOUT), "torch": torch_file, "tcp": tcp}
+
+
+@pytest.mark.parametrize("kind", STORES)
+def test_stores(kind, tmp_path):
+    store, found = STORES[kind](tmp_path), []
+
+    def body(comm):
+        if comm.rank == 1:
+            return comm.close()
+        until_error(comm)
+        comm = comm.shrink()
+        threads = joining(store, 1, found) if comm.rank == 0 else []
+        with comm.grow() as more:
+            assert total(more) == 3
+        for thread in threads:
+            thread.join(TIMEOUT)
+
+    run_threads(3, body, store=store)
+    assert [rank for rank, *_ in found] == [2]
+    if kind == "tcp":
+        store.close()
 
 
 @pytest.mark.parametrize("newcomers", [1, 2])
