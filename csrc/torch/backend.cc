@@ -250,7 +250,7 @@ class Backend final : public MemberBackend {
       if (device_stage_chosen_.exchange(true)) return;
       const py::gil_scoped_acquire gil;
       const py::object communicator = communicator_;  // this thread's, while another changes it
-      if (!communicator) return (void)group();  // it says that there is none
+      if (!communicator) return (void)group();        // it says that there is none
       communicator.attr("use_device")(static_cast<int>(tensor.device().index()));
       return;
     }
