@@ -87,19 +87,19 @@ class Regrouping(PartCollectives):
     def shrink(self, *, timeout: float | None = None) -> Communicator:
         """Make a new communicator of the ranks that are alive, and close this one.
 
-        Every rank that is alive calls it, mostly after a `PeerError`, and has not closed this one:
-        whoever has is taken for gone. The ranks keep their order. They agree in the store of this
+        Every rank that is alive calls it, mostly after a `PeerError`. A rank that has closed this
+        communicator counts as dead. The ranks keep their order. They agree in the store of this
         communicator, which must outlive those that died: a directory (FileStore), or a server that
         is no rank. Arrays of calls that failed may hold anything. As MPIX_Comm_shrink of MPI's
         ULFM.
 
         Args:
-            timeout: seconds to wait for ranks that are neither here nor known to have gone; then
-                the others go on without them. None: the communicator's.
+            timeout: seconds to wait for ranks that are not known to be dead and have not called
+                `shrink`; then the others go on without them. None: the communicator's.
 
         Raises:
             AbortedError: the others went on without this rank; or this communicator is closed.
-            PeerError, Timeout: the store is gone; or ranks agreed and did not meet.
+            PeerError, Timeout: the store failed; or the ranks agreed and could not connect.
             UsageError: the store has no `add`; or this is a forked child.
         """
         self._group.gone_ranks()  # a child is refused before it writes
@@ -129,8 +129,8 @@ class Regrouping(PartCollectives):
             timeout: seconds to wait for newcomers. None: the communicator's.
 
         Raises:
-            Timeout: too few processes asked to join; or one of them died meanwhile.
-            PeerError: the store is gone.
+            Timeout: too few processes asked to join; or a newcomer died meanwhile.
+            PeerError: the store failed; or a rank of this communicator died: it has failed, too.
             UsageError: the store has no `add`; or this is a forked child.
         """
         self._group.gone_ranks()  # a child is refused before it writes
@@ -172,15 +172,15 @@ class Regrouping(PartCollectives):
 
     @classmethod
     def join(cls, store: Store, *, node: int | None = None, timeout: float = 300.0) -> Communicator:
-        """Become a rank of a communicator that grows, with its options: see `grow`.
+        """Become a rank of a communicator that grows, with its options but `tuning`: see `grow`.
 
         Args:
             store: the one that the communicator was made with.
-            node: number of its node, where nodes are simulated; None: one of its own.
+            node: for simulated nodes alone: the number of its node; None: a new one.
             timeout: seconds to wait until the communicator grows.
 
         Raises:
-            Timeout: it did not grow, or not so much.
+            Timeout: no `grow` took this process in.
             PeerError, UsageError: as `from_store`; the store has no `add`.
         """
         with store_errors("join"):

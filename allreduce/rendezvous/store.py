@@ -2,7 +2,8 @@
 
 A store is needed until the mesh is up, and by what makes a group from another one. Any object with
 torch's `set`, `get` and `check` will do; torch itself is not imported. Keys carry the generation
-(or come through a `PrefixStore`), so an earlier run's leftovers are never read.
+(or come through a `PrefixStore`), so an earlier run's leftovers are never read; but those of
+processes that asked to join: give each job a store of its own.
 """
 
 from __future__ import annotations
