@@ -7,6 +7,7 @@ import numpy as np
 from allreduce import _C
 from allreduce.communicator.arrays import ArrayView
 from allreduce.communicator.communicator import Communicator
+from allreduce.errors import Error
 
 # name -> node of each rank; a group of one node uses shared memory only
 LAYOUTS = {
@@ -100,3 +101,19 @@ def allreduce_as(
     memory = ArrayView(x.ctypes.data, x.size, dtype, x)
     comm._group.run(**comm._call(_C.Collective.allreduce, memory, op=op, algo=algo))
     return x
+
+
+def total(comm: Communicator, value: float = 1.0) -> float:
+    """The sum of all ranks' values, which is the same in a large array of it."""
+    sums = {float(x) for x in comm.allreduce(np.full(70_000, value))}
+    assert len(sums) == 1
+    return sums.pop()
+
+
+def until_error(comm: Communicator) -> Error:
+    """The error with which calls end, one after the other."""
+    try:
+        while True:
+            total(comm)
+    except Error as error:
+        return error

@@ -113,8 +113,12 @@ class Regrouping(PartCollectives):
             if members is not None:
                 made = self._make_of(place, members)
             self._attempt += 1
+        following = PrefixStore(self._store, f"shrink/{self._name}/{self._attempt}")
         with store_errors("shrink"):
             place.set("made", b"")  # before anybody can take this rank for gone
+            if following.check(["said"]):  # they have, while it stood still
+                made.close()
+                self._refuse_late("the others")
         self.close()
         return made
 
@@ -167,6 +171,8 @@ class Regrouping(PartCollectives):
         if says == _FAILED:
             raise PeerError("rank 0 could take nobody in: see its error, or its output", -1)
         grown = _enter(type(self), self._store, name, self.rank)
+        with store_errors("grow"):
+            self._store.set(f"{name}/made", b"")  # as shrink does
         self.close()
         return grown
 
@@ -197,13 +203,14 @@ class Regrouping(PartCollectives):
                     continue
                 claimed = add(store, _taken(number), 1) != 1  # by a rank 0; else by nobody any more
                 if not claimed:
-                    delete_key(store, asked)
+                    store.set(asked, b"")  # not removed: somebody may be about to read it
                     break
         if found is None:
             raise Timeout(f"nobody let this process join within {timeout:g} s; all ranks call grow")
         told = _parse(answer, found)
-        for key in (asked, answer):
-            delete_key(store, key)
+        with store_errors("join"):
+            store.set(asked, b"")
+        delete_key(store, answer)
         return _enter(cls, store, str(told["name"]), int(told["rank"]))
 
     @property
@@ -230,7 +237,8 @@ class Regrouping(PartCollectives):
         have gone is asked before the store is: so what they wrote last is seen.
         """
         ranks = range(self.world_size)
-        before = f"shrink/{self._name}/{self._attempt - 1}/made"
+        before = [f"shrink/{self._name}/{self._attempt - 1}/made"]
+        before += [f"grow/{self._name}/{self._grown}/made"]
         here_keys = [f"here/{rank}" for rank in ranks]
         says_keys = [f"says/{rank}" for rank in ranks]  # who may say so, until it knows better
         keys = ["members", "said", *here_keys, *says_keys]
@@ -241,7 +249,7 @@ class Regrouping(PartCollectives):
             gone = {*self._group.gone_ranks()}
             with store_errors("shrink"):
                 members, said, *values = get_many(place, keys)
-                if self._store.check([before]):
+                if any(self._store.check([key]) for key in before):
                     self._refuse_late("the others")
                 if members is not None:
                     return [int(rank) for rank in _parse("members", members)["ranks"]]
@@ -252,11 +260,15 @@ class Regrouping(PartCollectives):
                 if asked or ({*ranks} - here - gone and time.monotonic() < deadline):
                     continue
                 asked = True
-                place.set(says_keys[self.rank], b"perhaps")
-                if add(place, "said", 1) == 1:
-                    place.set("members", _pack("members", {"ranks": sorted(here - gone)}))
-                else:
-                    place.set(says_keys[self.rank], b"no")
+                try:
+                    place.set(says_keys[self.rank], b"perhaps")
+                    if add(place, "said", 1) == 1:
+                        place.set("members", _pack("members", {"ranks": sorted(here - gone)}))
+                    else:
+                        place.set(says_keys[self.rank], b"no")
+                except BaseException:  # the others must not wait for its word
+                    self.close()
+                    raise
         raise Timeout(
             f"rank {self.rank}: the rank that was to say who is alive has not. Make a new "
             "communicator"
@@ -290,8 +302,7 @@ class Regrouping(PartCollectives):
         """On rank 0: choose newcomers, write the plan of the new communicator. False: too few."""
         with store_errors("grow"):
             for _ in backoff(time.monotonic() + wait):
-                claimed.claim(newcomers)
-                if len(claimed.nodes) == newcomers:
+                if claimed.claim(newcomers):
                     break
                 if gone := self._group.gone_ranks():
                     raise PeerError(
@@ -318,20 +329,27 @@ class _Claims:
         self._store = store
         self.nodes: dict[int, int | None] = {}  # by the number of who asks
 
-    def claim(self, wanted: int) -> None:
-        """Claim up to so many in all of those who ask now, the first first."""
+    def claim(self, wanted: int) -> bool:
+        """Claim so many of those who ask now, the first first; tell whether there are so many."""
         numbers = range(1, add(self._store, _ASKED, 0) + 1)
         found = get_many(self._store, [f"{_ASKED}/{number}" for number in numbers])
-        for number, asked in zip(numbers, found, strict=True):
-            if asked is None or number in self.nodes or len(self.nodes) == wanted:
-                continue
+        asking = {number: asked for number, asked in zip(numbers, found, strict=True) if asked}
+        if len(asking) < wanted:
+            return False
+        for number, asked in asking.items():
+            if len(self.nodes) == wanted:
+                break
             if add(self._store, _taken(number), 1) != 1:
                 add(self._store, _taken(number), -1)
                 continue
             try:
                 self.nodes[number] = _parse(f"{_ASKED}/{number}", asked)["node"]
-            except UsageError as error:  # it stays claimed
+            except UsageError as error:  # it stays claimed, and asks no more
                 log.warning("who asks to join is not of this job: %s", error)
+                self._store.set(f"{_ASKED}/{number}", b"")
+        if len(self.nodes) < wanted:
+            self.give_back()
+        return len(self.nodes) == wanted
 
     def answer(self, name: str, first_rank: int) -> None:
         """Let them in: by the plan under this name, from this rank on."""

@@ -1,158 +1,17 @@
-"""Groups that lose ranks and go on, and groups that take in others."""
+"""Groups that take in further processes."""
 
 import threading
-import time
 
 import numpy as np
 import pytest
-from group_cases import nodes, size
+from group_cases import nodes, size, total, until_error
 from worlds import TIMEOUT, run_threads
 
 from allreduce import Communicator
+from allreduce.communicator import regrouping
 from allreduce.errors import AbortedError, Error, PeerError, Timeout, UsageError
-from allreduce.rendezvous.store import FileStore, MemoryStore, PrefixStore, add
+from allreduce.rendezvous.store import FileStore, MemoryStore, PrefixStore
 from allreduce.rendezvous.tcp_store import TcpStore
-
-LAYOUTS = ["1x4", "2x2", "3+1+2"]
-SOON = TIMEOUT / 2  # seconds; to wait for those who have gone would take all of it
-
-
-def total(comm, value: float = 1.0) -> float:
-    sums = {float(x) for x in comm.allreduce(np.full(70_000, value))}
-    assert len(sums) == 1
-    return sums.pop()
-
-
-def until_error(comm) -> Error:
-    try:
-        while True:
-            total(comm)
-    except Error as error:
-        return error
-
-
-@pytest.mark.parametrize("connect", ["all", "needed"])
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("gone", [{0}, {1}, {0, 2}])
-def test_those_who_are_left_go_on(layout, gone, connect):
-    def body(comm):
-        if comm.rank in gone:
-            return total(comm)
-        assert isinstance(until_error(comm), PeerError)
-        begin = time.monotonic()
-        with comm.shrink() as fewer:
-            took = time.monotonic() - begin
-            assert fewer.world_size == comm.world_size - len(gone)
-            assert total(fewer) == fewer.world_size
-            names = fewer.allgather(np.array([comm.rank])).tolist()
-            assert names == sorted({*range(comm.world_size)} - gone)
-            same_node = [comm.node_of_rank[a] == comm.node_of_rank[names[0]] for a in names]
-            assert [n == fewer.node_of_rank[0] for n in fewer.node_of_rank] == same_node
-        return took < SOON
-
-    results = run_threads(size(layout), body, nodes=nodes(layout), connect=connect)
-    assert all(took for rank, took in enumerate(results) if rank not in gone)
-
-
-def test_nobody_has_gone():
-    def body(comm):
-        if comm.rank == 1:
-            comm.abort("for a test")
-        until_error(comm)
-        with comm.shrink() as same:
-            assert (same.rank, same.world_size) == (comm.rank, comm.world_size)
-            assert total(same) == 3
-
-    run_threads(3, body)
-
-
-def test_again_and_again_down_to_one_rank():
-    def body(comm):
-        while comm.world_size > 1:
-            if comm.rank == comm.world_size - 1:
-                return comm.close()
-            until_error(comm)
-            comm = comm.shrink()
-        assert total(comm) == 1
-        comm.close()
-
-    run_threads(4, body, nodes=2)
-
-
-def test_a_rank_that_comes_too_late_is_told_so():
-    gone_on = threading.Barrier(3)
-
-    def body(comm):
-        if comm.rank == 0:
-            comm.abort("for a test")
-        until_error(comm)
-        if comm.rank == 1:
-            gone_on.wait(TIMEOUT)
-            with pytest.raises(AbortedError, match=r"rank 1 came too late: .* went on without it"):
-                comm.shrink()
-            return
-        with comm.shrink(timeout=2.0) as fewer:
-            gone_on.wait(TIMEOUT)
-            assert total(fewer) == 2
-
-    run_threads(3, body)
-
-
-@pytest.mark.parametrize("dies", ["before it says who is here", "when all have agreed"])
-def test_one_more_dies_while_they_agree(dies):
-    def body(comm):
-        if comm.rank == 0:
-            return comm.close()
-        until_error(comm)
-        if comm.rank == 1:
-            place = PrefixStore(comm._store, f"shrink/{comm._name}/1")
-            if dies == "when all have agreed":
-                comm._agree_who_is_here(place, time.monotonic() + TIMEOUT)
-            else:
-                place.set("says/1", b"perhaps")
-                add(place, "said", 1)
-                place.set("here/1", b"")
-            return comm.close()
-        begin = time.monotonic()
-        with comm.shrink() as fewer:
-            assert fewer.world_size == 2
-            assert total(fewer) == 2
-        return time.monotonic() - begin
-
-    results = run_threads(4, body, nodes=2, timeout=4.0 if dies == "when all have agreed" else 30.0)
-    assert all(took < SOON for took in results[2:])
-
-
-def test_who_lost_the_group_that_the_others_made_is_told_so():
-    made = threading.Event()
-
-    def body(comm):
-        if comm.rank == 0:
-            return comm.close()
-        until_error(comm)
-        if comm.rank == 1:  # as if the last word of the start-up had not reached it
-            place = PrefixStore(comm._store, f"shrink/{comm._name}/1")
-            members = comm._agree_who_is_here(place, time.monotonic() + TIMEOUT)
-            with comm._make_of(place, members):
-                comm._attempt = 2
-                made.wait(TIMEOUT)
-                with pytest.raises(AbortedError, match="the others went on without it"):
-                    comm.shrink()
-            return
-        with comm.shrink() as fewer:
-            made.set()
-            until_error(fewer)  # it left
-
-    run_threads(3, body)
-
-
-def test_a_closed_one_is_not_shrunk():
-    def body(comm):
-        comm.close()
-        with pytest.raises(AbortedError, match="shrink: this communicator is closed"):
-            comm.shrink()
-
-    run_threads(2, body)
 
 
 def test_who_is_not_of_this_job_is_passed_over(caplog):
@@ -169,6 +28,7 @@ def test_who_is_not_of_this_job_is_passed_over(caplog):
 
     run_threads(2, body, store=store)
     assert "who asks to join is not of this job" in caplog.text
+    assert [rank for rank, *_ in found] == [2]
 
 
 def test_rank_0_cannot_take_anybody_in_and_all_hear_of_it():
@@ -341,6 +201,30 @@ def test_too_few_come_and_are_taken_in_later():
 
     run_threads(2, body, store=store)
     assert [rank for rank, *_ in found] == [2]
+
+
+def test_who_lost_the_group_that_the_others_grew_into_is_told_so():
+    store, found, grown = MemoryStore(TIMEOUT), [], threading.Event()
+
+    def body(comm):
+        if comm.rank == 1:  # as if the last word of the start-up had not reached it
+            enter = regrouping._enter
+            name = f"grow/{comm._name}/1"
+            comm.barrier()
+            comm._grown += 1
+            comm.allgather(np.array([0]))
+            with enter(type(comm), comm._store, name, 1):
+                grown.wait(TIMEOUT)
+            with pytest.raises(AbortedError, match="the others went on without it"):
+                comm.shrink()
+            return
+        threads = joining(store, 1, found) if comm.rank == 0 else []
+        with comm.grow():
+            grown.set()
+        for thread in threads:
+            thread.join(TIMEOUT)
+
+    run_threads(3, body, store=store)
 
 
 def test_nobody_lets_a_process_join_and_its_place_is_given_to_none():
