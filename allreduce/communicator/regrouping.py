@@ -34,7 +34,7 @@ from allreduce.rendezvous.store import (
     store_errors,
 )
 from allreduce.tuning import Tuning
-from allreduce.tuning.option import resolve_tuning
+from allreduce.tuning.option import tuning_for_any_layout
 
 if TYPE_CHECKING:
     from allreduce.communicator.communicator import Communicator
@@ -82,7 +82,7 @@ class Regrouping(PartCollectives):
         members = [int(r) for r in np.lexsort((np.arange(self.world_size), rows[:, 1]))]
         members = [r for r in members if rows[r, 0] == color]
         store = PrefixStore(self._store, f"split/{self._name}/{self._splits}/{color}/")
-        return self._make(store, members, [str(self.node_of_rank[r]) for r in members])
+        return self._make(store, members, named_nodes=True)
 
     def shrink(self, *, timeout: float | None = None) -> Communicator:
         """Make a new communicator of the ranks that are alive, and close this one.
@@ -218,8 +218,9 @@ class Regrouping(PartCollectives):
         """What keys of this communicator begin with in its store."""
         return f"{self._connections.group_id:08x}.{self._connections.generation}"
 
-    def _make(self, store: Store, members: Sequence[int], nodes: list[str] | None) -> Communicator:
-        """The communicator of `members` of this one, with its options."""
+    def _make(self, store: Store, members: Sequence[int], named_nodes: bool) -> Communicator:
+        """The communicator of `members` of this one, with its options; on its nodes, if named."""
+        nodes = [str(self.node_of_rank[r]) for r in members] if named_nodes else None
         kind: Any = type(self)
         made: Communicator = kind.from_store(
             store,
@@ -278,10 +279,9 @@ class Regrouping(PartCollectives):
         """The communicator of those who agreed; None if one has died since."""
         if self.rank not in members:
             self._refuse_late(name_ranks(members))
-        nodes = [str(self.node_of_rank[r]) for r in members]
-        named = self._connections.named_nodes
+        store = PrefixStore(place, "group")
         try:
-            made = self._make(PrefixStore(place, "group"), members, nodes if named else None)
+            made = self._make(store, members, self._connections.named_nodes)
         except (PeerError, Timeout):
             # The news of a death may come later than the end of a connection.
             for _ in backoff(time.monotonic() + self._connections.dead_after):
@@ -379,7 +379,7 @@ def _enter(kind: type[Any], store: Store, name: str, rank: int) -> Communicator:
         rank,
         plan["world_size"],
         nodes=plan["nodes"],
-        tuning=resolve_tuning(None, os.environ).tuning,  # whose file need not have this layout
+        tuning=tuning_for_any_layout(os.environ),
         **plan["options"],
     )
     made._store = store

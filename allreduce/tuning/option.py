@@ -12,7 +12,7 @@ from allreduce.tuning import LayoutTuning, Tuning
 from allreduce.tuning.cost import Layout
 from allreduce.tuning.file import read
 
-__all__ = ["NO_REQUEST", "TuningOption", "TuningRequest", "resolve_tuning"]
+__all__ = ["NO_REQUEST", "TuningOption", "TuningRequest", "resolve_tuning", "tuning_for_any_layout"]
 
 TuningOption: TypeAlias = str | os.PathLike[str] | Tuning | None
 
@@ -87,3 +87,10 @@ def resolve_tuning(option: TuningOption, environ: Mapping[str, str]) -> TuningRe
         return TuningRequest(tuning=read(file), file=file)
     except UsageError as error:
         return TuningRequest(file=file, failure=str(error))
+
+
+def tuning_for_any_layout(environ: Mapping[str, str]) -> Tuning | None:
+    """Return the tuning of ALLREDUCE_TUNING for a group whose layout its file need not have: the
+    job was tuned with other ranks. None without one, or with one that cannot be read.
+    """
+    return resolve_tuning(None, environ).tuning

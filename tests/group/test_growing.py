@@ -1,6 +1,8 @@
 """Groups that take in further processes."""
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -20,11 +22,8 @@ def test_who_is_not_of_this_job_is_passed_over(caplog):
     store.add("grow/asked", 1)
 
     def body(comm):
-        threads = joining(store, 1, found) if comm.rank == 0 else []
-        with comm.grow() as more:
+        with joining(comm, store, found), comm.grow() as more:
             assert total(more) == 3
-        for thread in threads:
-            thread.join(TIMEOUT)
 
     run_threads(2, body, store=store)
     assert "who asks to join is not of this job" in caplog.text
@@ -41,16 +40,14 @@ def test_rank_0_cannot_take_anybody_in_and_all_hear_of_it():
     store, found = Full(TIMEOUT), []
 
     def body(comm):
-        threads = joining(store, 1, found) if comm.rank == 0 else []
-        with pytest.raises(PeerError, match=r"the store is full|see its error"):
-            comm.grow()
-        assert total(comm) == 2  # it is as before
-        store.set = lambda *what: MemoryStore.set(store, *what)
-        comm.barrier()
-        with comm.grow() as more:
-            assert total(more) == 3
-        for thread in threads:
-            thread.join(TIMEOUT)
+        with joining(comm, store, found):
+            with pytest.raises(PeerError, match=r"the store is full|see its error"):
+                comm.grow()
+            assert total(comm) == 2  # it is as before
+            store.set = lambda *what: MemoryStore.set(store, *what)
+            comm.barrier()
+            with comm.grow() as more:
+                assert total(more) == 3
 
     run_threads(2, body, store=store)
     assert len(found) == 1
@@ -75,18 +72,23 @@ def test_a_store_that_cannot_add_is_named():
         Communicator.join(NoAdd())
 
 
-def joining(store, count: int, found: list, **options) -> list[threading.Thread]:
-    def main(node):
+@contextmanager
+def joining(comm, store, found: list, count: int = 1, **options) -> Iterator[None]:
+    """Threads of rank 0's that join meanwhile; what each has found, or its error, is in `found`."""
+
+    def main():
         try:
-            with Communicator.join(store, timeout=TIMEOUT, **options) as comm:
-                found.append((comm.rank, comm.world_size, comm.node_of_rank, total(comm)))
+            with Communicator.join(store, timeout=TIMEOUT, **options) as joined:
+                found.append((joined.rank, joined.world_size, joined.node_of_rank, total(joined)))
         except Error as error:
             found.append(error)
 
-    threads = [threading.Thread(target=main, args=(i,), daemon=True) for i in range(count)]
+    threads = [threading.Thread(target=main, daemon=True) for _ in range(count * (comm.rank == 0))]
     for thread in threads:
         thread.start()
-    return threads
+    yield
+    for thread in threads:
+        thread.join(TIMEOUT)
 
 
 def torch_file(path):
@@ -110,11 +112,8 @@ def test_stores(kind, tmp_path):
             return comm.close()
         until_error(comm)
         comm = comm.shrink()
-        threads = joining(store, 1, found) if comm.rank == 0 else []
-        with comm.grow() as more:
+        with joining(comm, store, found), comm.grow() as more:
             assert total(more) == 3
-        for thread in threads:
-            thread.join(TIMEOUT)
 
     run_threads(3, body, store=store)
     assert [rank for rank, *_ in found] == [2]
@@ -128,16 +127,13 @@ def test_processes_join(layout, newcomers, tmp_path):
     store, found = FileStore(tmp_path, TIMEOUT), []
 
     def body(comm):
-        threads = joining(store, newcomers, found) if comm.rank == 0 else []
-        with comm.grow(newcomers) as more:
+        with joining(comm, store, found, newcomers), comm.grow(newcomers) as more:
             assert more.rank == comm.rank
             assert more.world_size == comm.world_size + newcomers
             assert more.node_of_rank[: comm.world_size] == comm.node_of_rank
             # Simulated nodes: each newcomer has one of its own.
             assert more.num_nodes == comm.num_nodes + newcomers
             assert total(more) == more.world_size
-        for thread in threads:
-            thread.join(TIMEOUT)
 
     was = size(layout)
     run_threads(was, body, nodes=nodes(layout), store=store)
@@ -149,12 +145,9 @@ def test_a_newcomer_shares_the_node_that_it_names_and_takes_the_options():
     store, found = MemoryStore(TIMEOUT), []
 
     def body(comm):
-        threads = joining(store, 1, found, node=0) if comm.rank == 0 else []
-        with comm.grow() as more:
+        with joining(comm, store, found, node=0), comm.grow() as more:
             assert more.node_of_rank == (0, 1, 0)
             total(more)
-        for thread in threads:
-            thread.join(TIMEOUT)
 
     run_threads(2, body, nodes=2, store=store, lanes=3, rails=np.int64(1), checksum=False)
     assert [node for _, _, node, _ in found] == [(0, 1, 0)]
@@ -164,12 +157,9 @@ def test_without_simulated_nodes_a_newcomer_is_on_the_node_of_its_host():
     store, found = MemoryStore(TIMEOUT), []
 
     def body(comm):
-        threads = joining(store, 1, found) if comm.rank == 0 else []
-        with comm.grow() as more:
+        with joining(comm, store, found), comm.grow() as more:
             assert more.num_nodes == 1
             total(more)
-        for thread in threads:
-            thread.join(TIMEOUT)
 
     run_threads(2, body, store=store)
     assert len(found) == 1
@@ -190,14 +180,12 @@ def test_too_few_come_and_are_taken_in_later():
     store, found = MemoryStore(TIMEOUT), []
 
     def body(comm):
-        threads = joining(store, 1, found) if comm.rank == 0 else []
-        with pytest.raises(Timeout, match="fewer than 2"):
-            comm.grow(2, timeout=0.3)
-        assert total(comm) == 2
-        with comm.grow() as more:
-            assert total(more) == 3
-        for thread in threads:
-            thread.join(TIMEOUT)
+        with joining(comm, store, found):
+            with pytest.raises(Timeout, match="fewer than 2"):
+                comm.grow(2, timeout=0.3)
+            assert total(comm) == 2
+            with comm.grow() as more:
+                assert total(more) == 3
 
     run_threads(2, body, store=store)
     assert [rank for rank, *_ in found] == [2]
@@ -218,11 +206,8 @@ def test_who_lost_the_group_that_the_others_grew_into_is_told_so():
             with pytest.raises(AbortedError, match="the others went on without it"):
                 comm.shrink()
             return
-        threads = joining(store, 1, found) if comm.rank == 0 else []
-        with comm.grow():
+        with joining(comm, store, found), comm.grow():
             grown.set()
-        for thread in threads:
-            thread.join(TIMEOUT)
 
     run_threads(3, body, store=store)
 
@@ -233,11 +218,8 @@ def test_nobody_lets_a_process_join_and_its_place_is_given_to_none():
         Communicator.join(store, timeout=0.2)
 
     def body(comm):
-        threads = joining(store, 1, found) if comm.rank == 0 else []
-        with comm.grow() as more:
+        with joining(comm, store, found), comm.grow() as more:
             assert total(more) == 3
-        for thread in threads:
-            thread.join(TIMEOUT)
 
     run_threads(2, body, store=store)
     assert len(found) == 1

@@ -15,11 +15,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 import pytest
 from fork_server import Forked, ForkServer
+from torch_release import torch_release
 
 from allreduce.commands import native_build
 
@@ -104,7 +104,7 @@ def backend() -> None:
 @pytest.fixture(scope="session")
 def cpu_device(backend: None) -> None:
     """Compiles the device of cpu_device.cc, unless it is up to date."""
-    release = tuple(map(int, metadata.version("torch").split(".")[:2]))
+    release = torch_release()
     if release < _STREAMS_OF_ANY_DEVICE:
         pytest.skip(f"torch {release[0]}.{release[1]} tells the streams of CUDA's devices alone")
     environment = dict(os.environ, PYTHONPATH=str(ROOT))

@@ -1,15 +1,13 @@
 """Process groups whose members change: see programs/reconfigured.py."""
 
-from importlib import metadata
-
 import pytest
+from torch_release import needs_torch
 
 PROGRAM = "reconfigured.py"
 LAYOUTS = [(3, 1), (3, 2), (4, 2)]
-RELEASE = tuple(map(int, metadata.version("torch").split(".")[:2]))
 pytestmark = [
     pytest.mark.timeout(110),
-    pytest.mark.skipif(RELEASE < (2, 14), reason="process groups change from torch 2.14 on"),
+    needs_torch(2, 14, "process groups change from torch 2.14 on"),
 ]
 
 

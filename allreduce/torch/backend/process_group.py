@@ -17,7 +17,7 @@ from allreduce.errors import Timeout
 from allreduce.torch import communicator
 from allreduce.torch.backend.load import load
 from allreduce.torch.backend.members import name_group, new_handle, nodes_of, order_of
-from allreduce.tuning.option import resolve_tuning
+from allreduce.tuning.option import tuning_for_any_layout
 
 __all__ = ["allocate", "connect", "reconfigure", "split", "stream_handle"]
 
@@ -82,7 +82,7 @@ def reconfigure(
     part: Any = dist.PrefixStore(  # type: ignore[attr-defined]
         name_group(uuid, members), store
     )
-    tuning = resolve_tuning(None, os.environ).tuning  # whose file need not have this layout
+    tuning = tuning_for_any_layout(os.environ)
     backend.leave(uuid)
     try:
         comm = Communicator.from_store(

@@ -20,8 +20,8 @@ store = dist.FileStore(str(FOLDER / "handles"), WORLD_SIZE)
 rounds = 0
 
 
-def init_unconnected() -> None:
-    """Makes the world anew, in which nobody is connected."""
+def make_world(**options: bool) -> None:
+    """Makes the world anew."""
     global rounds
     rounds += 1
     if dist.is_initialized():
@@ -32,8 +32,12 @@ def init_unconnected() -> None:
         rank=RANK,
         world_size=WORLD_SIZE,
         timeout=TIMEOUT,
-        enable_reconfigure=True,
+        **options,
     )
+
+
+def init_unconnected() -> None:
+    make_world(enable_reconfigure=True)
 
 
 def handles() -> list[str]:
@@ -236,14 +240,7 @@ def check_two_threads_reconfigure_at_once() -> None:
 
 
 def check_a_group_that_was_made_as_always_can_change_too() -> None:
-    dist.destroy_process_group()
-    dist.init_process_group(
-        "hier",
-        init_method=f"file://{FOLDER}/as_always",
-        rank=RANK,
-        world_size=WORLD_SIZE,
-        timeout=TIMEOUT,
-    )
+    make_world()
     assert_group(EVERYONE)
     become(EVERYONE[1:])
     assert_group(EVERYONE[1:])
