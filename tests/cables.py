@@ -40,6 +40,15 @@ class Hosts:
         for name in (self._switch, *self.names):
             subprocess.run(["ip", "netns", "del", name], capture_output=True, timeout=20)
 
+    def join(self, one: int, other: int, interface: str, network: str) -> None:
+        """Join two hosts by one more cable, of a network such as "10.231.79"."""
+        ends = [f"name {interface} netns {self.names[host]}".split() for host in (one, other)]
+        _run("ip", "link", "add", *ends[0], "type", "veth", "peer", *ends[1])
+        for host in (one, other):
+            address = f"{network}.{host + 1}/24"
+            _run("ip", "-n", self.names[host], "address", "add", address, "dev", interface)
+            _run("ip", "-n", self.names[host], "link", "set", interface, "up")
+
     def command(self, host: int) -> list[str]:
         """Return the words before a command that is to run on a host."""
         return ["ip", "netns", "exec", self.names[host]]

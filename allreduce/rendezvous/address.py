@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import ipaddress
+import logging
 import math
 import os
 import socket
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from allreduce.errors import UsageError
+from allreduce.rendezvous.interfaces import (
+    InterfaceOption,
+    from_nccl,
+    host_addresses,
+    interface_of,
+)
+
+log = logging.getLogger("allreduce")
 
 Address = tuple[int, Any]  # address family and socket address
 
-_SIOCGIFADDR = 0x8915
-_IFREQ = struct.Struct("16s24x")
 _ANY_HOST = "198.51.100.1"  # a documentation address: asking for the route to it sends nothing
 _PROC_NET = Path("/proc/sys/net")
 _CONGESTION_NAME_MAX = 16
@@ -57,30 +62,18 @@ def route_address(host: str) -> str | None:
         return None
 
 
-def interface_address(name: str) -> str:
-    """Return the IPv4, else global IPv6, address of interface `name`; ValueError without one."""
-    request = _IFREQ.pack(name.encode()[:15])
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
-        return socket.inet_ntoa(fcntl.ioctl(probe, _SIOCGIFADDR, request)[20:24])
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/net/if_inet6").read_text().splitlines():
-            digits, _index, _prefix, scope, _flags, interface = line.split()
-            if interface == name and scope == "00":
-                return socket.inet_ntop(socket.AF_INET6, bytes.fromhex(digits))
-    known = ", ".join(sorted(interface for _index, interface in socket.if_nameindex()))
-    raise UsageError(
-        f"ALLREDUCE_IFACE={name}: no such interface, or it has no address; there are {known}"
-    )
-
-
-def bind_address(host: str, port: int) -> Address:
+def bind_address(host: str, port: int, environ: Mapping[str, str] | None = None) -> Address:
     """Return the one address on which rank 0 serves its store as `host`.
 
     A host name that /etc/hosts maps to loopback (Debian's 127.0.1.1) would shut out other machines,
     so the address of the default route is taken instead; "localhost" and numeric addresses mean
-    what they say.
+    what they say. With `ALLREDUCE_ADVERTISE`, `host` may be an address of whatever translates
+    addresses in front of this host. The store then listens where this rank does.
     """
+    environ = os.environ if environ is None else environ
     family, address = resolve(host, port)
+    if environ.get("ALLREDUCE_ADVERTISE") and not interface_of(address[0]):
+        return resolve(choose_address(False, None, environ), port)
     if is_loopback(address[0]) and host != "localhost" and host != address[0]:
         routed = route_address(_ANY_HOST)
         if routed is not None and not is_loopback(routed):
@@ -89,34 +82,37 @@ def bind_address(host: str, port: int) -> Address:
 
 
 def choose_address(
-    one_host: bool, route_to: str | None, environ: Mapping[str, str] | None = None
+    one_host: bool,
+    route_to: str | None,
+    environ: Mapping[str, str] | None = None,
+    local_index: int = 0,
 ) -> str:
     """Return the numeric address on which this rank listens for peers on other nodes.
 
-    `ALLREDUCE_HOST` (an address or name of this host) or `ALLREDUCE_IFACE` decide where set; else
-    loopback where all ranks run on one host; else this host's address on the route to `route_to`,
-    the host of the store.
+    The first of these decides: `ALLREDUCE_HOST`, an address or name of this host;
+    `ALLREDUCE_IFACE`, see `InterfaceOption`; loopback, if all ranks run on one host;
+    `GLOO_SOCKET_IFNAME` and `NCCL_SOCKET_IFNAME`; the route to `route_to`, the host of the store.
+
+    Args:
+        local_index: the number of this rank on its node, which chooses among several networks.
 
     Raises:
         ValueError: the variable makes no sense here, or only loopback is left although ranks run on
             several hosts.
     """
     environ = os.environ if environ is None else environ
+    address: str | None
     if host := environ.get("ALLREDUCE_HOST"):
-        source = f"ALLREDUCE_HOST={host}"
-        try:
-            address: str | None = str(resolve(host, 0)[1][0])
-        except OSError as error:
-            raise UsageError(f"{source} cannot be resolved: {error}") from error
-    elif interface := environ.get("ALLREDUCE_IFACE"):
-        source, address = f"ALLREDUCE_IFACE={interface}", interface_address(interface)
+        source, address = f"ALLREDUCE_HOST={host}", _resolve_host_option(host)
+    elif words := environ.get("ALLREDUCE_IFACE"):
+        source = f"ALLREDUCE_IFACE={words}"
+        address = _select_interface(InterfaceOption(words, source), route_to, local_index)
     elif one_host:
         return "127.0.0.1"
+    elif chosen := _choice_for_other_libraries(environ, route_to, local_index):
+        source, address = chosen
     else:
-        source = "the route to the other ranks"
-        address = route_address(route_to) if route_to else None
-        if address is None or is_loopback(address):
-            address = route_address(_ANY_HOST)
+        source, address = "the route to the other ranks", _address_on_route(route_to)
     if address is None:
         raise UsageError(
             "found no network address for the peers; set ALLREDUCE_HOST or ALLREDUCE_IFACE"
@@ -127,6 +123,54 @@ def choose_address(
             "set ALLREDUCE_HOST or ALLREDUCE_IFACE to a network that all of them reach"
         )
     return address
+
+
+def _address_on_route(route_to: str | None) -> str | None:
+    address = route_address(route_to) if route_to else None
+    if address is None or is_loopback(address):
+        address = route_address(_ANY_HOST)
+    return address
+
+
+def _resolve_host_option(host: str) -> str:
+    try:
+        return str(resolve(host, 0)[1][0])
+    except OSError as error:
+        raise UsageError(f"ALLREDUCE_HOST={host} cannot be resolved: {error}") from error
+
+
+def _select_interface(option: InterfaceOption, route_to: str | None, local_index: int) -> str:
+    addresses = host_addresses()
+    found = option.select(addresses, _address_on_route(route_to), local_index)
+    if found is None:
+        raise UsageError(
+            f"{option.source}: matches no interface that is up and has an address; this host has "
+            f"{', '.join(map(str, addresses))}"
+        )
+    return found.address
+
+
+def _choice_for_other_libraries(
+    environ: Mapping[str, str], route_to: str | None, local_index: int
+) -> tuple[str, str] | None:
+    """Return what a variable of Gloo or NCCL chooses, and its name; None where there is none.
+
+    A value of no use here is passed over: it may be meant for another library of the program.
+    """
+    gloo, nccl = environ.get("GLOO_SOCKET_IFNAME", ""), environ.get("NCCL_SOCKET_IFNAME", "")
+    for name, text, words in (
+        ("GLOO_SOCKET_IFNAME", gloo, gloo),
+        ("NCCL_SOCKET_IFNAME", nccl, from_nccl(nccl)),
+    ):
+        if not words.strip(" ,"):
+            continue
+        source, routed = f"{name}={text}", _address_on_route(route_to)
+        found = InterfaceOption(words, source).select(host_addresses(), routed, local_index)
+        if found is not None and not found.is_loopback:
+            log.info("%s chooses %s, as ALLREDUCE_IFACE would", source, found)
+            return source, found.address
+        log.warning("%s: %s; passed over", source, f"means {found}" if found else "matches nothing")
+    return None
 
 
 def set_congestion_control(sock: socket.socket, name: str | None, loopback: bool) -> None:

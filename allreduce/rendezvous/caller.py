@@ -16,9 +16,12 @@ from allreduce.errors import PeerError
 from allreduce.rendezvous.acceptor import EventLoop, HandshakeSocket, same_user
 from allreduce.rendezvous.address import Address, set_congestion_control
 from allreduce.rendezvous.handshake import Link, Rejected, Session, call
+from allreduce.rendezvous.interfaces import interface_of
 
+_NO_WAY = "no connection"
 _SYN_SENT = 2  # a state of TCP
-_RETRY = (errno.EAGAIN, errno.ETIMEDOUT, errno.ECONNRESET, errno.EHOSTUNREACH, errno.ENETUNREACH)
+_RETRY = (errno.EAGAIN, errno.ETIMEDOUT, errno.ECONNRESET)
+_NO_ROUTE = (errno.EHOSTUNREACH, errno.ENETUNREACH)
 
 
 class NoAnswer(PeerError):
@@ -83,6 +86,7 @@ class Caller:
         loopback: bool,
         welcome: Callable[[Link, socket.socket], None],
         refused_for: float = 2.0,
+        no_route_for: float = 10.0,
         unanswered_for: float = math.inf,
         refused_proofs: float = 3,
         needless: Callable[[Link], bool] = lambda link: False,
@@ -90,8 +94,9 @@ class Caller:
         """Call nobody yet.
 
         Args:
-            refused_for, unanswered_for: seconds after which a peer is given up whose host refuses
-                calls or does not answer them. (A listener is there before its address is known.)
+            refused_for, no_route_for, unanswered_for: seconds after which a peer is given up whose
+                host refuses calls, cannot be reached, or does not answer them. (A listener is there
+                before its address is known.)
             refused_proofs: how often a peer may end the handshake behind this rank's proof.
             needless: whether a call need not be made, or not once more.
         """
@@ -101,6 +106,7 @@ class Caller:
         self._congestion, self._loopback = congestion, loopback
         self._welcome = welcome
         self._refused_for, self._unanswered_for = refused_for, unanswered_for
+        self._no_route_for = no_route_for
         self._refused_proofs = refused_proofs
         self._needless = needless
         self._calls: dict[Link, _Call] = {}  # those that nobody has welcomed yet
@@ -137,6 +143,11 @@ class Caller:
         """Say how far the call of this connection is; "" if there is none."""
         return self._calls[link].state if link in self._calls else ""
 
+    def unreached(self) -> list[str]:
+        """Return the peers to whose hosts there is no connection, and why, in words."""
+        found = {c.link.dst: c.state for c in self._calls.values() if c.state.startswith(_NO_WAY)}
+        return [f"{self._endpoints[peer].name}: {state}" for peer, state in found.items()]
+
     def give_up(self, peer: int) -> None:
         """Call this peer no more."""
         for link in [link for link in self._calls if link.dst == peer]:
@@ -159,7 +170,7 @@ class Caller:
         sock.setblocking(False)
         if family != socket.AF_UNIX:
             set_congestion_control(sock, self._congestion, self._loopback)
-        pending.state = "no connection"
+        pending.state = _NO_WAY
         if pending.unanswered_since == math.inf:
             pending.unanswered_since = time.monotonic()
         status = sock.connect_ex(address)
@@ -212,23 +223,33 @@ class Caller:
             self._endpoints[pending.link.dst].name,
             os.strerror(status),
         )
+        now = time.monotonic()
+        no_way = status in _NO_ROUTE and now - pending.unanswered_since > self._no_route_for
         if status == errno.ECONNREFUSED:
-            now = time.monotonic()
             pending.refused_since = pending.refused_since or now
             if now - pending.refused_since > self._refused_for:
                 raise Refused(
                     f"{name} no longer listens although it was there: it has died or given up (see "
-                    "its output), or it runs on another machine that looks like this one (then set "
-                    "ALLREDUCE_NODES)",
+                    f"its output), or {self._what_else_refuses(peer)}",
                     peer,
                 )
-        elif status not in _RETRY:
+        elif no_way or status not in (*_RETRY, *_NO_ROUTE):
             raise PeerError(
                 f"cannot connect to {name}: {cause}; set ALLREDUCE_HOST or ALLREDUCE_IFACE on that "
                 "rank to a network that all ranks reach",
                 peer,
             )
-        self._again(pending, f"no connection ({cause})")
+        self._again(pending, f"{_NO_WAY} ({cause})")
+
+    def _what_else_refuses(self, peer: int) -> str:
+        """Say what else it may be if nobody listens where the peer has published that it does."""
+        family, address = self._endpoints[peer].address
+        if family == socket.AF_UNIX:
+            return "it runs on another machine that looks like this one (then set ALLREDUCE_NODES)"
+        remedy = "(then set ALLREDUCE_IFACE or ALLREDUCE_HOST on that rank)"
+        if (own := interface_of(address[0])) and not self._loopback:
+            return f"{own} of this rank's own host has the same address {remedy}"
+        return f"its address leads to another host here {remedy}"
 
     def _closed_on_us(self, pending: _Call, connection: HandshakeSocket, error: OSError) -> None:
         if connection.replies:  # it has seen our proof

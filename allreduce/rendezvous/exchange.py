@@ -26,11 +26,13 @@ from allreduce.rendezvous.store import (
     get_many,
     name_ranks,
     store_errors,
+    store_host,
     wait_for,
 )
 
 FORMAT = 1
 _LINGER_SECONDS = 2.0
+_HEARD_SECONDS = 1.0  # twice what a rank waits until it looks once more
 _ERRORS: dict[str, type[Exception]] = {
     "usage": UsageError,
     "timeout": Timeout,
@@ -147,7 +149,7 @@ class StoreExchange:
         self,
         what: str,
         value: bytes,
-        accept: Callable[[int, bytes], None],
+        accept: Callable[[int, bytes], object],
         judge: Callable[[list[bytes]], None] = lambda values: None,
     ) -> list[bytes]:
         """Return the values of all ranks in rank order, or raise the error of rank 0.
@@ -162,6 +164,41 @@ class StoreExchange:
             self._write(self._call, self._attempt.encode())
         self._write(self._key(what, 0), value)
         return self._collect(what, accept, judge)
+
+    def publish_failure(self, error: Exception) -> Exception:
+        """Tell all ranks why this one cannot go on; return the first error that a rank told."""
+        body = {"kind": _kind_of(error), "text": str(error), "by": self._rank}
+        with contextlib.suppress(Exception):  # whatever a store raises: `error` counts
+            first = self._published_failure()
+            if first is None:
+                self._write(self._failure, json.dumps(body).encode())
+            if self._rank == 0 and store_host(self._store):  # which may end with this process
+                time.sleep(_HEARD_SECONDS)
+            return first or error
+        return error
+
+    def raise_failure(self) -> None:
+        """Raise what another rank has published by `publish_failure`, if one has.
+
+        Raises:
+            PeerError: the store has failed.
+        """
+        if failure := self._published_failure():
+            raise failure
+
+    def _published_failure(self) -> Exception | None:
+        with store_errors("failures of other ranks"):
+            sealed = get_many(self._store, [self._failure])[0]
+        if sealed is None:
+            return None
+        failure = json.loads(self._seal.open(self._failure, "a rank", sealed))
+        text = f"start-up failed on rank {failure['by']}: {failure['text']}"
+        kind = _ERRORS[failure["kind"]]
+        return PeerError(text, failure["by"]) if kind is PeerError else kind(text)
+
+    @property
+    def _failure(self) -> str:
+        return f"mesh/{self._generation}/{self._attempt}/failure"
 
     def clean(self) -> None:
         """Remove what this rank wrote; for when all ranks have read it. Never raises: the group is
@@ -180,7 +217,7 @@ class StoreExchange:
     def _collect(
         self,
         what: str,
-        accept: Callable[[int, bytes], None],
+        accept: Callable[[int, bytes], object],
         judge: Callable[[list[bytes]], None],
     ) -> list[bytes]:
         keys = {rank: self._key(what, rank) for rank in range(self._world_size)}
@@ -199,7 +236,7 @@ class StoreExchange:
             table = [values[rank] for rank in range(self._world_size)]
             judge(table)
         except (ValueError, TimeoutError, ConnectionError) as error:
-            kind = next((name for name, cls in _ERRORS.items() if isinstance(error, cls)), "peer")
+            kind = _kind_of(error)
             wanted = list(values) if kind == "timeout" else list(keys)
             with contextlib.suppress(TimeoutError, ConnectionError):  # the store may have failed
                 self._tell_all(what, {"error": kind, "text": str(error)}, wanted)
@@ -347,6 +384,10 @@ class StoreExchange:
         self._written.append(key)
         with store_errors(key):
             self._store.set(key, self._seal.close(key, body))
+
+
+def _kind_of(error: Exception) -> str:
+    return next((name for name, kind in _ERRORS.items() if isinstance(error, kind)), "peer")
 
 
 def _digest(value: bytes) -> str:

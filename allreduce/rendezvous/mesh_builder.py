@@ -9,6 +9,8 @@ rank gets an error: whoever fails closes its connections, and that is noticed at
 
 from __future__ import annotations
 
+import logging
+import math
 import select
 import socket
 import time
@@ -22,6 +24,10 @@ from allreduce.rendezvous.handshake import Kind, Link, Session, answer
 from allreduce.rendezvous.shared_memory import Arena
 from allreduce.rendezvous.store import name_ranks
 
+log = logging.getLogger("allreduce")
+
+_WARN_AFTER = 5.0  # seconds in which a network answers
+_LOOK_EVERY = 0.5  # seconds
 _READY, _GO = b"R", b"G"
 _GONE = select.EPOLLRDHUP
 
@@ -128,8 +134,11 @@ class MeshBuilder:
             if link.src == rank:
                 self._caller.call(link)
 
-    def run(self) -> None:
+    def run(self, look: Callable[[], None] = lambda: None) -> None:
         """Connect; returns when all ranks are connected.
+
+        Args:
+            look: raises for what ends the start-up but for connections; asked now and then.
 
         Raises:
             TimeoutError: the deadline passed; the message says who is missing.
@@ -138,17 +147,34 @@ class MeshBuilder:
                 is not permitted.
         """
         self._progress()
+        warn_at = time.monotonic() + _WARN_AFTER
+        pause = max(_LOOK_EVERY, _LOOK_EVERY * self._world_size / 256)  # all ask one server
+        look_at = time.monotonic() + pause
         while not self._released:
             now = time.monotonic()
             if now >= self._deadline:
-                raise Timeout(self._report())
-            wake = self._deadline
+                raise Timeout(f"start-up not complete by the deadline. {self._report()}")
+            if now >= warn_at:
+                self._warn()
+                warn_at = math.inf
+            if now >= look_at:
+                self._ask(look)
+                look_at = time.monotonic() + pause
+            wake = min(self._deadline, warn_at, look_at)
             for acceptor in self._acceptors:
                 acceptor.expire(now)
                 wake = min(wake, acceptor.next_expiry())
             self._caller.dial(now)
             self._loop.turn(min(wake, self._caller.next_call()) - time.monotonic())
         self._stop_listening()
+
+    def _ask(self, look: Callable[[], None]) -> None:
+        try:
+            look()
+        except (ValueError, OSError):
+            self._loop.turn(0)  # those who are done may have gone, and the store with them
+            if not self._released:
+                raise
 
     def close(self) -> None:
         """Close everything this rank has opened so far."""
@@ -266,7 +292,18 @@ class MeshBuilder:
                 peer,
             )
 
-    # What to say at the deadline.
+    # What to say after a while, and at the deadline.
+
+    def _warn(self) -> None:
+        """Say early what may be a wrong network. It may also be a slow host, so wait on."""
+        if unreached := self._caller.unreached():
+            log.warning(
+                "rank %d cannot reach %s, and goes on trying; set ALLREDUCE_IFACE or "
+                "ALLREDUCE_HOST there, if it is a wrong network",
+                self._rank,
+                "; ".join(unreached[:3])
+                + (f"; and {len(unreached) - 3} more" * (len(unreached) > 3)),
+            )
 
     def _report(self) -> str:
         lines = []
@@ -289,8 +326,6 @@ class MeshBuilder:
             for reason, n in acceptor.dropped.items()
         ]
         return (
-            "start-up not complete by the deadline. "
-            + "; ".join(lines)
-            + ". Look at those ranks' output; where a firewall "
+            "; ".join(lines) + ". Look at those ranks' output; where a firewall "
             "or a wrong network is between, set ALLREDUCE_HOST or ALLREDUCE_IFACE"
         )

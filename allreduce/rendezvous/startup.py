@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import json
 import logging
 import os
 import secrets
@@ -22,11 +21,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from allreduce import _C
-from allreduce.errors import PeerError, SystemCallError, UsageError
-from allreduce.rendezvous.address import Address, choose_address, resolve, set_congestion_control
+from allreduce.errors import SystemCallError, UsageError
+from allreduce.rendezvous.address import Address, choose_address
 from allreduce.rendezvous.caller import Endpoint
 from allreduce.rendezvous.exchange import RankInfo, StoreExchange
 from allreduce.rendezvous.handshake import Session
+from allreduce.rendezvous.listener import (
+    CallAddress,
+    check_different,
+    listen,
+    ports_option,
+    refusal,
+)
 from allreduce.rendezvous.mesh_builder import MeshBuilder, links_of
 from allreduce.rendezvous.node_layout import layout, my_identity
 from allreduce.rendezvous.on_demand import Connector
@@ -76,7 +82,7 @@ class Startup:
             request.deadline,
         )
         self._listeners: list[socket.socket] = []
-        self._addresses: list[Address] = []
+        self._addresses: list[CallAddress] = []
         self.ranks: list[RankInfo] = []
         self.node_of_rank: list[int] = []
         self.arena = stack.enter_context(contextlib.closing(Arena()))
@@ -149,7 +155,13 @@ class Startup:
             deadline=request.deadline,
         )
         self._stack.callback(builder.close)
-        builder.run()
+        try:
+            builder.run(self._exchange.raise_failure)
+        except Exception as error:  # connections are still open: nobody has noticed yet
+            first = self._exchange.publish_failure(error)
+            if first is not error:
+                raise first from error
+            raise
         self._exchange.clean()
         return builder
 
@@ -194,27 +206,18 @@ class Startup:
             )
 
     def _listen_tcp(self) -> socket.socket:
-        """Listen on the one address that other nodes use; the kernel chooses the port."""
+        """Listen on the one address that other nodes use."""
         request = self._request
         route_to = request.route_to or store_host(request.store)
         route_to = route_to or request.environ.get("MASTER_ADDR")
-        host = choose_address(self.one_host, route_to, request.environ)
-        family, address = resolve(host, 0)
-        with contextlib.ExitStack() as undo:
-            listener = undo.enter_context(socket.socket(family, socket.SOCK_STREAM))
-            # Accepted sockets inherit it.
-            set_congestion_control(listener, request.congestion, self.one_host)
-            try:
-                listener.bind(address)
-            except OSError as error:
-                raise UsageError(
-                    f"cannot listen on {host}: {error.strerror}; set ALLREDUCE_HOST or "
-                    "ALLREDUCE_IFACE to an address of this host"
-                ) from error
-            listener.listen(4096)
-            listener.setblocking(False)
-            undo.pop_all()
-        return listener
+        local_index = self.local_ranks.index(request.rank)
+        return listen(
+            choose_address(self.one_host, route_to, request.environ, local_index),
+            ports_option(request.environ),
+            local_index=local_index,
+            congestion=request.congestion,
+            loopback=self.one_host,
+        )
 
     def _allocate_arena(self) -> None:
         """Allocate the node's shared memory on its lowest rank; note its size on the others."""
@@ -234,16 +237,19 @@ class Startup:
             self.arena.size = size
 
     def _publish_address(self) -> None:
-        host, port = self._listeners[-1].getsockname()[:2]
-        mine = json.dumps({"host": host, "port": port}).encode()
-        entries = map(json.loads, self._exchange.gather("address", mine, _accept_address))
-        self._addresses = [resolve(str(entry["host"]), int(entry["port"])) for entry in entries]
+        mine = CallAddress.of(self._listeners[-1], self._request.environ)
+        log.info("rank %d is called at %s", self._request.rank, mine)
+
+        def judge(values: list[bytes]) -> None:
+            self._addresses = [CallAddress.unpack(*entry) for entry in enumerate(values)]
+            check_different(self._addresses, [info.identity.loopback for info in self.ranks])
+
+        judge(self._exchange.gather("address", mine.pack(), CallAddress.unpack, judge))
 
     def _publish_failure(self, failure: Exception) -> None:
         """Tell the others at once why this rank will not come."""
-        entry = {"error": str(failure), "usage": isinstance(failure, ValueError)}
         with contextlib.suppress(ValueError, OSError):
-            self._exchange.gather("address", json.dumps(entry).encode(), _accept_address)
+            self._exchange.gather("address", refusal(failure), CallAddress.unpack)
 
     @functools.cached_property
     def _endpoints(self) -> list[Endpoint]:
@@ -254,9 +260,10 @@ class Startup:
                 address: Address = (socket.AF_UNIX, b"\0" + info.unix_name.encode())
                 endpoints.append(Endpoint(address=address, name=name + ")"))
             else:
-                address = self._addresses[peer]
-                where = f", {address[1][0]} port {address[1][1]})"
-                endpoints.append(Endpoint(address=address, name=name + where))
+                call_address = self._addresses[peer]
+                endpoints.append(
+                    Endpoint(address=call_address.resolve(peer), name=f"{name}, {call_address})")
+                )
         return endpoints
 
 
@@ -289,10 +296,3 @@ def _rank_info(request: Request, unix: socket.socket) -> RankInfo:
         group_id=secrets.randbits(32) if first else 0,
         secret=secrets.token_hex(32) if first and not authenticated else "",
     )
-
-
-def _accept_address(peer: int, value: bytes) -> None:
-    entry = json.loads(value)
-    if "error" in entry:
-        kind = UsageError if entry.get("usage") else PeerError
-        raise kind(f"rank {peer}: {entry['error']}")

@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -197,7 +198,7 @@ def test_bad_arguments_are_named(rank: int, world_size: int, options, says: str)
 @pytest.mark.parametrize(
     ("environ", "says"),
     [
-        ({"ALLREDUCE_IFACE": "nosuch0"}, "rank 1: ALLREDUCE_IFACE=nosuch0: no such interface"),
+        ({"ALLREDUCE_IFACE": "nosuch0"}, "rank 1: ALLREDUCE_IFACE=nosuch0: matches no interface"),
         ({"ALLREDUCE_HOST": "198.51.100.7"}, "rank 1: cannot listen on 198.51.100.7"),
         ({"ALLREDUCE_TCP_CONGESTION": "nosuch"}, "rank 1: ALLREDUCE_TCP_CONGESTION=nosuch"),
     ],
@@ -241,17 +242,15 @@ def test_ranks_that_expect_another_arena_are_told() -> None:
         results = in_threads(
             2, lambda rank: connect_rank(store, rank, 2, arena_bytes=lambda n: 4096 * (n + rank))
         )
-    assert isinstance(results[1], ValueError)
-    assert "has 8192 B, this rank expects 12288 B" in str(results[1])
-    assert isinstance(results[0], ConnectionError)
+    all_raise(results, ValueError, "has 8192 B, this rank expects 12288 B")
 
 
 def test_a_rank_that_gives_up_fails_the_others_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     class GivesUp(startup.MeshBuilder):
-        def run(self) -> None:
+        def run(self, look: Callable[[], None]) -> None:
             if self._rank == 2:
                 raise RuntimeError("planned")
-            super().run()
+            super().run(look)
 
     monkeypatch.setattr(startup, "MeshBuilder", GivesUp)
     start = time.monotonic()
@@ -259,8 +258,8 @@ def test_a_rank_that_gives_up_fails_the_others_by_name(monkeypatch: pytest.Monke
         results = try_connect(4, nodes=2)
     assert time.monotonic() - start < TIMEOUT
     assert str(results[2]) == "planned"
-    all_raise(results, ConnectionError, "rank ", but=(2,))
-    assert any("rank 2" in str(results[rank]) for rank in (0, 1, 3))
+    all_raise(results, ConnectionError, "start-up failed on rank 2: planned", but=(2,))
+    assert {results[rank].rank for rank in (0, 1, 3)} == {2}
 
 
 def test_keys_of_an_earlier_generation_are_never_read(tmp_path: Path) -> None:

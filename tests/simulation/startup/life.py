@@ -20,6 +20,7 @@ from allreduce.rendezvous import (
     connect,
     exchange,
     handshake,
+    listener,
     mesh_builder,
     shared_memory,
     startup,
@@ -33,7 +34,17 @@ from .scenario import Fault, Scenario
 from .world import BEGIN, Rank, World
 
 # Whose clock, sockets, polling and chance the simulation takes the place of.
-_MODULES = (exchange, acceptor, caller, connect, startup, store, mesh_builder, handshake)
+_MODULES = (
+    exchange,
+    acceptor,
+    caller,
+    connect,
+    startup,
+    listener,
+    store,
+    mesh_builder,
+    handshake,
+)
 
 CROWD = 70  # connections of strangers, more than a door keeps pending
 
