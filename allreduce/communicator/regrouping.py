@@ -7,10 +7,6 @@ number of the store's decides where two could.
 
 from __future__ import annotations
 
-import contextlib
-import json
-import logging
-import os
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -18,32 +14,34 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from allreduce.communicator.collective_base import seconds
+from allreduce.communicator.joining import (
+    ASKED,
+    GRACE,
+    Claims,
+    ask_to_join,
+    enter,
+    pack,
+    parse,
+)
 from allreduce.communicator.scatter_and_gather import PartCollectives
 from allreduce.errors import AbortedError, PeerError, Timeout, UsageError
 from allreduce.rendezvous.connect import Connections
-from allreduce.rendezvous.handshake import job_secret
-from allreduce.rendezvous.seal import Seal
 from allreduce.rendezvous.store import (
     PrefixStore,
     Store,
+    WatchedStore,
     add,
     backoff,
-    delete_key,
     get_many,
     name_ranks,
     store_errors,
 )
 from allreduce.tuning import Tuning
-from allreduce.tuning.option import tuning_for_any_layout
 
 if TYPE_CHECKING:
     from allreduce.communicator.communicator import Communicator
 
-log = logging.getLogger("allreduce")
-
-_ASKED = "grow/asked"  # how many processes have asked to join
 _TAKEN_IN, _TOO_FEW, _FAILED = range(3)  # what rank 0 says of newcomers
-_GRACE = 10.0  # seconds for a rank that has the right to say who is here
 
 
 class Regrouping(PartCollectives):
@@ -142,11 +140,11 @@ class Regrouping(PartCollectives):
             raise UsageError(f"newcomers={newcomers}: must be 1 or more")
         wait = seconds(timeout) if timeout is not None else self._options["timeout"]
         with store_errors("grow"):
-            add(self._store, _ASKED, 0)  # every rank finds out whether the store can
+            add(self._store, ASKED, 0)  # every rank finds out whether the store can
         self.barrier()  # nobody is taken in where this communicator has failed
         self._grown += 1
         name = f"grow/{self._name}/{self._grown}"
-        says, failure, claimed = _TAKEN_IN, None, _Claims(self._store)
+        says, failure, claimed = _TAKEN_IN, None, Claims(self._store)
         try:
             if self.rank == 0 and not self._plan(name, claimed, newcomers, wait):
                 says = _TOO_FEW
@@ -170,7 +168,7 @@ class Regrouping(PartCollectives):
             )
         if says == _FAILED:
             raise PeerError("rank 0 could take nobody in: see its error, or its output", -1)
-        grown = _enter(type(self), self._store, name, self.rank)
+        grown = enter(type(self), self._store, name, self.rank)
         with store_errors("grow"):
             self._store.set(f"{name}/made", b"")  # as shrink does
         self.close()
@@ -190,28 +188,8 @@ class Regrouping(PartCollectives):
             PeerError, UsageError: as `from_store`; the store has no `add`.
         """
         with store_errors("join"):
-            number = add(store, _ASKED, 1)
-            asked, answer = f"{_ASKED}/{number}", f"grow/answer/{number}"
-            store.set(asked, _pack(asked, {"node": node}))
-        deadline, claimed = time.monotonic() + timeout, False
-        for _ in backoff(deadline + _GRACE):
-            with store_errors("join"):
-                found = get_many(store, [answer])[0]
-                if found is not None:
-                    break
-                if time.monotonic() < deadline or claimed:
-                    continue
-                claimed = add(store, _taken(number), 1) != 1  # by a rank 0; else by nobody any more
-                if not claimed:
-                    store.set(asked, b"")  # not removed: somebody may be about to read it
-                    break
-        if found is None:
-            raise Timeout(f"nobody let this process join within {timeout:g} s; all ranks call grow")
-        told = _parse(answer, found)
-        with store_errors("join"):
-            store.set(asked, b"")
-        delete_key(store, answer)
-        return _enter(cls, store, str(told["name"]), int(told["rank"]))
+            name, rank = ask_to_join(store, node, timeout)
+        return enter(cls, store, name, rank)
 
     @property
     def _name(self) -> str:
@@ -246,14 +224,14 @@ class Regrouping(PartCollectives):
         asked = False
         with store_errors("shrink"):
             place.set(here_keys[self.rank], b"")
-        for _ in backoff(deadline + _GRACE, self.world_size):
+        for _ in backoff(deadline + GRACE, self.world_size):
             gone = {*self._group.gone_ranks()}
             with store_errors("shrink"):
                 members, said, *values = get_many(place, keys)
                 if any(self._store.check([key]) for key in before):
                     self._refuse_late("the others")
                 if members is not None:
-                    return [int(rank) for rank in _parse("members", members)["ranks"]]
+                    return [int(rank) for rank in parse("members", members)["ranks"]]
                 here = {rank for rank in ranks if values[rank] is not None}
                 may_say = {rank for rank in ranks if values[self.world_size + rank] == b"perhaps"}
                 if said is not None and may_say and may_say <= gone:
@@ -264,7 +242,7 @@ class Regrouping(PartCollectives):
                 try:
                     place.set(says_keys[self.rank], b"perhaps")
                     if add(place, "said", 1) == 1:
-                        place.set("members", _pack("members", {"ranks": sorted(here - gone)}))
+                        place.set("members", pack("members", {"ranks": sorted(here - gone)}))
                     else:
                         place.set(says_keys[self.rank], b"no")
                 except BaseException:  # the others must not wait for its word
@@ -279,7 +257,12 @@ class Regrouping(PartCollectives):
         """The communicator of those who agreed; None if one has died since."""
         if self.rank not in members:
             self._refuse_late(name_ranks(members))
-        store = PrefixStore(place, "group")
+
+        def watch() -> None:
+            if gone := sorted({*members} & {*self._group.gone_ranks()}):
+                raise PeerError(f"{name_ranks(gone)} has gone meanwhile", gone[0])
+
+        store = WatchedStore(place, "group", watch)
         try:
             made = self._make(store, members, self._connections.named_nodes)
         except (PeerError, Timeout):
@@ -298,7 +281,7 @@ class Regrouping(PartCollectives):
             "Communicator.join"
         )
 
-    def _plan(self, name: str, claimed: _Claims, newcomers: int, wait: float) -> bool:
+    def _plan(self, name: str, claimed: Claims, newcomers: int, wait: float) -> bool:
         """On rank 0: choose newcomers, write the plan of the new communicator. False: too few."""
         with store_errors("grow"):
             for _ in backoff(time.monotonic() + wait):
@@ -318,82 +301,5 @@ class Regrouping(PartCollectives):
                 "nodes": ours + theirs if self._connections.named_nodes else None,
                 "options": {k: v for k, v in self._options.items() if k != "tuning"},
             }
-            self._store.set(f"{name}/plan", _pack(f"{name}/plan", plan))
+            self._store.set(f"{name}/plan", pack(f"{name}/plan", plan))
         return True
-
-
-class _Claims:
-    """Processes that ask to join, and are claimed: a number of the store is 1 then."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self.nodes: dict[int, int | None] = {}  # by the number of who asks
-
-    def claim(self, wanted: int) -> bool:
-        """Claim so many of those who ask now, the first first; tell whether there are so many."""
-        numbers = range(1, add(self._store, _ASKED, 0) + 1)
-        found = get_many(self._store, [f"{_ASKED}/{number}" for number in numbers])
-        asking = {number: asked for number, asked in zip(numbers, found, strict=True) if asked}
-        if len(asking) < wanted:
-            return False
-        for number, asked in asking.items():
-            if len(self.nodes) == wanted:
-                break
-            if add(self._store, _taken(number), 1) != 1:
-                add(self._store, _taken(number), -1)
-                continue
-            try:
-                self.nodes[number] = _parse(f"{_ASKED}/{number}", asked)["node"]
-            except UsageError as error:  # it stays claimed, and asks no more
-                log.warning("who asks to join is not of this job: %s", error)
-                self._store.set(f"{_ASKED}/{number}", b"")
-        if len(self.nodes) < wanted:
-            self.give_back()
-        return len(self.nodes) == wanted
-
-    def answer(self, name: str, first_rank: int) -> None:
-        """Let them in: by the plan under this name, from this rank on."""
-        with store_errors("grow"):
-            for rank, number in enumerate(sorted(self.nodes), first_rank):
-                key = f"grow/answer/{number}"
-                self._store.set(key, _pack(key, {"name": name, "rank": rank}))
-
-    def give_back(self) -> None:
-        """Let others claim them; never raises, for it follows another error."""
-        with contextlib.suppress(Exception):  # whatever a store raises
-            for number in self.nodes:
-                add(self._store, _taken(number), -1)
-        self.nodes.clear()
-
-
-def _taken(number: int) -> str:
-    return f"grow/taken/{number}"
-
-
-def _enter(kind: type[Any], store: Store, name: str, rank: int) -> Communicator:
-    """Become this rank of the communicator of which the plan is in the store."""
-    with store_errors("grow"):
-        plan = _parse(f"{name}/plan", store.get(f"{name}/plan"))
-    made: Communicator = kind.from_store(
-        PrefixStore(store, name),
-        rank,
-        plan["world_size"],
-        nodes=plan["nodes"],
-        tuning=tuning_for_any_layout(os.environ),
-        **plan["options"],
-    )
-    made._store = store
-    return made
-
-
-def _pack(key: str, body: dict[str, Any]) -> bytes:
-    return Seal(job_secret(), 0).close(key, json.dumps(body, default=_plain).encode())
-
-
-def _parse(key: str, sealed: bytes) -> dict[str, Any]:
-    body: dict[str, Any] = json.loads(Seal(job_secret(), 0).open(key, "a rank", bytes(sealed)))
-    return body
-
-
-def _plain(number: Any) -> Any:
-    return number.item()  # of NumPy

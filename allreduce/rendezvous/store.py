@@ -150,29 +150,47 @@ class PrefixStore:
         self.underlying_store = store
         self._prefix = prefix + "/"
 
+    def _full(self, key: str) -> str:
+        return self._prefix + key
+
     def set(self, key: str, value: bytes, /) -> None:
         """Store `value` under `key`."""
-        self.underlying_store.set(self._prefix + key, value)
+        self.underlying_store.set(self._full(key), value)
 
     def get(self, key: str, /) -> bytes:
         """Return the value of `key` as the underlying store does."""
-        return self.underlying_store.get(self._prefix + key)
+        return self.underlying_store.get(self._full(key))
 
     def check(self, keys: list[str], /) -> bool:
         """Tell whether all `keys` are there."""
-        return self.underlying_store.check([self._prefix + key for key in keys])
+        return self.underlying_store.check([self._full(key) for key in keys])
 
     def get_many(self, keys: Sequence[str], /) -> list[bytes | None]:
         """Return the values of `keys` that are there, None for the others."""
-        return get_many(self.underlying_store, [self._prefix + key for key in keys])
+        return get_many(self.underlying_store, [self._full(key) for key in keys])
 
     def add(self, key: str, amount: int, /) -> int:
         """Add to the number under `key` as the underlying store does."""
-        return add(self.underlying_store, self._prefix + key, amount)
+        return add(self.underlying_store, self._full(key), amount)
 
     def delete_key(self, key: str, /) -> bool:
         """Remove `key`; False where it was not there or the store cannot delete."""
-        return delete_key(self.underlying_store, self._prefix + key)
+        return delete_key(self.underlying_store, self._full(key))
+
+
+class WatchedStore(PrefixStore):
+    """A part of another store for a group that may lose its sense while ranks wait for each other.
+
+    `watch` runs before each use, and raises where to wait on is of no use.
+    """
+
+    def __init__(self, store: Store, prefix: str, watch: Callable[[], None]) -> None:
+        super().__init__(store, prefix)
+        self._watch = watch
+
+    def _full(self, key: str) -> str:
+        self._watch()
+        return super()._full(key)
 
 
 def delete_key(store: Store, key: str) -> bool:

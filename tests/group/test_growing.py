@@ -1,6 +1,7 @@
 """Groups that take in further processes."""
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,6 +11,7 @@ from group_cases import nodes, size, total, until_error
 from worlds import TIMEOUT, run_threads
 
 from allreduce import Communicator
+from allreduce.communicator import joining as joining_module
 from allreduce.communicator import regrouping
 from allreduce.errors import AbortedError, Error, PeerError, Timeout, UsageError
 from allreduce.rendezvous.store import FileStore, MemoryStore, PrefixStore
@@ -196,7 +198,7 @@ def test_who_lost_the_group_that_the_others_grew_into_is_told_so():
 
     def body(comm):
         if comm.rank == 1:  # as if the last word of the start-up had not reached it
-            enter = regrouping._enter
+            enter = regrouping.enter
             name = f"grow/{comm._name}/1"
             comm.barrier()
             comm._grown += 1
@@ -210,6 +212,54 @@ def test_who_lost_the_group_that_the_others_grew_into_is_told_so():
             grown.set()
 
     run_threads(3, body, store=store)
+
+
+def test_a_process_that_died_while_it_waited_costs_a_moment():
+    store, found = MemoryStore(TIMEOUT), []
+    joining_module._Asking(store, None)  # it has asked, and says no more
+
+    def body(comm):
+        begin = time.monotonic()
+        with joining(comm, store, found), comm.grow() as more:
+            assert total(more) == 3
+        return time.monotonic() - begin
+
+    took = run_threads(2, body, store=store)
+    assert max(took) < TIMEOUT / 2
+    assert [rank for rank, *_ in found] == [2]
+
+
+def test_a_process_that_stood_still_asks_again():
+    store, found = MemoryStore(TIMEOUT), []
+    asking = joining_module._Asking(store, None)
+
+    def body(comm):
+        with pytest.raises(Timeout, match="fewer than 1 processes asked to join"):
+            comm.grow(timeout=1.0)
+        assert total(comm) == 2
+        if comm.rank == 0:
+            assert asking.look() is None  # it has asked under another number
+            assert asking.look() is None
+        comm.barrier()
+        answered = threading.Thread(target=answer, args=(asking, found), daemon=True)
+        if comm.rank == 0:
+            answered.start()
+        with comm.grow() as more:
+            assert total(more) == 3
+        if comm.rank == 0:
+            answered.join(TIMEOUT)
+
+    run_threads(2, body, store=store)
+    assert found == [2]
+
+
+def answer(asking, found: list) -> None:
+    """Go on as a process that joins."""
+    while not (told := asking.look()):
+        time.sleep(0.01)
+    with joining_module.enter(Communicator, asking._store, told["name"], told["rank"]) as joined:
+        total(joined)
+        found.append(joined.rank)
 
 
 def test_nobody_lets_a_process_join_and_its_place_is_given_to_none():

@@ -1,13 +1,17 @@
 """Groups that lose ranks and go on."""
 
+import contextlib
+import os
+import signal
 import threading
 import time
 
 import numpy as np
 import pytest
 from group_cases import nodes, size, total, until_error
-from worlds import TIMEOUT, run_threads
+from worlds import TIMEOUT, run_processes, run_threads
 
+import allreduce
 from allreduce.errors import AbortedError, PeerError
 from allreduce.rendezvous.store import PrefixStore, add
 
@@ -104,9 +108,47 @@ def test_one_more_dies_while_they_agree(dies):
             assert total(fewer) == 2
         return time.monotonic() - begin
 
-    agreed = dies == "when all have agreed"  # it is waited for as long as the start-up may take
-    results = run_threads(4, body, nodes=2, timeout=10.0 if agreed else TIMEOUT)
-    assert agreed or all(took < SOON for took in results[2:])
+    results = run_threads(4, body, nodes=2)
+    assert all(took < SOON for took in results[2:])
+
+
+def shrink_and_die(comm, where: str) -> float:
+    """Rank 0 is killed in a call, rank 1 while the others shrink; returns the seconds of that."""
+    import pkgutil
+
+    def die(*_args: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if comm.rank == 0:
+        die()
+    with contextlib.suppress(allreduce.PeerError):
+        while True:
+            comm.allreduce(np.ones(4))
+    begin = time.monotonic()
+    if comm.rank == 1:
+        owner, _dot, name = where.rpartition(".")
+        setattr(pkgutil.resolve_name(owner), name, die)
+    with comm.shrink() as fewer:
+        assert fewer.world_size == 2
+        assert fewer.allreduce(np.ones(4))[0] == 2
+    return time.monotonic() - begin
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 4])
+@pytest.mark.parametrize(
+    "where",
+    [
+        "allreduce.communicator.communicator.Communicator._agree_who_is_here",
+        "allreduce.communicator.communicator.Communicator._make_of",
+        "allreduce.rendezvous.startup.Startup.allocate",
+        "allreduce.rendezvous.mesh_builder.MeshBuilder.run",
+        "allreduce.rendezvous.mesh_builder.MeshBuilder._release",
+    ],
+)
+def test_one_more_is_killed_while_they_shrink(tmp_path, where: str, nodes: int) -> None:
+    outcomes = run_processes(4, shrink_and_die, tmp_path, where, nodes=nodes, errors=True)
+    assert [outcome.error for outcome in outcomes[2:]] == ["", ""], outcomes
+    assert all(outcome.result < SOON for outcome in outcomes[2:]), outcomes
 
 
 def test_who_lost_the_group_that_the_others_made_is_told_so():
