@@ -44,16 +44,16 @@ def communicator(process_group: dist.ProcessGroup | None = None) -> Communicator
     Raises UsageError if the group's backend for CPU tensors is not "hier", and AbortedError if this
     rank is in no group (`enable_reconfigure`).
     """
-    import torch
     import torch.distributed as dist
 
     from allreduce.errors import AbortedError, UsageError
+    from allreduce.torch.private_names import backend_of_cpu
 
     group = process_group or dist.group.WORLD
     if group is None:
         raise UsageError('no process group: call dist.init_process_group("hier") first')
     try:
-        backend: Any = group._get_backend(torch.device("cpu"))
+        backend = backend_of_cpu(group)
     except RuntimeError as error:
         raise UsageError(f"the process group has no backend for CPU tensors: {error}") from None
     backend = getattr(backend, "wrapped_pg", backend)  # TORCH_DISTRIBUTED_DEBUG=DETAIL wraps it

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel as TorchDDP
 from torch.utils.weak import WeakIdKeyDictionary
 
 from allreduce.errors import UsageError
+from allreduce.torch.private_names import ddp_around
 
 __all__ = ["Refusal", "check_around", "check_torch", "claim", "holders", "owner_of"]
 
@@ -80,10 +81,10 @@ def holders(parameters: Sequence[Tensor]) -> list[tuple[weakref.ref[nn.Module], 
 
 def check_around(module: nn.Module) -> None:
     """Raises UsageError inside the forward pass of a wrapper of torch's that reduces these, too."""
-    around = TorchDDP._active_ddp_module
+    around = ddp_around()
     if around is None:
         return
-    theirs = set(map(id, around._module_parameters))
+    theirs = set(map(id, around))
     for name, parameter in module.named_parameters():
         if parameter.requires_grad and id(parameter) in theirs:
             _refuse("torch's DistributedDataParallel", name)

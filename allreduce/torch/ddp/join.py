@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch.distributed.algorithms.join import Join, JoinHook, _JoinConfig
+from torch.distributed.algorithms.join import Join, JoinHook
+
+from allreduce.torch.private_names import join_disabled
 
 if TYPE_CHECKING:
     from allreduce.torch.ddp.module import DistributedDataParallel
@@ -51,7 +53,7 @@ class TakesPart(JoinHook):
     def post_hook(self, is_last_joiner: bool) -> None:
         """All have joined: the last of them has the module that counts."""
         model = self._model
-        model._join_config = _JoinConfig.construct_disabled_join_config()  # type: ignore[no-untyped-call]
+        model._join_config = join_disabled()
         last, _ = _exchange(model, is_last_joiner, [])
         model._broadcast_all(int(last[-1]))
 

@@ -10,7 +10,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.algorithms.join import Join, Joinable, JoinHook
-from torch.utils._pytree import tree_map_only
 
 from allreduce.communicator.auto_choices import measure_once
 from allreduce.errors import UsageError
@@ -21,6 +20,7 @@ from allreduce.torch.ddp.bucket_size import AUTO, DEFAULT, BucketBytes
 from allreduce.torch.ddp.hooks import BucketHook
 from allreduce.torch.ddp.options import Options, one_of
 from allreduce.torch.ddp.reducer import Reducer
+from allreduce.torch.private_names import in_backward_pass, tree_map_only
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -231,7 +231,7 @@ class DistributedDataParallel(nn.Module, Joinable):
 
         The module's changes are taken in, and its buffers become those of rank 0.
         """
-        trains = torch.is_grad_enabled() and torch._C._current_graph_task_id() == -1
+        trains = torch.is_grad_enabled() and not in_backward_pass()
         changed = trains and (self._state is None or self._state.changed())
         buffers = self._options.sync_buffers and self._buffers_follow
         root, ranks = 0, self._comm.world_size

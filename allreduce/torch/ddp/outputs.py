@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+
+from allreduce.torch.private_names import tree_leaves
 
 __all__ = ["tensors_in"]
 

@@ -34,6 +34,7 @@ from allreduce.torch.ddp.bucket_size import AUTO, DEFAULT, Profile, agree
 from allreduce.torch.ddp.hooks import BucketHook, remove, weak_hook
 from allreduce.torch.ddp.options import Options
 from allreduce.torch.ddp.outputs import tensors_in
+from allreduce.torch.private_names import after_backward, in_backward_pass
 
 if TYPE_CHECKING:
     from allreduce.communicator.communicator import Communicator
@@ -119,7 +120,7 @@ class Reducer:
 
         ranks: by how many the mean divides.
         """
-        if self._reducing is not None and torch._C._current_graph_task_id() == -1:
+        if self._reducing is not None and not in_backward_pass():
             self._abandon()  # the last backward pass ended by an exception
         self._sync = sync
         self._share = 1.0 / ranks
@@ -157,7 +158,7 @@ class Reducer:
         """In a backward pass: through a graph that reduces, or not. If any does, the pass does."""
         if self._reducing is None:
             self._reducing = False
-            torch.autograd.Variable._execution_engine.queue_callback(self._finish)
+            after_backward(self._finish)
         if not sync or self._reducing:
             return
         if self.passes == 0:
