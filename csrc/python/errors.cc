@@ -1,4 +1,5 @@
 // Raises the core's errors as the classes of allreduce.errors.
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <string_view>
@@ -53,7 +54,7 @@ void translate(std::exception_ptr pointer) {
 // Ctrl-C works inside a collective: Python's signal handlers run while a caller waits. They run in
 // the main thread alone; any other must not ask for the lock here, for the interpreter may be gone.
 void raise_signals() {
-  if (::gettid() != ::getpid()) return;
+  if (::syscall(SYS_gettid) != ::getpid()) return;  // no gettid() before glibc 2.30
   const py::gil_scoped_acquire gil;
   if (PyErr_CheckSignals() != 0) throw py::error_already_set();
 }
