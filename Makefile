@@ -13,10 +13,10 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/python
 CPP := $(shell find csrc tests/simulation -name '*.h' -o -name '*.cuh' -o -name '*.cc' -o -name '*.cu')
 # Absent folders are left out, so that a tool does not stop at a part that is not there yet.
-PYTHON_CODE := $(wildcard setup.py allreduce trainer benchmarks tests examples .ci/site.py)
+PYTHON_CODE := $(wildcard setup.py allreduce trainer benchmarks tests examples .ci/site.py .ci/package_contents.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help train test build dev conformance bench smoke fmt lint types docs docs-check site asan tsan simulate aarch64 newest-torch cuda clean
+.PHONY: help train test build dev conformance bench smoke fmt lint types docs docs-check site asan tsan simulate aarch64 newest-torch wheel cuda clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -80,6 +80,9 @@ aarch64: ## compile the core for 64-bit ARM, and simulate groups on an emulated 
 
 newest-torch: build ## tests with the newest release of torch, in an environment of its own
 	.ci/newest_torch $(ARGS)
+
+wheel: build ## the source distribution and the wheel in build/wheel/dist, tried without a compiler and under torch
+	.ci/wheel
 
 cuda: build ## compile csrc/cuda or fail; needs nvcc, no GPU (HIER_CUDA_ARCHS="80 90")
 	HIER_CUDA=1 $(RUN) setup.py --quiet build_ext --inplace
