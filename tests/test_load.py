@@ -96,6 +96,18 @@ def test_changed_sources_are_compiled_again(used, tmp_path: Path) -> None:
     assert "cannot run /nowhere/g++: No such file or directory" in err
 
 
+def test_without_a_compiler_one_error_says_what_to_install(tmp_path: Path) -> None:
+    copy_package(tmp_path)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    code, out, err = finish(start(tmp_path, tmp_path / "cache", PATH=str(empty), CXX=""))
+    assert (code != 0, out) == (True, "")
+    *_, last = err.splitlines()
+    assert last.startswith("ImportError: the torch backend cannot be compiled for torch")
+    assert "no C++ compiler: install g++" in last
+    assert "half a minute" not in err, "it announces what it cannot do"
+
+
 def test_a_failed_compilation_leaves_nothing_that_looks_finished(tmp_path: Path) -> None:
     tree, cache = tmp_path / "tree", tmp_path / "cache"
     copy_package(tree, "// Broken.\nint f() { return nothing; }\n")

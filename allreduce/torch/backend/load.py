@@ -92,6 +92,8 @@ def _cached(torch: native_build.Torch, core: Path) -> Path:
     with _locked(target.with_name("lock")):
         if target.exists():  # another process of this job was first
             return target
+        native_build.cxx()  # what is missing is named before anything is announced
+        native_build.check_python_headers()
         _logger.warning(
             "compiling the torch backend for torch %s: about half a minute, once; kept in %s",
             torch.version,
@@ -110,7 +112,6 @@ def _cache_folder(torch: native_build.Torch, csrc: Path) -> Path:
 
 
 def _compile(csrc: Path, torch: native_build.Torch, core: Path, target: Path) -> None:
-    native_build.check_python_headers()
     # Renamed into place when it is whole: a killed compiler leaves nothing that looks finished.
     folder = Path(tempfile.mkdtemp(dir=target.parent))
     try:
