@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import allreduce
+
 ROOT = Path(__file__).resolve().parents[1]
 SPEC = importlib.util.spec_from_file_location("contents", ROOT / ".ci/package_contents.py")
 contents = importlib.util.module_from_spec(SPEC)
@@ -92,3 +94,20 @@ def test_the_build_never_requires_torch() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     requirements = [*project["build-system"]["requires"], *project["project"]["dependencies"]]
     assert [name for name in requirements if "torch" in name] == []
+
+
+def test_the_conda_recipe_says_what_the_project_says() -> None:
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has no tomllib")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    recipe = (ROOT / ".ci/conda/recipe.yaml").read_text()
+    assert f'version: "{allreduce.__version__}"' in recipe
+    requirements = [*project["build-system"]["requires"], *project["project"]["dependencies"]]
+    names = [name.partition(";")[0].replace(">=", " >=") for name in requirements]
+    assert [name for name in names if name not in recipe] == []
+
+
+def test_the_container_copies_what_is_there() -> None:
+    lines = (ROOT / "examples/container/Containerfile").read_text().splitlines()
+    copies = [line.split()[1:-1] for line in lines if line.startswith("COPY ") and "--" not in line]
+    assert len(copies) > 3
+    assert [name for names in copies for name in names if not (ROOT / name).exists()] == []
