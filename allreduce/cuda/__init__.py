@@ -72,8 +72,8 @@ def _load() -> ModuleType | str:
     except ModuleNotFoundError as error:
         if error.name == name:
             return (
-                "built without CUDA: nvcc was not found when allreduce was installed; "
-                "install the CUDA toolkit, put nvcc on PATH and install allreduce again"
+                "built without CUDA: nvcc was not found when allreduce was built; "
+                "install the CUDA toolkit, put nvcc on PATH and install allreduce from its source"
             )
         return f"{name} cannot be loaded: {error}"
     except ImportError as error:
