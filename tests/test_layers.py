@@ -43,6 +43,7 @@ PACKAGES = {
     "show": {"schedules"},
     "bench": {"commands"},
     "tune": {"commands"},
+    "doctor": {"commands"},
     "emulate": {"commands"},
     "optim": {"cuda"},
     "torch": {"commands", "optim"},

@@ -146,7 +146,7 @@ def connect(
         option=nodes_option(nodes, environ),
         lanes=lanes,
         connect_all=connect_option(connect_to, world_size, environ) == "all",
-        checksum=_checksum_option(checksum, environ),
+        checksum=checksum_option(checksum, environ),
         arena_bytes=arena_bytes,
         deadline=time.monotonic() + timeout,
         generation=generation,
@@ -189,7 +189,13 @@ def connect_option(
     raise UsageError(f"{source}={text!r}: must be all or needed")
 
 
-def _checksum_option(given: bool | None, environ: Mapping[str, str]) -> bool:
+def checksum_option(given: bool | None, environ: Mapping[str, str]) -> bool:
+    """Return whether a CRC32C guards what nodes exchange: the argument, else `ALLREDUCE_CHECKSUM`,
+    else yes.
+
+    Raises:
+        UsageError: another value.
+    """
     if given is not None:
         if not isinstance(given, bool):
             raise UsageError(f"checksum={given!r}: must be True, False or None")

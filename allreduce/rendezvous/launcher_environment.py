@@ -106,11 +106,12 @@ def detect_launch(
     return launch
 
 
-def open_store(launch: Launch, timeout: float) -> Store:
+def open_store(launch: Launch, timeout: float, *, secret: bytes | None = None) -> Store:
     """Return the store of this job: torchrun's own, or one that rank 0 serves; its keys are this
     job's alone.
 
-    A caller who does not make a group with it closes it, where it has `close`.
+    A caller who does not make a group with it closes it, where it has `close`. `secret` replaces
+    the job's own: b"" for a store that ranks with different secrets can read.
 
     Raises:
         UsageError: where rank 0 is to be found is not known.
@@ -141,6 +142,7 @@ def open_store(launch: Launch, timeout: float) -> Store:
         timeout=timeout,
         job=launch.job,
         clients=launch.world_size,
+        secret=secret,
     )
 
 

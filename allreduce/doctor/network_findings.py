@@ -1,0 +1,301 @@
+"""Findings: addresses, connections, packets, delay and rate between hosts."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+
+from allreduce.doctor.findings import Check, Examination, Finding, differing, ranks_text, verb
+from allreduce.doctor.probes import Rate
+
+__all__ = ["NETWORK_CHECKS", "bandwidth_text", "slow_links", "time_text"]
+
+SLOW_FACTOR = 4.0  # a link is slow below this part of the median
+_LATE_FACTOR, _LATE_SECONDS = 4.0, 0.001
+_BUFFER_SHARE = 0.5  # of a send buffer, that is under way when the buffer is what limits
+
+
+def addresses(e: Examination) -> Iterator[Finding]:
+    """Ranks that have no address to listen on."""
+    found: dict[str, list[int]] = defaultdict(list)
+    for rank, listening in sorted(e.listening.items()):
+        if listening.error:
+            found[listening.error].append(rank)
+    for error, ranks in found.items():
+        yield Finding(
+            severity="error",
+            kind="address",
+            ranks=tuple(ranks),
+            text=f"{e.on(ranks)} {verb(ranks, 'has', 'have')} no address to listen on: {error}",
+            remedy="docs/networks.md says which address a rank takes",
+        )
+
+
+def one_address(e: Examination) -> Iterator[Finding]:
+    """Ranks of several hosts that listen on one address: only one host can have it."""
+    for address, ranks in _shared_addresses(e).items():
+        interfaces = sorted({e.listening[rank].interface for rank in ranks})
+        yield Finding(
+            severity="error",
+            kind="same-address",
+            ranks=tuple(ranks),
+            text=f"{ranks_text(ranks)} are on several hosts, and all listen on {address} "
+            f"({', '.join(interfaces)})",
+            remedy="set ALLREDUCE_IFACE to the interface of the network between the hosts, or "
+            "ALLREDUCE_HOST to each host's own address",
+        )
+
+
+def unreachable(e: Examination) -> Iterator[Finding]:
+    """Listeners that hosts cannot connect to."""
+    shared = {rank for ranks in _shared_addresses(e).values() for rank in ranks}
+    failed: dict[int, dict[int, str]] = defaultdict(dict)
+    for reach in e.reaches:
+        silent = reach.callee in e.silent or reach.caller in e.silent
+        if reach.error and not silent and reach.callee not in shared:
+            failed[reach.callee][reach.caller] = reach.error
+    alone = _callers_that_reach_nobody(e)
+    for caller in alone:
+        errors = sorted({by[caller] for by in failed.values() if caller in by})
+        if errors:
+            yield Finding(
+                severity="error",
+                kind="unreachable",
+                ranks=(caller,),
+                text=f"{e.at(caller)} can connect to no other host ({', '.join(errors)})",
+                remedy="let TCP out of that host: its firewall, or the route of its interface",
+            )
+    for callee, by in failed.items():
+        callers = sorted(set(by) - alone)
+        if callers:
+            yield _unreachable(e, callee, callers, by)
+
+
+def _unreachable(
+    e: Examination, callee: int, callers: Sequence[int], errors: dict[int, str]
+) -> Finding:
+    where = e.listening[callee]
+    reasons = ", ".join(sorted({errors[caller] for caller in callers}))
+    whom = "no other host" if len(callers) > 1 and _all_failed(e, callee) else ""
+    who = (
+        f"{whom or ranks_text(callers)} can reach"
+        if whom
+        else (f"{ranks_text(callers)} cannot reach")
+    )
+    return Finding(
+        severity="error",
+        kind="unreachable",
+        ranks=(callee, *callers),
+        text=f"{e.at(callee)} listens on {where.interface or 'an interface'} {where.address} "
+        f"port {where.port} ({where.why}), which {who} ({reasons})",
+        remedy="set ALLREDUCE_IFACE or ALLREDUCE_HOST there to the network between the hosts, or "
+        "open TCP ports 1024-65535 between them",
+    )
+
+
+def _all_failed(e: Examination, callee: int) -> bool:
+    return all(reach.error for reach in e.reaches if reach.callee == callee)
+
+
+def _callers_that_reach_nobody(e: Examination) -> set[int]:
+    """Return callers that failed with each of several callees, whom others reached."""
+    by_caller: dict[int, list[bool]] = defaultdict(list)
+    reached = {reach.callee for reach in e.reaches if not reach.error}
+    for reach in e.reaches:
+        by_caller[reach.caller].append(bool(reach.error) and reach.callee in reached)
+    return {caller for caller, failed in by_caller.items() if len(failed) > 1 and all(failed)}
+
+
+def large_packets(e: Examination) -> Iterator[Finding]:
+    """Paths on which small packets pass and large ones do not."""
+    found: dict[int, list[int]] = defaultdict(list)
+    for reach in e.reaches:
+        if reach.large_error and not {reach.callee, reach.caller} & set(e.silent):
+            found[reach.callee].append(reach.caller)
+    for callee, callers in found.items():
+        mtus = [f"{e.listening[r].mtu} on {e.at(r)}" for r in (*callers[:2], callee)]
+        yield Finding(
+            severity="error",
+            kind="large-packets",
+            ranks=(callee, *callers),
+            text=f"from {ranks_text(callers)} to {e.at(callee)} small packets pass and large ones "
+            f"are lost (MTU: {', '.join(mtus)})",
+            remedy="set the MTU of the interfaces to what the whole path carries, or let ICMP "
+            "'fragmentation needed' through",
+        )
+
+
+def mtus(e: Examination) -> Iterator[Finding]:
+    """Interfaces with another MTU than most."""
+    values = {r: at.mtu for r, at in e.listening.items() if at.mtu and not at.error}
+    lost = {rank for reach in e.reaches if reach.large_error for rank in (reach.caller,)}
+    if not values or not e.several_hosts or lost:
+        return
+    common, others = differing(values)
+    for mtu, ranks in others.items():
+        interface = e.listening[ranks[0]].interface
+        yield Finding(
+            severity="warning",
+            kind="mtu",
+            ranks=tuple(ranks),
+            text=f"{interface} of {e.on(ranks)} has MTU {mtu}, other ranks have {common}",
+            remedy=f"ip link set {interface} mtu {common} there, if the network carries it",
+        )
+
+
+def routes(e: Examination) -> Iterator[Finding]:
+    """Ranks whose packets to others leave by another address than they listen on."""
+    found: dict[tuple[int, str], list[int]] = defaultdict(list)
+    for reach in e.reaches:
+        mine = e.listening.get(reach.caller)
+        if mine and mine.address and not reach.error and reach.leaves_by not in ("", mine.address):
+            found[(reach.caller, reach.leaves_by)].append(reach.callee)
+    for (caller, leaves_by), callees in found.items():
+        mine = e.listening[caller]
+        yield Finding(
+            severity="warning",
+            kind="route",
+            ranks=(caller, *callees),
+            text=f"{e.at(caller)} listens on {mine.interface} {mine.address}, but its packets to "
+            f"{ranks_text(callees)} leave by {leaves_by}",
+            remedy="set ALLREDUCE_IFACE on all hosts to the network that the job is to use",
+        )
+
+
+def slow_links(rates: Sequence[Rate]) -> list[Rate]:
+    """Return the streams that carried far less than the median. Of two, the faster counts."""
+    good = [rate.rate for rate in rates if rate.rate > 0]
+    if len(good) < 2:
+        return []
+    median = statistics.median_high(good)
+    return [rate for rate in rates if 0 < rate.rate * SLOW_FACTOR < median]
+
+
+def slow(e: Examination) -> Iterator[Finding]:
+    """Links that are far slower than the median."""
+    limited = [rate for rate in e.rates if _limited_by_buffer(e, rate)]
+    links = slow_links([rate for rate in e.rates if rate not in limited])
+    median = statistics.median_high([r.rate for r in e.rates if r.rate > 0]) if links else 0.0
+    while links:
+        often = Counter(rank for link in links for rank in (link.source, link.target))
+        worst, times = min(often.items(), key=lambda item: (-item[1], -item[0]))
+        its = [link for link in links if worst in (link.source, link.target)]
+        if times == 1 or len({frozenset((link.source, link.target)) for link in its}) == 1:
+            its = links[:1]
+        slowest = min(its, key=lambda link: link.rate)
+        yield Finding(
+            severity="warning",
+            kind="slow-link",
+            ranks=tuple(sorted({rank for link in its for rank in (link.source, link.target)})),
+            text=f"{_links_text(e, worst, its)}: {bandwidth_text(slowest.rate)}, the median of "
+            f"all links is {bandwidth_text(median)}",
+            remedy="look at the cable, the port's negotiated speed (ethtool) and other traffic",
+        )
+        links = [link for link in links if link not in its]
+
+
+def _links_text(e: Examination, worst: int, links: Sequence[Rate]) -> str:
+    if len(links) == 1:
+        return f"the link from {e.at(links[0].source)} to {e.at(links[0].target)} is slow"
+    ways = {
+        "from": [r for r in links if r.source == worst],
+        "to": [r for r in links if r.target == worst],
+    }
+    way = " and ".join(name for name, some in ways.items() if some)
+    return f"links {way} {e.at(worst)} are slow"
+
+
+def late(e: Examination) -> Iterator[Finding]:
+    """Links with a far longer round trip than the median."""
+    trips = {
+        frozenset((reach.caller, reach.callee)): reach
+        for reach in e.reaches
+        if not reach.error and not reach.large_error
+    }
+    if len(trips) < 2:
+        return
+    median = statistics.median_low([reach.round_trip for reach in trips.values()])
+    for reach in trips.values():
+        if reach.round_trip > max(_LATE_FACTOR * median, median + _LATE_SECONDS):
+            yield Finding(
+                severity="warning",
+                kind="late-link",
+                ranks=(reach.caller, reach.callee),
+                text=f"a round trip between {e.at(reach.caller)} and {e.at(reach.callee)} takes "
+                f"{time_text(reach.round_trip)}, the median of all links is {time_text(median)}",
+                remedy="see where these hosts stand: another rack, another zone, a detour",
+            )
+
+
+def broken_streams(e: Examination) -> Iterator[Finding]:
+    """Pairs that connected, and whose stream broke."""
+    for rate in e.rates:
+        if rate.rate == 0 and not {rate.source, rate.target} & set(e.silent):
+            yield Finding(
+                severity="error",
+                kind="stream",
+                ranks=(rate.source, rate.target),
+                text=f"a stream from {e.at(rate.source)} to {e.at(rate.target)} broke, though "
+                "they can connect",
+                remedy="look for lost packets (ip -s link, nstat) and for firewalls between",
+            )
+
+
+def _limited_by_buffer(e: Examination, rate: Rate) -> bool:
+    buffer = e.facts[rate.source].send_buffer if rate.source in e.facts else 0
+    return buffer > 0 and rate.rate * rate.round_trip > _BUFFER_SHARE * buffer
+
+
+def buffers(e: Examination) -> Iterator[Finding]:
+    """Hosts whose send buffer holds less than the network."""
+    found = {rate.source: rate for rate in e.rates if _limited_by_buffer(e, rate)}
+    for source, rate in found.items():
+        buffer = e.facts[source].send_buffer
+        yield Finding(
+            severity="warning",
+            kind="send-buffer",
+            ranks=(source,),
+            text=f"the send buffer of {e.at(source)} ({buffer >> 10} KiB) limits a stream to "
+            f"{bandwidth_text(rate.rate)} at a round trip of {time_text(rate.round_trip)}",
+            remedy="raise it there: sysctl -w net.core.wmem_max=16777216 and the third figure of "
+            "net.ipv4.tcp_wmem",
+        )
+
+
+def _shared_addresses(e: Examination) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = defaultdict(list)
+    for rank, listening in sorted(e.listening.items()):
+        if listening.address and rank in e.facts:
+            found[listening.address].append(rank)
+    return {
+        address: ranks
+        for address, ranks in found.items()
+        if len({e.host_of[rank] for rank in ranks}) > 1
+    }
+
+
+def bandwidth_text(rate: float) -> str:
+    """Return bytes a second as bits: "9.4 Gbit/s"."""
+    bits = 8 * rate
+    unit, name = (1e9, "Gbit/s") if bits >= 1e9 else (1e6, "Mbit/s")
+    return f"{bits / unit:.3g} {name}"
+
+
+def time_text(seconds: float) -> str:
+    """Return "85 us" or "2.1 ms"."""
+    return f"{seconds * 1e6:.0f} us" if seconds < 1e-3 else f"{seconds * 1e3:.3g} ms"
+
+
+NETWORK_CHECKS: tuple[Check, ...] = (
+    addresses,
+    one_address,
+    unreachable,
+    large_packets,
+    mtus,
+    routes,
+    slow,
+    late,
+    broken_streams,
+    buffers,
+)
