@@ -10,7 +10,7 @@ from allreduce.doctor.gathering import ARRIVAL
 from allreduce.errors import UsageError
 from allreduce.rendezvous.node_layout import layout, nodes_option
 
-__all__ = ["AGREEMENT_CHECKS"]
+__all__ = ["AGREEMENT_CHECKS", "ARRIVAL_CHECKS"]
 
 _SECRET_REMEDY = "give all ranks one ALLREDUCE_SECRET_FILE, or none (docs/networks.md)"
 
@@ -38,7 +38,7 @@ def fell_silent(e: Examination) -> Iterator[Finding]:
                 kind="silent",
                 ranks=(rank,),
                 text=f"{e.at(rank)} came, and fell silent in the step {step!r}",
-                remedy="it has probably died: read what it printed",
+                remedy="it has probably died, or is stopped: read what it printed",
             )
 
 
@@ -228,10 +228,8 @@ def _with(values: Mapping[int, object], value: object) -> str:
     return ranks_text(rank for rank, other in values.items() if other == value)
 
 
+ARRIVAL_CHECKS: tuple[Check, ...] = (missing, fell_silent, repeated)
 AGREEMENT_CHECKS: tuple[Check, ...] = (
-    missing,
-    fell_silent,
-    repeated,
     world_size,
     builds,
     interpreters,

@@ -48,6 +48,7 @@ class DoctorOptions:
     ranks: int | None
     timeout: float
     step: float
+    quick: bool
     json: Path | None
 
 
@@ -73,6 +74,7 @@ def _parse(arguments: Sequence[str], *, speaks: bool) -> DoctorOptions:
     add("--ranks", type=at_least(1), metavar="N", help="start so many ranks on this machine")
     add("--timeout", type=parse_seconds, default="60", metavar="S", help="to wait for ranks (60)")
     add("--step", type=parse_seconds, default="20", metavar="S", help="for each step after it (20)")
+    add("--quick", action="store_true", help="leave out how fast the links are")
     add("--json", type=Path, metavar="FILE", help="rank 0 also writes all that it knows there")
     parser.speaks = speaks
     options = DoctorOptions(**vars(parser.parse_args(arguments)))
@@ -96,6 +98,7 @@ def _member(options: DoctorOptions, place: InitArguments) -> int:
     try:
         gathering = Gathering(PrefixStore(store, "doctor"), launch.rank, launch.world_size)
         steps = Steps(gathering, launch.rank, launch.world_size, launch.launcher, options.step)
+        steps.with_rates = not options.quick
         route_to = _route_to(store)
         if launch.rank != 0:
             steps.walk(options.timeout, route_to)
@@ -129,6 +132,8 @@ def _walk_until_terminated(steps: Steps, seconds: float, route_to: str | None) -
 
 
 def _report(options: DoctorOptions, gathering: Gathering, steps: Steps, ended: bool) -> int:
+    if ended:
+        gathering.give_up()
     examination = steps.examination
     findings = findings_of(examination)
     code = int(ended or any(finding.severity == "error" for finding in findings))

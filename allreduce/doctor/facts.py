@@ -86,6 +86,7 @@ class Facts:
     variables: dict[str, str] = field(default_factory=dict)
     emulated: str = ""
     tuning: str = ""  # digest of the tuning file
+    lanes: int = 2
     secret: bool = False
     problems: dict[str, str] = field(default_factory=dict)  # what cannot work here, in a sentence
 
@@ -128,7 +129,9 @@ def collect(rank: int, world_size: int, launcher: str, environ: Mapping[str, str
     except OSError as error:
         problems["proc"] = str(error)
     secret = _try(problems, "secret", partial(job_secret, environ))
-    tuning = _try(problems, "ALLREDUCE_TUNING", lambda: resolve_tuning(None, environ).digest)
+    tuning = resolve_tuning(None, environ)
+    if tuning.failure:
+        problems["ALLREDUCE_TUNING"] = tuning.failure
     _check_variables(problems, environ, world_size)
     _check_system(problems)
     wanted = {**AGREED, **AGREED_LOOSELY, **dict.fromkeys(_OF_HOST, "")}
@@ -164,7 +167,8 @@ def collect(rank: int, world_size: int, launcher: str, environ: Mapping[str, str
         receive_buffer=_last_number(_kernel_text("net/ipv4/tcp_rmem")),
         variables={name: environ.get(name, unset).strip() for name, unset in wanted.items()},
         emulated=environ.get("ALLREDUCE_EMULATED", ""),
-        tuning=tuning or "",
+        tuning=tuning.digest,
+        lanes=tuning.lanes(None, world_size),
         secret=secret is not None,
         problems=problems,
     )

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from allreduce.errors import Timeout, UsageError
+from allreduce.errors import MismatchError, Timeout
 from allreduce.rendezvous.store import Store, add, backoff, get_many, store_errors
 
 __all__ = ["ARRIVAL", "Gathering"]
@@ -37,7 +37,7 @@ class Gathering:
         self._world_size = world_size
         self._awaited = set(range(world_size))
         self._process_of: dict[int, int] = {}  # ranks whose process rank 0 can see
-        self._arrived: dict[int, dict[str, Any]] = {}
+        self._collecting = ""
         self.values: dict[str, dict[int, Any]] = {}  # of each step, on rank 0
         self.silent: dict[int, str] = {}  # the step in which a rank did not come
 
@@ -49,7 +49,8 @@ class Gathering:
     @property
     def hosts(self) -> dict[int, str]:
         """Return the host of each rank that arrived, be it only for a moment."""
-        return {rank: str(entry.get("host")) for rank, entry in self._arrived.items()}
+        arrived = self.values.get(ARRIVAL, {})
+        return {rank: str(entry.get("host")) for rank, entry in arrived.items()}
 
     def repeated(self) -> dict[int, list[str]]:
         """Return the hosts of further processes that claim a rank; on rank 0."""
@@ -60,19 +61,18 @@ class Gathering:
         """Say that this rank is there, and on rank 0 wait for the others.
 
         Raises:
-            UsageError: another process has said so of this rank.
+            MismatchError: another process has said so of this rank.
         """
         if add(self._store, f"claims/{self._rank}", 1) > 1:
             self._put(f"claimant/{self._rank}", host)
-            raise UsageError(
+            raise MismatchError(
                 f"another process says that it is rank {self._rank}; give each its own"
             )
         mine = {"host": host, "pid": os.getpid(), "pids": _process_namespace()}
         arrived = self.step(ARRIVAL, mine, seconds, lambda values: sorted(values))
         assert isinstance(arrived, list)
         if self._rank == 0:
-            self._arrived = self.values[ARRIVAL]
-            for rank, entry in self._arrived.items():
+            for rank, entry in self.values[ARRIVAL].items():
                 if entry.get("pids") == mine["pids"] != "":
                     self._process_of[rank] = int(entry["pid"])
 
@@ -87,14 +87,22 @@ class Gathering:
         if self._rank != 0:
             self._put(f"{what}/{self._rank}", mine)
             return self._hear(what, seconds + _MARGIN)
-        values = self._collect(what, mine, seconds)
-        self.values[what] = values
-        self.silent |= dict.fromkeys(self._awaited - set(values), what)
-        self._awaited = set(values)
+        self.values[what] = values = {0: mine}
+        self._collecting = what
+        self._collect(what, values, seconds)
+        self.give_up()
         # By way of JSON on rank 0 too: keys become text there.
         answer = json.loads(json.dumps(reply(values)))
         self._put(f"{what}/reply", {"came": sorted(values), "answer": answer})
         return answer
+
+    def give_up(self) -> None:
+        """Note who has not come in the step that rank 0 is in, and await them no more."""
+        if self._collecting:
+            came = set(self.values[self._collecting])
+            self.silent |= dict.fromkeys(self._awaited - came, self._collecting)
+            self._awaited = came
+            self._collecting = ""
 
     def leave(self, code: int) -> int:
         """Return the exit code of rank 0 on all ranks. Rank 0, which serves the store, is last."""
@@ -109,15 +117,13 @@ class Gathering:
                 break
         return code
 
-    def _collect(self, what: str, mine: object, seconds: float) -> dict[int, Any]:
-        values: dict[int, Any] = {0: mine}
+    def _collect(self, what: str, values: dict[int, Any], seconds: float) -> None:
         for _ in backoff(time.monotonic() + seconds, self._world_size):
             left = sorted(self._awaited - set(values))
             found = self._read([f"{what}/{rank}" for rank in left])
             values |= {r: value for r, value in zip(left, found, strict=True) if value is not None}
             if all(rank in values or self._has_died(rank) for rank in self._awaited):
                 break
-        return values
 
     def _has_died(self, rank: int) -> bool:
         """Tell whether a process that rank 0 can see has ended."""

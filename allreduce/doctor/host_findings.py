@@ -13,7 +13,6 @@ from allreduce.rendezvous.mesh_builder import links_of
 
 __all__ = ["HOST_CHECKS", "descriptors_needed"]
 
-_LANES = 2  # the library's own choice
 _SPARE = 16
 _ROUND_TO = 100
 _LOCKED_ENOUGH = 64 << 20
@@ -25,7 +24,7 @@ def descriptors_needed(e: Examination, rank: int, connect_all: bool) -> int:
     """Return how many descriptors a rank needs at the start of the job, with those open now."""
     facts, node_of_rank = e.facts[rank], e.node_of_rank
     local = node_of_rank.count(node_of_rank[rank])
-    links = links_of(rank, node_of_rank, _LANES, connect_all)
+    links = links_of(rank, node_of_rank, facts.lanes, connect_all)
     served = e.world_size if rank == 0 and facts.launcher != "torchrun" else 0
     return facts.descriptors_open + len(links) + local + _SPARE + served
 
@@ -78,7 +77,7 @@ def memory(e: Examination) -> Iterator[Finding]:
     for ranks in members.values():
         if len(ranks) < 2:
             continue
-        size = _C.arena_bytes(len(ranks), _LANES)
+        size = _C.arena_bytes(len(ranks), e.facts[ranks[0]].lanes)
         least = min(ranks, key=lambda rank: e.facts[rank].memory)
         if e.facts[least].memory < size:
             yield Finding(

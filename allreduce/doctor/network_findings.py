@@ -11,9 +11,9 @@ from allreduce.doctor.probes import Rate
 
 __all__ = ["NETWORK_CHECKS", "bandwidth_text", "slow_links", "time_text"]
 
-SLOW_FACTOR = 4.0  # a link is slow below this part of the median
+SLOW_FACTOR = 4.0  # a link is slow below this part of the usual rate
 _LATE_FACTOR, _LATE_SECONDS = 4.0, 0.001
-_BUFFER_SHARE = 0.5  # of a send buffer, that is under way when the buffer is what limits
+_BUFFER_SHARE = 0.4  # of a buffer, that is under way when the buffer is what limits
 
 
 def addresses(e: Examination) -> Iterator[Finding]:
@@ -94,6 +94,12 @@ def _unreachable(
     )
 
 
+def _unreached(e: Examination) -> set[int]:
+    """Return the ranks whose address is no good: that is what is said of them."""
+    shared = {rank for ranks in _shared_addresses(e).values() for rank in ranks}
+    return shared | {reach.callee for reach in e.reaches if reach.error}
+
+
 def _all_failed(e: Examination, callee: int) -> bool:
     return all(reach.error for reach in e.reaches if reach.callee == callee)
 
@@ -128,9 +134,9 @@ def large_packets(e: Examination) -> Iterator[Finding]:
 
 def mtus(e: Examination) -> Iterator[Finding]:
     """Interfaces with another MTU than most."""
-    values = {r: at.mtu for r, at in e.listening.items() if at.mtu and not at.error}
-    lost = {rank for reach in e.reaches if reach.large_error for rank in (reach.caller,)}
-    if not values or not e.several_hosts or lost:
+    away = _unreached(e)
+    values = {r: at.mtu for r, at in e.listening.items() if at.mtu and r not in away}
+    if not values or not e.several_hosts or any(reach.large_error for reach in e.reaches):
         return
     common, others = differing(values)
     for mtu, ranks in others.items():
@@ -147,9 +153,12 @@ def mtus(e: Examination) -> Iterator[Finding]:
 def routes(e: Examination) -> Iterator[Finding]:
     """Ranks whose packets to others leave by another address than they listen on."""
     found: dict[tuple[int, str], list[int]] = defaultdict(list)
+    away = _unreached(e)
     for reach in e.reaches:
         mine = e.listening.get(reach.caller)
-        if mine and mine.address and not reach.error and reach.leaves_by not in ("", mine.address):
+        if not mine or not mine.address or reach.error or reach.caller in away:
+            continue
+        if reach.leaves_by not in ("", mine.address):
             found[(reach.caller, reach.leaves_by)].append(reach.callee)
     for (caller, leaves_by), callees in found.items():
         mine = e.listening[caller]
@@ -163,20 +172,29 @@ def routes(e: Examination) -> Iterator[Finding]:
         )
 
 
+def usual_rate(rates: Sequence[Rate]) -> float:
+    """Return the median over hosts of the fastest stream of each, 0 without any.
+
+    One slow host makes every link of its own slow, which may be most links of a few hosts; the
+    others still have one fast link each.
+    """
+    best: dict[int, float] = defaultdict(float)
+    for rate in rates:
+        for rank in (rate.source, rate.target):
+            best[rank] = max(best[rank], rate.rate)
+    return statistics.median_high(best.values()) if best else 0.0
+
+
 def slow_links(rates: Sequence[Rate]) -> list[Rate]:
-    """Return the streams that carried far less than the median. Of two, the faster counts."""
-    good = [rate.rate for rate in rates if rate.rate > 0]
-    if len(good) < 2:
-        return []
-    median = statistics.median_high(good)
-    return [rate for rate in rates if 0 < rate.rate * SLOW_FACTOR < median]
+    """Return the streams that carried far less than the usual one."""
+    usual = usual_rate(rates)
+    return [rate for rate in rates if 0 < rate.rate * SLOW_FACTOR < usual]
 
 
 def slow(e: Examination) -> Iterator[Finding]:
-    """Links that are far slower than the median."""
-    limited = [rate for rate in e.rates if _limited_by_buffer(e, rate)]
-    links = slow_links([rate for rate in e.rates if rate not in limited])
-    median = statistics.median_high([r.rate for r in e.rates if r.rate > 0]) if links else 0.0
+    """Links that are far slower than is usual."""
+    links = [rate for rate in slow_links(e.rates) if not _limiting_buffer(e, rate)]
+    usual = usual_rate(e.rates)
     while links:
         often = Counter(rank for link in links for rank in (link.source, link.target))
         worst, times = min(often.items(), key=lambda item: (-item[1], -item[0]))
@@ -188,8 +206,8 @@ def slow(e: Examination) -> Iterator[Finding]:
             severity="warning",
             kind="slow-link",
             ranks=tuple(sorted({rank for link in its for rank in (link.source, link.target)})),
-            text=f"{_links_text(e, worst, its)}: {bandwidth_text(slowest.rate)}, the median of "
-            f"all links is {bandwidth_text(median)}",
+            text=f"{_links_text(e, worst, its)}: {bandwidth_text(slowest.rate)}, usual "
+            f"are {bandwidth_text(usual)} (median of hosts)",
             remedy="look at the cable, the port's negotiated speed (ethtool) and other traffic",
         )
         links = [link for link in links if link not in its]
@@ -242,25 +260,46 @@ def broken_streams(e: Examination) -> Iterator[Finding]:
             )
 
 
-def _limited_by_buffer(e: Examination, rate: Rate) -> bool:
-    buffer = e.facts[rate.source].send_buffer if rate.source in e.facts else 0
-    return buffer > 0 and rate.rate * rate.round_trip > _BUFFER_SHARE * buffer
+def _limiting_buffer(e: Examination, rate: Rate) -> str:
+    """Return "send" or "receive" where that buffer is full of what is under way, else ""."""
+    under_way = rate.rate * rate.round_trip
+    for name, rank in (("send", rate.source), ("receive", rate.target)):
+        size = _buffer(e, name, rank)
+        if 0 < size * _BUFFER_SHARE < under_way:
+            return name
+    return ""
+
+
+def _buffer(e: Examination, name: str, rank: int) -> int:
+    facts = e.facts.get(rank)
+    if facts is None:
+        return 0
+    return facts.send_buffer if name == "send" else facts.receive_buffer
 
 
 def buffers(e: Examination) -> Iterator[Finding]:
-    """Hosts whose send buffer holds less than the network."""
-    found = {rate.source: rate for rate in e.rates if _limited_by_buffer(e, rate)}
-    for source, rate in found.items():
-        buffer = e.facts[source].send_buffer
+    """Hosts whose buffers hold less than the network."""
+    found: dict[tuple[str, int], Rate] = {}
+    for rate in e.rates:
+        if name := _limiting_buffer(e, rate):
+            found[(name, rate.source if name == "send" else rate.target)] = rate
+    for (name, rank), rate in found.items():
         yield Finding(
             severity="warning",
-            kind="send-buffer",
-            ranks=(source,),
-            text=f"the send buffer of {e.at(source)} ({buffer >> 10} KiB) limits a stream to "
-            f"{bandwidth_text(rate.rate)} at a round trip of {time_text(rate.round_trip)}",
-            remedy="raise it there: sysctl -w net.core.wmem_max=16777216 and the third figure of "
-            "net.ipv4.tcp_wmem",
+            kind=f"{name}-buffer",
+            ranks=(rank,),
+            text=f"the {name} buffer of {e.at(rank)} ({_buffer(e, name, rank) >> 10} KiB) limits "
+            f"a stream to {bandwidth_text(rate.rate)} at a round trip of "
+            f"{time_text(rate.round_trip)}",
+            remedy=_BUFFER_REMEDIES[name],
         )
+
+
+_BUFFER_REMEDIES = {
+    "send": "raise it there: sysctl -w net.core.wmem_max=16777216 "
+    'net.ipv4.tcp_wmem="4096 16384 33554432"',
+    "receive": 'raise it there: sysctl -w net.ipv4.tcp_rmem="4096 131072 33554432"',
+}
 
 
 def _shared_addresses(e: Examination) -> dict[str, list[int]]:

@@ -37,7 +37,7 @@ _STREAM_BYTES_MAX = 256 << 20
 _STREAM_SECONDS = 0.25
 _CHUNK = 128 << 10
 _CONNECT_SECONDS = 3.0
-_ANSWER_SECONDS = 4.0
+_ANSWER_SECONDS = 3.0
 _SERVE_SECONDS = 20.0
 _AT_ONCE = 8  # calls of one host that are under way
 
@@ -197,17 +197,18 @@ def _ping(sock: socket.socket) -> tuple[float, float]:
     return best, offset
 
 
-def measure_rate(caller: int, peer: Peer, token: bytes) -> list[Rate]:
-    """Return what a stream carried in each direction, one after the other."""
+def measure_rate(caller: int, peer: Peer, token: bytes, seconds: float) -> list[Rate]:
+    """Return what a stream carried in each direction, one after the other, within some time."""
+    deadline = time.monotonic() + seconds
     outward = homeward = round_trip = 0.0
     with contextlib.suppress(OSError, ValueError), _call(caller, peer, token) as sock:
         round_trip, _ = _ping(sock)
         sock.sendall(_COMMAND.pack(_TAKE, 0))
         _give(sock, 0)
-        sock.settimeout(_SERVE_SECONDS)
+        sock.settimeout(seconds / 2)
         (outward,) = _RATE.unpack(_receive(sock, _RATE.size))
         sock.sendall(_COMMAND.pack(_GIVE, 0))
-        homeward = _take(sock, 0)
+        homeward = _take(sock, 0, deadline)
     return [
         Rate(source=caller, target=peer.rank, rate=outward, round_trip=round_trip),
         Rate(source=peer.rank, target=caller, rate=homeward, round_trip=round_trip),
@@ -228,7 +229,7 @@ def _give(sock: socket.socket, count: int) -> None:
     sock.sendall(last)
 
 
-def _take(sock: socket.socket, count: int) -> float:
+def _take(sock: socket.socket, count: int, deadline: float = float("inf")) -> float:
     """Receive what `_give` sends; return the bytes a second, without the first quarter."""
     if count:
         _receive(sock, count)
@@ -238,6 +239,8 @@ def _take(sock: socket.socket, count: int) -> float:
     while True:
         _receive_into(sock, room)
         times.append(time.perf_counter())
+        if time.monotonic() > deadline:
+            raise TimeoutError("the stream did not end")
         if room[0] == 0:
             break
     first = len(times) // 4

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from allreduce.doctor.agreement import AGREEMENT_CHECKS
+from allreduce.doctor.agreement import AGREEMENT_CHECKS, ARRIVAL_CHECKS
 from allreduce.doctor.facts import Facts, collect, unpack
 from allreduce.doctor.findings import Examination, Finding
 from allreduce.doctor.gathering import Gathering
@@ -37,8 +37,8 @@ from allreduce.doctor.probes import (
 
 __all__ = ["Steps", "findings_of"]
 
-_AGAIN_PAIRS, _AGAIN_TIMES = 4, 2
-_REACH_SHARE = 0.8  # of a step's time, for calls
+_AGAIN_PAIRS, _AGAIN_TIMES = 3, 2
+_CALLS_SHARE = 0.8  # of a step's time, for calls to other hosts
 _FACTS, _LISTEN, _REACH, _RATES = "facts", "listen", "reach", "rates"
 
 
@@ -51,9 +51,11 @@ class Steps:
         self._gathering = gathering
         self._rank, self._world_size, self._launcher = rank, world_size, launcher
         self._seconds = seconds
+        self.with_rates = True
         self._node_of: dict[int, int] = {}
         self._peers: dict[int, Peer] = {}
         self._token = b""
+        self._streamed: list[tuple[int, int]] = []  # (caller, callee)
         self._rates: list[Rate] = []
 
     def walk(self, arrival_seconds: float, route_to: str | None) -> None:
@@ -128,14 +130,18 @@ class Steps:
         # Each host begins with the next one, so that not all call the same host at once.
         order = sorted(chosen, key=lambda key: (key[0] < mine, key))
         callees = [chosen[key] for key in order]
-        return reach_all(self._rank, callees, self._token, self._seconds * _REACH_SHARE)
+        return reach_all(self._rank, callees, self._token, self._seconds * _CALLS_SHARE)
 
     def _tell_rounds(self, values: Mapping[int, Any]) -> list[list[tuple[int, int]]]:
         """Return the rounds of streams, as (caller, callee): pairs that can connect."""
+        if not self.with_rates:
+            return []
+        reaches = list(_reaches(values))
+        lossy = {frozenset((r.caller, r.callee)) for r in reaches if r.large_error}
         good = {
-            (reach.caller, reach.callee)
-            for reach in _reaches(values)
-            if not reach.error and not reach.large_error
+            (r.caller, r.callee)
+            for r in reaches
+            if not r.error and frozenset((r.caller, r.callee)) not in lossy
         }
         leaders = [rank for rank in self._leaders().values() if rank in values]
         found = []
@@ -143,14 +149,16 @@ class Steps:
             both = ([(a, b), (b, a)] for a, b in pairs)
             chosen = [next((way for way in ways if way in good), None) for ways in both]
             found.append([way for way in chosen if way is not None])
+        self._streamed = [way for pairs in found for way in pairs]
         return [pairs for pairs in found if pairs]
 
     def _stream(self, pairs: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
         callees = [callee for caller, callee in pairs if caller == self._rank]
+        seconds = self._seconds * _CALLS_SHARE
         return [
             asdict(rate)
             for callee in callees
-            for rate in measure_rate(self._rank, self._peers[callee], self._token)
+            for rate in measure_rate(self._rank, self._peers[callee], self._token, seconds)
         ]
 
     def _note_rates(self, values: Mapping[int, Any]) -> None:
@@ -166,13 +174,9 @@ class Steps:
 
     def _suspects(self) -> list[list[int]]:
         slow = sorted(slow_links(self._rates), key=lambda rate: rate.rate)
-        good = {
-            frozenset((reach.caller, reach.callee)): [reach.caller, reach.callee]
-            for reach in _reaches(self._gathering.values.get(_REACH, {}))
-            if not reach.error and not reach.large_error
-        }
+        streamed = {frozenset(pair): list(pair) for pair in self._streamed}
         chosen = dict.fromkeys(frozenset((rate.source, rate.target)) for rate in slow)
-        return [good[pair] for pair in list(chosen)[:_AGAIN_PAIRS] if pair in good]
+        return [streamed[pair] for pair in list(chosen)[:_AGAIN_PAIRS]]
 
     @property
     def examination(self) -> Examination:
@@ -212,6 +216,8 @@ def _reaches(values: Mapping[int, Any]) -> Iterator[Reach]:
 
 def findings_of(examination: Examination) -> list[Finding]:
     """Return what is wrong, errors first."""
-    checks = (*AGREEMENT_CHECKS, *HOST_CHECKS, *NETWORK_CHECKS)
+    checks = ARRIVAL_CHECKS
+    if examination.facts:
+        checks += (*AGREEMENT_CHECKS, *HOST_CHECKS, *NETWORK_CHECKS)
     found = [finding for check in checks for finding in check(examination)]
     return sorted(found, key=lambda finding: finding.severity)
