@@ -2,6 +2,7 @@
 
 COMMANDS = {
     "allreduce.bench": "measures collectives on a cluster of yours, or here with --ranks 4",
+    "allreduce.doctor": "finds what is wrong with the hosts and the network of a job, before it",
     "allreduce.tune": "measures the ranks of a job thoroughly, and writes a tuning file",
     "allreduce.emulate": "runs a command on hosts of an emulated network, with a rate and a delay",
     "allreduce.show": "draws a schedule: python -m allreduce.show halving_doubling 6",

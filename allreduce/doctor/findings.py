@@ -17,7 +17,7 @@ from allreduce.doctor.probes import Rate, Reach
 from allreduce.errors import UsageError
 from allreduce.rendezvous.node_layout import layout, nodes_option
 
-__all__ = ["Check", "Examination", "Finding", "differing", "ranks_text", "verb"]
+__all__ = ["Check", "Examination", "Finding", "Severity", "differing", "ranks_text", "verb"]
 
 Severity = Literal["error", "warning"]
 Value = TypeVar("Value", bound=Hashable)

@@ -6,7 +6,15 @@ import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
-from allreduce.doctor.findings import Check, Examination, Finding, differing, ranks_text, verb
+from allreduce.doctor.findings import (
+    Check,
+    Examination,
+    Finding,
+    Severity,
+    differing,
+    ranks_text,
+    verb,
+)
 from allreduce.doctor.probes import Rate
 
 __all__ = ["NETWORK_CHECKS", "bandwidth_text", "slow_links", "time_text"]
@@ -17,14 +25,15 @@ _BUFFER_SHARE = 0.4  # of a buffer, that is under way when the buffer is what li
 
 
 def addresses(e: Examination) -> Iterator[Finding]:
-    """Ranks that have no address to listen on."""
+    """Ranks that have no address to listen on; ranks of one node alone need none."""
+    severity: Severity = "error" if max(e.node_of_rank) > 0 else "warning"
     found: dict[str, list[int]] = defaultdict(list)
     for rank, listening in sorted(e.listening.items()):
         if listening.error:
             found[listening.error].append(rank)
     for error, ranks in found.items():
         yield Finding(
-            severity="error",
+            severity=severity,
             kind="address",
             ranks=tuple(ranks),
             text=f"{e.on(ranks)} {verb(ranks, 'has', 'have')} no address to listen on: {error}",

@@ -60,7 +60,7 @@ def _row(e: Examination, rank: int) -> tuple[str, ...]:
         str(e.node_of_rank[rank]),
         (at.address if at else "") or "-",
         (at.interface if at else "") or "-",
-        str(at.mtu if at else "") or "-",
+        str(at.mtu or "-") if at else "-",
         f"{cores} of {facts.host_cores}",
         memory,
         f"{facts.version}, Python {facts.python}, NumPy {facts.numpy}, Linux {facts.kernel}",

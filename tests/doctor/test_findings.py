@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from allreduce.doctor.facts import NO_LIMIT, Facts
+from allreduce.doctor.facts import Facts
 from allreduce.doctor.findings import Examination, ranks_text
 from allreduce.doctor.listening import Listening
 from allreduce.doctor.probes import Rate, Reach, rounds
@@ -371,10 +371,6 @@ def test_one_host_alone_has_no_findings() -> None:
 def test_nobody_came() -> None:
     findings = findings_of(Examination(world_size=2, facts={}, silent={1: "arrival"}))
     assert [finding.kind for finding in findings] == ["missing"]
-
-
-def test_no_limit_is_none() -> None:
-    assert _facts(0, descriptors_limit=NO_LIMIT).descriptors == "any number of"
 
 
 @pytest.mark.parametrize("count", range(1, 40))

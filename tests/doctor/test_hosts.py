@@ -143,6 +143,12 @@ _PLANTS: dict[str, tuple[dict[int, str], int, str, str]] = {
         "users",
         "rank 3 (host1) runs as user 65534, other ranks of that host as user 0",
     ),
+    "no such interface": (
+        {1: "export ALLREDUCE_IFACE=eth9"},
+        1,
+        "address",
+        "rank 1 (host1) has no address to listen on: ALLREDUCE_IFACE=eth9: no such interface",
+    ),
     "an address of another host": (
         {1: "export ALLREDUCE_HOST=10.231.0.1"},
         1,
