@@ -20,7 +20,7 @@ from allreduce.doctor.probes import Rate
 __all__ = ["NETWORK_CHECKS", "bandwidth_text", "slow_links", "time_text"]
 
 SLOW_FACTOR = 4.0  # a link is slow below this part of the usual rate
-_LATE_FACTOR, _LATE_SECONDS = 4.0, 0.001
+_FAR_FACTOR, _FAR_SECONDS = 4.0, 0.001
 _BUFFER_SHARE = 0.4  # of a buffer, that is under way when the buffer is what limits
 
 
@@ -233,25 +233,28 @@ def _links_text(e: Examination, worst: int, links: Sequence[Rate]) -> str:
     return f"links {way} {e.at(worst)} are slow"
 
 
-def late(e: Examination) -> Iterator[Finding]:
-    """Links with a far longer round trip than the median."""
-    trips = {
-        frozenset((reach.caller, reach.callee)): reach
-        for reach in e.reaches
-        if not reach.error and not reach.large_error
-    }
-    if len(trips) < 2:
+def far(e: Examination) -> Iterator[Finding]:
+    """Hosts whose shortest round trip to any other is far longer than is usual.
+
+    Single links are not judged: one answer that a busy host gave late would look like a long link.
+    """
+    shortest: dict[int, float] = {}
+    for reach in e.reaches:
+        if not reach.error:
+            for rank in (reach.caller, reach.callee):
+                shortest[rank] = min(shortest.get(rank, reach.round_trip), reach.round_trip)
+    if len(shortest) < 3:
         return
-    median = statistics.median_low([reach.round_trip for reach in trips.values()])
-    for reach in trips.values():
-        if reach.round_trip > max(_LATE_FACTOR * median, median + _LATE_SECONDS):
+    usual = statistics.median_low(shortest.values())
+    for rank, seconds in shortest.items():
+        if seconds > max(_FAR_FACTOR * usual, usual + _FAR_SECONDS):
             yield Finding(
                 severity="warning",
-                kind="late-link",
-                ranks=(reach.caller, reach.callee),
-                text=f"a round trip between {e.at(reach.caller)} and {e.at(reach.callee)} takes "
-                f"{time_text(reach.round_trip)}, the median of all links is {time_text(median)}",
-                remedy="see where these hosts stand: another rack, another zone, a detour",
+                kind="far-host",
+                ranks=(rank,),
+                text=f"{e.at(rank)} is far from all other hosts: the shortest round trip takes "
+                f"{time_text(seconds)}, usual are {time_text(usual)} (median of hosts)",
+                remedy="see where it stands: another rack, another zone, a detour",
             )
 
 
@@ -343,7 +346,7 @@ NETWORK_CHECKS: tuple[Check, ...] = (
     mtus,
     routes,
     slow,
-    late,
+    far,
     broken_streams,
     buffers,
 )

@@ -309,10 +309,10 @@ _FAULTS: list[tuple[Callable[[], Examination], str, str]] = [
         "links from and to rank 4 (node2) are slow: 1 Gbit/s, usual are 10 Gbit/s",
     ),
     (
-        lambda: _job(reaches={(2, 4): {"round_trip": 0.03}, (4, 2): {"round_trip": 0.03}}),
-        "late-link",
-        "a round trip between rank 4 (node2) and rank 2 (node1) takes 30 ms, the median of all "
-        "links is 100 us",
+        lambda: _job(reaches=_from(4, round_trip=0.03) | _to(4, round_trip=0.03)),
+        "far-host",
+        "rank 4 (node2) is far from all other hosts: the shortest round trip takes 30 ms, usual "
+        "are 100 us (median of hosts)",
     ),
     (
         lambda: _job(rates={(2, 4): {"rate": 0.0}}),
