@@ -71,7 +71,7 @@ def on_this_machine(folder: Path, *ranks: Rank, world_size: int = 0) -> Report:
             **rank.variables,
         }
         words = [*rank.wrapper, *rank.program, *rank.options]
-        words += ["--json", str(output)] if number == 0 else []
+        words += ["--json", str(output)] if number == 0 and rank.options else []
         running.append(
             subprocess.Popen(
                 words,

@@ -13,7 +13,7 @@ from allreduce.rendezvous.mesh_builder import links_of
 
 __all__ = ["HOST_CHECKS", "descriptors_needed"]
 
-_SPARE = 16
+_SPARE, _LISTENER = 16, 1
 _ROUND_TO = 100
 _LOCKED_ENOUGH = 64 << 20
 _CLOCK_SECONDS = 1.0
@@ -21,12 +21,14 @@ _UNITS = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
 
 
 def descriptors_needed(e: Examination, rank: int, connect_all: bool) -> int:
-    """Return how many descriptors a rank needs at the start of the job, with those open now."""
+    """Return how many descriptors a rank needs at the start of the job, with those open now.
+
+    Open now are the connections to the store too; the library adds a listener before it counts.
+    """
     facts, node_of_rank = e.facts[rank], e.node_of_rank
     local = node_of_rank.count(node_of_rank[rank])
     links = links_of(rank, node_of_rank, facts.lanes, connect_all)
-    served = e.world_size if rank == 0 and facts.launcher != "torchrun" else 0
-    return facts.descriptors_open + len(links) + local + _SPARE + served
+    return facts.descriptors_open + _LISTENER + len(links) + local + _SPARE
 
 
 def descriptors(e: Examination) -> Iterator[Finding]:

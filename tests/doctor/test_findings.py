@@ -180,7 +180,7 @@ _FAULTS: list[tuple[Callable[[], Examination], str, str]] = [
     (
         lambda: _job({2: {"descriptors_limit": 30}}),
         "descriptors",
-        "rank 2 (node1) may open 30 files, this job needs 54: ulimit -n 200 there",
+        "rank 2 (node1) may open 30 files, this job needs 55: ulimit -n 200 there",
     ),
     (
         lambda: _job(
@@ -190,7 +190,7 @@ _FAULTS: list[tuple[Callable[[], Examination], str, str]] = [
             }
         ),
         "descriptors-later",
-        "rank 2 (node1) may open 50 files, this job needs 54 once the rank has sent to all",
+        "rank 2 (node1) may open 50 files, this job needs 55 once the rank has sent to all",
     ),
     (
         lambda: _job({3: {"locked_memory_limit": 65536}}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -197,6 +198,22 @@ def test_ranks_pinned_to_one_core_are_named(tmp_path: Path) -> None:
     report = on_this_machine(tmp_path, pin, _OK, pin)
     _check(report, "pinned", f"ranks 0, 2 (HOST) are all pinned to core {core} of the ")
     assert report.codes == [0, 0, 0]  # a warning
+
+
+def test_as_many_descriptors_are_asked_for_as_the_library_needs(tmp_path: Path) -> None:
+    def ranks(limit: int, *program: str) -> list[Rank]:
+        words = {"program": program, "options": ()} if program else {}
+        variables = {"ALLREDUCE_NODES": "2"}
+        limited = Rank(wrapper=("prlimit", f"--nofile={limit}"), variables=variables, **words)
+        return [Rank(variables=variables, **words), limited]
+
+    report = on_this_machine(tmp_path, *ranks(20))
+    match = re.search(r"may open 20 files, this job needs (\d+):", report.text)
+    assert match, report.text
+    needed = int(match[1])
+    job = (sys.executable, "-c", "import allreduce; allreduce.init(measure=False)")
+    assert on_this_machine(tmp_path, *ranks(needed, *job)).codes == [0, 0]
+    assert on_this_machine(tmp_path, *ranks(needed - 1, *job)).codes[1] == 1
 
 
 def test_a_rank_that_never_comes_is_named(tmp_path: Path) -> None:
