@@ -97,8 +97,7 @@ def _member(options: DoctorOptions, place: InitArguments) -> int:
     store = place.get("store") or open_store(launch, options.timeout, secret=b"")
     try:
         gathering = Gathering(PrefixStore(store, "doctor"), launch.rank, launch.world_size)
-        steps = Steps(gathering, launch.rank, launch.world_size, launch.launcher, options.step)
-        steps.with_rates = not options.quick
+        steps = Steps(gathering, launch, seconds=options.step, with_rates=not options.quick)
         route_to = _route_to(store)
         if launch.rank != 0:
             steps.walk(options.timeout, route_to)

@@ -34,6 +34,7 @@ from allreduce.doctor.probes import (
     reach_all,
     rounds,
 )
+from allreduce.rendezvous.launcher_environment import Launch
 
 __all__ = ["Steps", "findings_of"]
 
@@ -46,12 +47,12 @@ class Steps:
     """One rank's walk. `examination` is what rank 0 has learned, at any time."""
 
     def __init__(
-        self, gathering: Gathering, rank: int, world_size: int, launcher: str, seconds: float
+        self, gathering: Gathering, launch: Launch, *, seconds: float, with_rates: bool
     ) -> None:
         self._gathering = gathering
-        self._rank, self._world_size, self._launcher = rank, world_size, launcher
-        self._seconds = seconds
-        self.with_rates = True
+        self._rank, self._world_size = launch.rank, launch.world_size
+        self._launcher = launch.launcher
+        self._seconds, self._with_rates = seconds, with_rates
         self._node_of: dict[int, int] = {}
         self._peers: dict[int, Peer] = {}
         self._token = b""
@@ -76,9 +77,11 @@ class Steps:
 
     def _probe(self, mine: Listening) -> None:
         peers = self._step(_LISTEN, asdict(mine), _tell_addresses)
+        self._node_of = {int(rank): self._node_of[int(rank)] for rank in peers}  # still there
         self._peers = {
             int(rank): Peer(rank=int(rank), address=address, port=port)
             for rank, (address, port) in peers.items()
+            if address
         }
         reaches = [asdict(reach) for reach in self._call_all()]
         pairs_of_rounds = self._step(_REACH, reaches, self._tell_rounds)
@@ -134,7 +137,7 @@ class Steps:
 
     def _tell_rounds(self, values: Mapping[int, Any]) -> list[list[tuple[int, int]]]:
         """Return the rounds of streams, as (caller, callee): pairs that can connect."""
-        if not self.with_rates:
+        if not self._with_rates:
             return []
         reaches = list(_reaches(values))
         lossy = {frozenset((r.caller, r.callee)) for r in reaches if r.large_error}
@@ -199,12 +202,11 @@ class Steps:
 
 
 def _tell_addresses(values: Mapping[int, Any]) -> dict[int, tuple[str, int]]:
+    """Return the address and port of each rank; "" for a rank that has none."""
     found = {}
     for rank, value in values.items():
-        with contextlib.suppress(ValueError):
-            listening = unpack(Listening, value)
-            if listening.address:
-                found[rank] = (listening.address, listening.port)
+        listening = unpack(Listening, value)
+        found[rank] = (listening.address, listening.port)
     return found
 
 

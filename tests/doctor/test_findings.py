@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ import pytest
 from allreduce.doctor.facts import Facts
 from allreduce.doctor.findings import Examination, ranks_text
 from allreduce.doctor.listening import Listening
-from allreduce.doctor.probes import Rate, Reach, rounds
+from allreduce.doctor.probes import Rate, Reach
 from allreduce.doctor.report import lines
 from allreduce.doctor.steps import findings_of
 
@@ -373,25 +375,16 @@ def test_nobody_came() -> None:
     assert [finding.kind for finding in findings] == ["missing"]
 
 
-@pytest.mark.parametrize("count", range(1, 40))
-def test_rounds_have_nobody_twice_and_no_pair_twice(count: int) -> None:
-    members = [3 * number for number in range(count)]
-    found = rounds(members)
-    pairs = [pair for pairs in found for pair in pairs]
-    assert len(set(pairs)) == len(pairs)
-    for pairs_of_round in found:
-        flat = [member for pair in pairs_of_round for member in pair]
-        assert len(set(flat)) == len(flat)
-        assert set(flat) <= set(members)
-    if 1 < count <= 4:
-        assert len(pairs) == count * (count - 1) // 2
-    partners = {member: sum(member in pair for pair in pairs) for member in members}
-    least = (count - 1).bit_length() - count % 2
-    assert min(partners.values()) >= min(count - 1, least)
-    assert len(found) <= max(3, count.bit_length())
-
-
 def test_ranks_in_words() -> None:
     assert ranks_text([3]) == "rank 3"
     assert ranks_text([0, 1, 2, 5, 7, 8]) == "ranks 0-2, 5, 7, 8"
     assert ranks_text(range(0, 40, 2)) == "ranks 0, 2, 4, 6, 8, 10, 12, 14 and 12 more"
+
+
+def test_the_page_names_every_kind_of_fault() -> None:
+    root = Path(__file__).resolve().parents[2]
+    page = (root / "docs/doctor.md").read_text()
+    code = "".join(file.read_text() for file in (root / "allreduce/doctor").glob("*.py"))
+    kinds = set(re.findall(r'kind="([a-z-]+)"', code)) | {kind for _, kind, _ in _FAULTS}
+    assert len(kinds) > 30
+    assert {kind for kind in kinds if f"`{kind}`" not in page} == set()

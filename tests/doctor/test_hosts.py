@@ -248,3 +248,19 @@ def test_a_healthy_job_of_4_ranks_on_2_hosts_has_nothing_wrong(tmp_path: Path) -
     assert report.findings == []
     assert "\nnothing wrong was found\n" in report.output
     assert "connections between hosts: 2 of 2 tried" in report.output
+
+
+@pytest.mark.full
+def test_a_rank_that_dies_on_another_host_is_named_though_nobody_sees_its_process(
+    tmp_path: Path,
+) -> None:
+    dies = (
+        "import os; import allreduce.doctor.steps as steps; steps.reach_all = lambda *a: "
+        "os._exit(0); from allreduce.doctor.command import main; main([])"
+    )
+    plants = {1: f'exec {sys.executable} -c "{dies}"'}
+    _check(
+        on_hosts(tmp_path, plants, "--step", "5", hosts=3),
+        "silent",
+        "rank 1 (host1) came, and fell silent in the step 'reach'",
+    )
