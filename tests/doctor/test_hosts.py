@@ -57,7 +57,11 @@ _PLANTS: dict[str, tuple[dict[int, str], int, str, str]] = {
         "which rank 0 cannot reach (connection refused)",
     ),
     "large packets lost": (
-        {1: f"{_FILTER} meta length gt 1400 drop"},
+        {
+            1: f"{_FILTER} meta length gt 700 drop; "
+            "nft add chain ip doctor out '{ type filter hook output priority 0; }'; "
+            "nft add rule ip doctor out meta length gt 700 drop"
+        },
         1,
         "large-packets",
         "from rank 0 to rank 1 (host1) small packets pass and large ones are lost (MTU: 9000 on",
