@@ -162,10 +162,15 @@ _PLANTS: dict[str, tuple[dict[int, str], int, str, str]] = {
 }
 
 _LEFT_TO_FULL = {
+    "a congestion control of its own",
     "a firewall that refuses",
     "a small receive buffer",
     "an address of another host",
+    "an interface with one address everywhere",
+    "little time of the processor",
+    "no such interface",
     "nodes across hosts",
+    "several users",
 }
 
 
@@ -228,6 +233,7 @@ def test_a_planted_fault_is_named_alone(name: str, tmp_path: Path) -> None:
     _check(on_hosts(tmp_path, scripts, *options, ranks=ranks, delay=delay), kind, text)
 
 
+@pytest.mark.full
 def test_a_slow_host_among_three_is_named(tmp_path: Path) -> None:
     report = on_hosts(tmp_path, {}, emulation=("--slow-host", "2:0.1"), hosts=3, rate="800Mbit")
     _check(report, "slow-link", "links from and to rank 2 (host2) are slow: ")
@@ -240,6 +246,7 @@ def test_a_link_that_is_slow_in_one_direction_is_named(tmp_path: Path) -> None:
     _check(report, "slow-link", "the link from rank 1 (host1) to rank 0 (host0) is slow: ")
 
 
+@pytest.mark.full
 def test_two_faults_are_both_named(tmp_path: Path) -> None:
     scripts = {0: "export ALLREDUCE_CHECKSUM=0", 1: "ip link set eth0 mtu 1500"}
     report = on_hosts(tmp_path, scripts)

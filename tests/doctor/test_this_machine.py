@@ -166,9 +166,12 @@ _PLANTS: dict[str, tuple[Plant, str, str]] = {
 }
 
 _LEFT_TO_FULL = {
+    "a secret that others can read",
     "connections on demand on some ranks",
     "no secret on rank 0",
     "no such tuning file",
+    "no such value",
+    "nodes that do not fit",
 }
 
 
