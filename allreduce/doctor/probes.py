@@ -107,6 +107,8 @@ class Server:
             sock.sendall(_WELCOME.pack(_MAGIC, self._rank))
             while True:
                 what, count = _COMMAND.unpack(_receive(sock, _COMMAND.size))
+                if count > _LARGE_BYTES:
+                    raise ValueError("more than any rank asks for")
                 if what == _PING:
                     sock.sendall(_CLOCK.pack(time.time_ns()))
                 elif what == _TAKE:

@@ -48,6 +48,14 @@ def test_a_stranger_gets_no_answer() -> None:
     assert reach.error
 
 
+def test_a_server_takes_no_more_than_ranks_send() -> None:
+    with _serving(1) as peer, socket.create_connection((peer.address, peer.port), 20) as sock:
+        sock.sendall(b"HIERdoc1" + _TOKEN + (0).to_bytes(4, "little"))
+        assert len(sock.recv(12, socket.MSG_WAITALL)) == 12
+        sock.sendall(b"\1" + (1 << 31).to_bytes(4, "little"))
+        assert sock.recv(1) == b""  # it hangs up
+
+
 def test_nobody_there_is_an_error() -> None:
     with _serving(1) as peer:
         pass
