@@ -31,6 +31,7 @@ log = logging.getLogger("allreduce")
 
 ASKED = "grow/asked"  # how many processes have asked to join
 GRACE = 10.0  # seconds for a rank that has the right to decide, after a deadline
+_REFUSED = b"refused"  # in place of what was asked
 _ALIVE_SECONDS = 2.0  # in which a process that waits says that it is alive
 
 
@@ -67,6 +68,11 @@ class _Asking:
             self._store.set(self._asked, b"")
             delete_key(self._store, answer)
             return parse(answer, found)
+        if asked == _REFUSED:
+            raise UsageError(
+                "rank 0 does not let this process join: its ALLREDUCE_SECRET_FILE or "
+                "ALLREDUCE_SECRET is another one"
+            )
         if asked == b"":
             self._ask()
         elif claimed is not None and claimed != self._said:
@@ -98,7 +104,9 @@ class Claims:
         """Claim so many of those who ask now, the first first; tell whether there are so many."""
         numbers = range(1, add(self._store, ASKED, 0) + 1)
         found = get_many(self._store, [f"{ASKED}/{number}" for number in numbers])
-        asking = {number: asked for number, asked in zip(numbers, found, strict=True) if asked}
+        asking = {
+            n: word for n, word in zip(numbers, found, strict=True) if word and word != _REFUSED
+        }
         if len(asking) < wanted:
             return False
         for number, asked in asking.items():
@@ -110,8 +118,8 @@ class Claims:
             try:
                 self.nodes[number] = parse(f"{ASKED}/{number}", asked)["node"]
             except UsageError as error:  # it stays claimed, and asks no more
-                log.warning("who asks to join is not of this job: %s", error)
-                self._store.set(f"{ASKED}/{number}", b"")
+                log.warning("a process that asks to join has the seal of another job: %s", error)
+                self._store.set(f"{ASKED}/{number}", _REFUSED)
         self._let_go_of_the_dead()
         if len(self.nodes) < wanted:
             self.give_back()

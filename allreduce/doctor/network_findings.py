@@ -99,7 +99,7 @@ def _unreachable(
         text=f"{e.at(callee)} listens on {where.interface or 'an interface'} {where.address} "
         f"port {where.port} ({where.why}), which {who} ({reasons})",
         remedy="set ALLREDUCE_IFACE or ALLREDUCE_HOST there to the network between the hosts, or "
-        "open TCP ports 1024-65535 between them",
+        f"open TCP ports {where.ports} between them",
     )
 
 
@@ -167,7 +167,7 @@ def routes(e: Examination) -> Iterator[Finding]:
         mine = e.listening.get(reach.caller)
         if not mine or not mine.address or reach.error or reach.caller in away:
             continue
-        if reach.leaves_by not in ("", mine.address):
+        if reach.leaves_by not in ("", mine.own_address):
             found[(reach.caller, reach.leaves_by)].append(reach.callee)
     for (caller, leaves_by), callees in found.items():
         mine = e.listening[caller]
@@ -175,8 +175,8 @@ def routes(e: Examination) -> Iterator[Finding]:
             severity="warning",
             kind="route",
             ranks=(caller, *callees),
-            text=f"{e.at(caller)} listens on {mine.interface} {mine.address}, but its packets to "
-            f"{ranks_text(callees)} leave by {leaves_by}",
+            text=f"{e.at(caller)} listens on {mine.interface} {mine.own_address}, but its packets "
+            f"to {ranks_text(callees)} leave by {leaves_by}",
             remedy="set ALLREDUCE_IFACE on all hosts to the network that the job is to use",
         )
 

@@ -66,8 +66,13 @@ class Steps:
         hosts = self._step(_FACTS, asdict(facts), self._tell_hosts)
         self._token = bytes.fromhex(hosts["token"])
         self._node_of = {int(rank): node for rank, node in hosts["nodes"].items()}
+        mine = [r for r, node in sorted(self._node_of.items()) if node == self._node_of[self._rank]]
         found, listener = listen(
-            hosts["one_host"], route_to, os.environ, bytes.fromhex(hosts["nonce"])
+            hosts["one_host"],
+            route_to,
+            os.environ,
+            bytes.fromhex(hosts["nonce"]),
+            mine.index(self._rank),
         )
         with contextlib.ExitStack() as stack:
             if listener is not None:

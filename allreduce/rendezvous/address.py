@@ -72,7 +72,8 @@ def bind_address(host: str, port: int, environ: Mapping[str, str] | None = None)
     """
     environ = os.environ if environ is None else environ
     family, address = resolve(host, port)
-    if environ.get("ALLREDUCE_ADVERTISE") and not interface_of(address[0]):
+    translated = advertised_host(environ) and not interface_of(address[0])
+    if translated and not is_loopback(address[0]) and address[0] not in ("0.0.0.0", "::"):
         return resolve(choose_address(False, None, environ), port)
     if is_loopback(address[0]) and host != "localhost" and host != address[0]:
         routed = route_address(_ANY_HOST)
@@ -125,6 +126,11 @@ def choose_address(
     return address
 
 
+def advertised_host(environ: Mapping[str, str]) -> str:
+    """Return the host of `ALLREDUCE_ADVERTISE`; "" without it."""
+    return environ.get("ALLREDUCE_ADVERTISE", "").strip()
+
+
 def _address_on_route(route_to: str | None) -> str | None:
     address = route_address(route_to) if route_to else None
     if address is None or is_loopback(address):
@@ -164,8 +170,9 @@ def _choice_for_other_libraries(
     ):
         if not words.strip(" ,"):
             continue
-        source, routed = f"{name}={text}", _address_on_route(route_to)
-        found = InterfaceOption(words, source).select(host_addresses(), routed, local_index)
+        source, routed, found = f"{name}={text}", _address_on_route(route_to), None
+        with contextlib.suppress(UsageError):  # words that mean nothing to us
+            found = InterfaceOption(words, source).select(host_addresses(), routed, local_index)
         if found is not None and not found.is_loopback:
             log.info("%s chooses %s, as ALLREDUCE_IFACE would", source, found)
             return source, found.address

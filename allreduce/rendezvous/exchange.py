@@ -25,6 +25,7 @@ from allreduce.rendezvous.store import (
     delete_key,
     get_many,
     name_ranks,
+    pause_between_looks,
     store_errors,
     store_host,
     wait_for,
@@ -32,7 +33,6 @@ from allreduce.rendezvous.store import (
 
 FORMAT = 1
 _LINGER_SECONDS = 2.0
-_HEARD_SECONDS = 1.0  # twice what a rank waits until it looks once more
 _ERRORS: dict[str, type[Exception]] = {
     "usage": UsageError,
     "timeout": Timeout,
@@ -166,14 +166,20 @@ class StoreExchange:
         return self._collect(what, accept, judge)
 
     def publish_failure(self, error: Exception) -> Exception:
-        """Tell all ranks why this one cannot go on; return the first error that a rank told."""
+        """Tell all ranks why this one cannot go on. Return the error to raise: that of the rank
+        which told first.
+        """
+        rank = getattr(error, "rank", -1)
         body = {"kind": _kind_of(error), "text": str(error), "by": self._rank}
+        body["rank"] = rank if rank >= 0 else self._rank
         with contextlib.suppress(Exception):  # whatever a store raises: `error` counts
             first = self._published_failure()
             if first is None:
                 self._write(self._failure, json.dumps(body).encode())
             if self._rank == 0 and store_host(self._store):  # which may end with this process
-                time.sleep(_HEARD_SECONDS)
+                time.sleep(2 * pause_between_looks(self._world_size))
+            if first and isinstance(error, TimeoutError):  # it says what this rank has waited for
+                first.args = (f"{first}; on this rank: {error}", *first.args[1:])
             return first or error
         return error
 
@@ -194,7 +200,7 @@ class StoreExchange:
         failure = json.loads(self._seal.open(self._failure, "a rank", sealed))
         text = f"start-up failed on rank {failure['by']}: {failure['text']}"
         kind = _ERRORS[failure["kind"]]
-        return PeerError(text, failure["by"]) if kind is PeerError else kind(text)
+        return PeerError(text, failure["rank"]) if kind is PeerError else kind(text)
 
     @property
     def _failure(self) -> str:

@@ -22,6 +22,7 @@ _IFFLAGS = struct.Struct("16sH22x")
 _IFF_UP = 1
 _ADDRESSES_MAX = 4096
 _GLOBAL_SCOPE = "00"
+_NOT_USABLE = 0x08 | 0x40  # of linux/if_addr.h: in use elsewhere, or not known yet
 
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -32,6 +33,7 @@ class InterfaceAddress:
 
     interface: str
     address: str
+    label: str = ""  # as "eth0:1", of a further address of the interface
 
     def __str__(self) -> str:
         """Return the two in words: "eth0 10.0.0.7"."""
@@ -59,18 +61,18 @@ def _ipv4_addresses() -> list[InterfaceAddress]:
         asked = _IFCONF.pack(len(table), table.buffer_info()[0])
         used, _where = _IFCONF.unpack(fcntl.ioctl(probe, _SIOCGIFCONF, asked))
     rows = _IFREQ.iter_unpack(table[:used].tobytes())
-    # An address may have a label of its own, "eth0:1".
-    names = [(_text(name).partition(":")[0], socket.inet_ntoa(inet)) for name, inet in rows]
-    return [InterfaceAddress(interface, address) for interface, address in names]
+    labels = [(_text(name), socket.inet_ntoa(inet)) for name, inet in rows]
+    return [InterfaceAddress(label.partition(":")[0], inet, label) for label, inet in labels]
 
 
 def _ipv6_addresses() -> list[InterfaceAddress]:
     found = []
     with contextlib.suppress(OSError):  # a kernel without IPv6
-        for line in Path("/proc/net/if_inet6").read_text().splitlines():
-            digits, _index, _prefix, scope, _flags, interface = line.split()
+        for line in Path("/proc/net/if_inet6").read_text(errors="replace").splitlines():
+            digits, _index, _prefix, scope, flags, interface = line.split()
             address = socket.inet_ntop(socket.AF_INET6, bytes.fromhex(digits))
-            if scope == _GLOBAL_SCOPE or address == "::1":
+            usable = scope == _GLOBAL_SCOPE and not int(flags, 16) & _NOT_USABLE
+            if usable or address == "::1":
                 found.append(InterfaceAddress(interface, address))
     return found
 
@@ -109,7 +111,7 @@ class InterfaceOption:
         words = [word.strip() for word in text.split(",") if word.strip()]
         self._included = [self._entry(word) for word in words if not word.startswith("!")]
         self._excluded = [self._entry(word[1:].strip()) for word in words if word.startswith("!")]
-        if not words:
+        if not all([words, *self._excluded]):
             raise UsageError(f"{self.source}: names no interface")
 
     def select(
@@ -135,11 +137,11 @@ class InterfaceOption:
         return next((a for a in mine if a.address == preferred), mine[0])
 
     def _entry(self, word: str) -> str | _Network:
-        if "/" not in word and not word.replace(".", "").isdigit() and ":" not in word:
-            return word
         try:
             return ipaddress.ip_network(word, strict=False)
         except ValueError as error:
+            if "/" not in word and not word.replace(".", "").isdigit():
+                return word
             raise UsageError(f"{self.source}: {word} is no network: {error}") from error
 
 
@@ -148,7 +150,7 @@ def _matches(entry: str | _Network, address: InterfaceAddress) -> bool:
         return ipaddress.ip_address(address.address) in entry
     if address.is_loopback:
         return address.interface == entry
-    return fnmatch.fnmatchcase(address.interface, entry)
+    return entry == address.label or fnmatch.fnmatchcase(address.interface, entry)
 
 
 def from_nccl(text: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from allreduce.errors import PeerError, UsageError
-from allreduce.rendezvous.address import Address, resolve, set_congestion_control
+from allreduce.rendezvous.address import Address, advertised_host, resolve, set_congestion_control
 from allreduce.rendezvous.interfaces import interface_of
 
 _ANY_PORT = range(1)
@@ -52,6 +52,8 @@ def listen(
     for port in [*ports[begin:], *ports[:begin]]:
         if listener := _try_port(resolve(host, port), congestion, loopback):
             return listener
+    if ports == _ANY_PORT:
+        raise UsageError(f"no port is free on {host}: all ephemeral ports are in use")
     raise UsageError(
         f"ALLREDUCE_PORTS: all {len(ports)} ports from {ports[0]} to {ports[-1]} on {host} are in "
         "use; each rank of a host needs one for each group that it makes at the same time"
@@ -73,10 +75,10 @@ def _try_port(address: Address, congestion: str | None, loopback: bool) -> socke
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 return None
-            raise UsageError(
-                f"cannot listen on {where[0]}: {error.strerror}; set ALLREDUCE_HOST or "
-                "ALLREDUCE_IFACE to an address of this host"
-            ) from error
+            remedy = "set ALLREDUCE_HOST or ALLREDUCE_IFACE to an address of this host"
+            if error.errno == errno.EACCES:
+                remedy = "set ALLREDUCE_PORTS to ports from 1024 on"
+            raise UsageError(f"cannot listen on {where[0]}: {error.strerror}; {remedy}") from error
         listener.setblocking(False)
         undo.pop_all()
     return listener
@@ -100,7 +102,7 @@ class CallAddress:
         """
         host, port = listener.getsockname()[:2]
         own = cls(host=host, port=port, interface=interface_of(host))
-        advertised = environ.get("ALLREDUCE_ADVERTISE", "").strip()
+        advertised = advertised_host(environ)
         return cls(host=advertised, port=port, behind=str(own)) if advertised else own
 
     def __str__(self) -> str:
@@ -125,7 +127,7 @@ class CallAddress:
         """Return the socket address at which to call `rank`; ValueError if the host is unknown."""
         try:
             return resolve(self.host, self.port)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             raise UsageError(
                 f"ALLREDUCE_ADVERTISE={self.host} of rank {rank} cannot be resolved here: {error}"
             ) from error
@@ -148,7 +150,12 @@ def check_different(addresses: Sequence[CallAddress], hosts: Sequence[object]) -
         # Hosts behind one translator share its address, and differ in the port.
         key = (address.host, address.port if address.behind else 0)
         first = owners.setdefault(key, rank)
-        if hosts[first] != hosts[rank] or (address.behind and first != rank):
+        if address.behind and first != rank:
+            raise UsageError(
+                f"ranks {first} and {rank} are to be called at {address.host} port {address.port}; "
+                "give each host behind ALLREDUCE_ADVERTISE ports of its own (ALLREDUCE_PORTS)"
+            )
+        if hosts[first] != hosts[rank]:
             raise UsageError(
                 f"ranks {first} and {rank} run on different hosts, and both are to be called at "
                 f"{address}; set ALLREDUCE_IFACE or ALLREDUCE_HOST to a network that joins them"

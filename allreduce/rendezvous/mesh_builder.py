@@ -22,12 +22,11 @@ from allreduce.rendezvous.address import tune
 from allreduce.rendezvous.caller import Caller, Endpoint
 from allreduce.rendezvous.handshake import Kind, Link, Session, answer
 from allreduce.rendezvous.shared_memory import Arena
-from allreduce.rendezvous.store import name_ranks
+from allreduce.rendezvous.store import name_ranks, pause_between_looks
 
 log = logging.getLogger("allreduce")
 
 _WARN_AFTER = 5.0  # seconds in which a network answers
-_LOOK_EVERY = 0.5  # seconds
 _READY, _GO = b"R", b"G"
 _GONE = select.EPOLLRDHUP
 
@@ -138,7 +137,8 @@ class MeshBuilder:
         """Connect; returns when all ranks are connected.
 
         Args:
-            look: raises for what ends the start-up but for connections; asked now and then.
+            look: raises the error of a rank that has failed elsewhere; called every half second
+                while this rank lacks connections.
 
         Raises:
             TimeoutError: the deadline passed; the message says who is missing.
@@ -148,7 +148,7 @@ class MeshBuilder:
         """
         self._progress()
         warn_at = time.monotonic() + _WARN_AFTER
-        pause = max(_LOOK_EVERY, _LOOK_EVERY * self._world_size / 256)  # all ask one server
+        pause = pause_between_looks(self._world_size)
         look_at = time.monotonic() + pause
         while not self._released:
             now = time.monotonic()
@@ -157,24 +157,18 @@ class MeshBuilder:
             if now >= warn_at:
                 self._warn()
                 warn_at = math.inf
-            if now >= look_at:
-                self._ask(look)
+            # A rank that is ready waits for the tree alone: others may be done, and may have gone,
+            # together with the store.
+            if now >= look_at and not self._ready:
+                look()
                 look_at = time.monotonic() + pause
-            wake = min(self._deadline, warn_at, look_at)
+            wake = min(self._deadline, warn_at, math.inf if self._ready else look_at)
             for acceptor in self._acceptors:
                 acceptor.expire(now)
                 wake = min(wake, acceptor.next_expiry())
             self._caller.dial(now)
             self._loop.turn(min(wake, self._caller.next_call()) - time.monotonic())
         self._stop_listening()
-
-    def _ask(self, look: Callable[[], None]) -> None:
-        try:
-            look()
-        except (ValueError, OSError):
-            self._loop.turn(0)  # those who are done may have gone, and the store with them
-            if not self._released:
-                raise
 
     def close(self) -> None:
         """Close everything this rank has opened so far."""

@@ -17,7 +17,7 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from allreduce import _C
@@ -133,12 +133,21 @@ class Startup:
         except (ValueError, OSError) as error:
             if several:
                 self._publish_failure(error)
+            else:
+                self._exchange.publish_failure(error)
             raise
         if several:
             self._publish_address()
 
     def connect_mesh(self) -> MeshBuilder:
         """Connect with all ranks; what this rank wrote is removed from the store."""
+        with self._telling():
+            builder = self._make_builder()
+            builder.run(self._exchange.raise_failure)
+        self._exchange.clean()
+        return builder
+
+    def _make_builder(self) -> MeshBuilder:
         request = self._request
         builder = MeshBuilder(
             rank=request.rank,
@@ -155,32 +164,36 @@ class Startup:
             deadline=request.deadline,
         )
         self._stack.callback(builder.close)
+        return builder
+
+    @contextlib.contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Inside, an error is told to all ranks before closed connections show them that it is."""
         try:
-            builder.run(self._exchange.raise_failure)
-        except Exception as error:  # connections are still open: nobody has noticed yet
+            yield
+        except Exception as error:
             first = self._exchange.publish_failure(error)
             if first is not error:
                 raise first from error
             raise
-        self._exchange.clean()
-        return builder
 
     def make_connector(self) -> Connector | None:
         """Return what connects this rank on demand; None where it is connected with all ranks."""
         request = self._request
         if request.connect_all or max(self.node_of_rank) == 0:
             return None
-        connector = Connector(
-            rank=request.rank,
-            node_of_rank=self.node_of_rank,
-            lanes=request.lanes,
-            session=self._session(),
-            listener=self._stack.enter_context(self._listeners[-1].dup()),
-            endpoints=self._endpoints,
-            congestion=request.congestion,
-            loopback=self.one_host,
-            dead_after=request.dead_after,
-        )
+        with self._telling():
+            connector = Connector(
+                rank=request.rank,
+                node_of_rank=self.node_of_rank,
+                lanes=request.lanes,
+                session=self._session(),
+                listener=self._stack.enter_context(self._listeners[-1].dup()),
+                endpoints=self._endpoints,
+                congestion=request.congestion,
+                loopback=self.one_host,
+                dead_after=request.dead_after,
+            )
         self._stack.callback(connector.close)
         return connector
 

@@ -26,6 +26,7 @@ __all__ = ["FileStore", "MemoryStore", "PrefixStore", "Store", "add", "backoff",
 _FIRST_POLL_SECONDS_PER_RANK = 0.00005
 _FIRST_POLL_SECONDS_MAX = 0.001
 _POLL_SECONDS_MAX = 0.05
+_LOOK_SECONDS = 0.5
 _POLL_SECONDS_PER_RANK = 0.0005
 
 
@@ -150,47 +151,50 @@ class PrefixStore:
         self.underlying_store = store
         self._prefix = prefix + "/"
 
-    def _full(self, key: str) -> str:
-        return self._prefix + key
+    @property
+    def _place(self) -> Store:
+        """The underlying store, for one use."""
+        return self.underlying_store
 
     def set(self, key: str, value: bytes, /) -> None:
         """Store `value` under `key`."""
-        self.underlying_store.set(self._full(key), value)
+        self._place.set(self._prefix + key, value)
 
     def get(self, key: str, /) -> bytes:
         """Return the value of `key` as the underlying store does."""
-        return self.underlying_store.get(self._full(key))
+        return self._place.get(self._prefix + key)
 
     def check(self, keys: list[str], /) -> bool:
         """Tell whether all `keys` are there."""
-        return self.underlying_store.check([self._full(key) for key in keys])
+        return self._place.check([self._prefix + key for key in keys])
 
     def get_many(self, keys: Sequence[str], /) -> list[bytes | None]:
         """Return the values of `keys` that are there, None for the others."""
-        return get_many(self.underlying_store, [self._full(key) for key in keys])
+        return get_many(self._place, [self._prefix + key for key in keys])
 
     def add(self, key: str, amount: int, /) -> int:
         """Add to the number under `key` as the underlying store does."""
-        return add(self.underlying_store, self._full(key), amount)
+        return add(self._place, self._prefix + key, amount)
 
     def delete_key(self, key: str, /) -> bool:
         """Remove `key`; False where it was not there or the store cannot delete."""
-        return delete_key(self.underlying_store, self._full(key))
+        return delete_key(self.underlying_store, self._prefix + key)
 
 
 class WatchedStore(PrefixStore):
-    """A part of another store for a group that may lose its sense while ranks wait for each other.
+    """A part of another store, for ranks that wait for each other there.
 
-    `watch` runs before each use, and raises where to wait on is of no use.
+    `watch` runs before each use but deletion. It raises as soon as one of the ranks has died.
     """
 
     def __init__(self, store: Store, prefix: str, watch: Callable[[], None]) -> None:
         super().__init__(store, prefix)
         self._watch = watch
 
-    def _full(self, key: str) -> str:
+    @property
+    def _place(self) -> Store:
         self._watch()
-        return super()._full(key)
+        return self.underlying_store
 
 
 def delete_key(store: Store, key: str) -> bool:
@@ -305,6 +309,14 @@ def store_errors(what: str) -> Iterator[None]:
             f"the store failed while waiting for {what}: {error}; the process that serves it has "
             "probably died"
         ) from error
+
+
+def pause_between_looks(ranks: int) -> float:
+    """Return the seconds between two looks at what others may have written, if so many ranks look.
+
+    One server answers all of them.
+    """
+    return max(_LOOK_SECONDS, ranks * _LOOK_SECONDS / 256)
 
 
 def name_ranks(ranks: list[int]) -> str:

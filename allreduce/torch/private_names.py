@@ -1,4 +1,4 @@
-"""What the library uses of torch that torch does not promise to keep.
+"""Names of torch that the library uses, and that torch does not promise to keep.
 
 tests/torch/test_private_names.py uses each, with the oldest and the newest release of torch in CI.
 Not here: what `replace_gloo` wraps, since it looks first whether that is there; the base class of
@@ -35,7 +35,7 @@ def in_backward_pass() -> bool:
 
 
 def after_backward(call: Callable[[], None]) -> None:
-    """Calls when the backward pass ends that this thread runs."""
+    """Calls at the end of the backward pass that this thread runs."""
     torch.autograd.Variable._execution_engine.queue_callback(call)
 
 

@@ -56,6 +56,7 @@ def _facts(rank: int, **changes: Any) -> Facts:
 def _listening(rank: int, **changes: Any) -> Listening:
     address = f"10.0.0.{rank // _PER_HOST + 1}"
     at = Listening(address=address, port=40000 + rank, why="the route", interface="eth0", mtu=1500)
+    changes.setdefault("own_address", changes.get("address", address))
     return dataclasses.replace(at, **changes)
 
 

@@ -151,7 +151,7 @@ _PLANTS: dict[str, tuple[dict[int, str], int, str, str]] = {
         {1: "export ALLREDUCE_IFACE=eth9"},
         1,
         "address",
-        "rank 1 (host1) has no address to listen on: ALLREDUCE_IFACE=eth9: no such interface",
+        "rank 1 (host1) has no address to listen on: ALLREDUCE_IFACE=eth9: matches no interface",
     ),
     "an address of another host": (
         {1: "export ALLREDUCE_HOST=10.231.0.1"},

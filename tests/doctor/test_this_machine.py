@@ -141,7 +141,7 @@ _PLANTS: dict[str, tuple[Plant, str, str]] = {
     "no such interface": (
         lambda _: [_OK, _with(ALLREDUCE_IFACE="eth9")],
         "address",
-        "ALLREDUCE_IFACE=eth9: no such interface, or it has no address; there are ",
+        "ALLREDUCE_IFACE=eth9: matches no interface that is up and has an address; this host has ",
     ),
     "no such tuning file": (
         lambda _: [_with(ALLREDUCE_TUNING="/no/such")] * 2,

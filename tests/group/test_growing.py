@@ -28,7 +28,7 @@ def test_who_is_not_of_this_job_is_passed_over(caplog):
             assert total(more) == 3
 
     run_threads(2, body, store=store)
-    assert "who asks to join is not of this job" in caplog.text
+    assert "a process that asks to join has the seal of another job" in caplog.text
     assert [rank for rank, *_ in found] == [2]
 
 

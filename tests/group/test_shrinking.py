@@ -13,6 +13,7 @@ from worlds import TIMEOUT, run_processes, run_threads
 
 import allreduce
 from allreduce.errors import AbortedError, PeerError
+from allreduce.rendezvous.mesh_builder import MeshBuilder
 from allreduce.rendezvous.store import PrefixStore, add
 
 LAYOUTS = ["1x4", "2x2", "3+1+2"]
@@ -110,6 +111,26 @@ def test_one_more_dies_while_they_agree(dies):
 
     results = run_threads(4, body, nodes=2)
     assert all(took < SOON for took in results[2:])
+
+
+@pytest.mark.parametrize("nodes", [1, 5])
+def test_a_rank_that_hears_late_that_all_are_connected_is_not_lost(nodes, monkeypatch):
+    take_go = MeshBuilder._take_go
+
+    def late(builder, link):
+        if (builder._world_size, builder._rank) == (4, 2):  # others wait for it, below it in a tree
+            time.sleep(1.2)
+        take_go(builder, link)
+
+    monkeypatch.setattr(MeshBuilder, "_take_go", late)
+
+    def body(comm):
+        if comm.rank != 0:
+            until_error(comm)
+            with comm.shrink() as fewer:
+                return total(fewer)
+
+    assert run_threads(5, body, nodes=nodes) == [None, 4, 4, 4, 4]
 
 
 def shrink_and_die(comm, where: str) -> float:

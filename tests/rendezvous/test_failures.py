@@ -262,6 +262,30 @@ def test_a_rank_that_gives_up_fails_the_others_by_name(monkeypatch: pytest.Monke
     assert {results[rank].rank for rank in (0, 1, 3)} == {2}
 
 
+def test_a_rank_that_others_miss_is_the_culprit_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Dies(startup.MeshBuilder):
+        def run(self, look: Callable[[], None]) -> None:
+            if self._rank == 3:  # as one that is killed: it tells nobody
+                self.close()
+                raise KeyboardInterrupt
+            super().run(look)
+
+    monkeypatch.setattr(startup, "MeshBuilder", Dies)
+    with nothing_left_open():
+        results = try_connect(6, nodes=3)
+    assert {results[rank].rank for rank in (0, 1, 2, 4, 5)} == {3}, results
+
+
+def test_one_that_cannot_begin_is_heard_at_once_on_one_node() -> None:
+    store = MemoryStore()
+
+    def connect(rank: int) -> Connections:
+        return connect_rank(store, rank, 3, arena_bytes=lambda n: 0 if rank == 1 else 4096)
+
+    with nothing_left_open():
+        all_raise(in_threads(3, connect), UsageError, "arena_bytes(3) is 0")
+
+
 def test_keys_of_an_earlier_generation_are_never_read(tmp_path: Path) -> None:
     store = FileStore(tmp_path)
     results = in_threads(3, lambda rank: connect_rank(store, rank, 4, timeout=SHORT))

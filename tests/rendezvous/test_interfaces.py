@@ -19,7 +19,7 @@ HOST = [
     InterfaceAddress("docker0", "172.17.0.1"),
     InterfaceAddress("eth0", "10.1.0.7"),
     InterfaceAddress("eth1", "10.2.0.7"),
-    InterfaceAddress("eth1", "10.3.0.7"),
+    InterfaceAddress("eth1", "10.3.0.7", "eth1:1"),
     InterfaceAddress("lo", "::1"),
     InterfaceAddress("eth0", "fd00::7"),
     InterfaceAddress("ib0", "fd01::7"),
@@ -39,6 +39,7 @@ def select(text: str, preferred: str | None = None, local_index: int = 0) -> str
         ("eth1", "10.2.0.7"),
         ("ib0", "fd01::7"),
         ("eth?", "10.1.0.7"),
+        ("eth1:1", "10.3.0.7"),  # the label of an address
         ("nosuch0,eth1", "10.2.0.7"),
         ("10.3.0.0/16", "10.3.0.7"),
         ("10.3.0.9/16", "10.3.0.7"),  # the address of another host of that network
@@ -78,7 +79,12 @@ def test_one_pattern_is_one_network() -> None:
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [(" , ", "names no interface"), ("10.0.0.0/99", "is no network"), ("1.2.3", "is no network")],
+    [
+        (" , ", "names no interface"),
+        ("!", "names no interface"),
+        ("10.0.0.0/99", "is no network"),
+        ("1.2.3", "is no network"),
+    ],
 )
 def test_words_without_sense_are_refused(text: str, says: str) -> None:
     with pytest.raises(UsageError, match=says):
@@ -101,7 +107,7 @@ def test_words_of_nccl(text: str, words: str) -> None:
 
 
 def test_this_host_has_loopback_and_what_the_kernel_routes_by() -> None:
-    assert InterfaceAddress("lo", "127.0.0.1") in host_addresses()
+    assert ("lo", "127.0.0.1") in {(each.interface, each.address) for each in host_addresses()}
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("198.51.100.1", 9))
@@ -115,6 +121,8 @@ OF_OTHERS = [
     {"GLOO_SOCKET_IFNAME": "nosuch0"},
     {"GLOO_SOCKET_IFNAME": "lo"},
     {"GLOO_SOCKET_IFNAME": ","},
+    {"GLOO_SOCKET_IFNAME": "eth0/1"},
+    {"NCCL_SOCKET_IFNAME": "eth7:1"},
     {"NCCL_SOCKET_IFNAME": "^"},
 ]
 

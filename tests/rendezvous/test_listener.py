@@ -96,9 +96,10 @@ def test_an_address_travels_as_it_is(open_sockets: ExitStack) -> None:
     assert translated.resolve(3)[1] == ("203.0.113.5", own.port)
 
 
-def test_a_name_that_nobody_knows_is_named() -> None:
-    with pytest.raises(UsageError, match=r"ALLREDUCE_ADVERTISE=no\.such\.host of rank 3"):
-        CallAddress(host="no.such.host", port=9, behind="eth0").resolve(3)
+@pytest.mark.parametrize("host", ["no.such.host", "a..b", "a" * 64 + ".b"])
+def test_a_name_that_nobody_knows_is_named(host: str) -> None:
+    with pytest.raises(UsageError, match=f"ALLREDUCE_ADVERTISE={host} of rank 3 cannot be"):
+        CallAddress(host=host, port=9, behind="eth0").resolve(3)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +123,7 @@ def test_an_address_that_two_hosts_have_is_refused() -> None:
 def test_hosts_behind_one_translator_differ_in_the_port() -> None:
     other = CallAddress(host=PUBLIC.host, port=29601, behind="eth0 10.0.0.3 port 29601")
     check_different([PUBLIC, other], ["a", "b"])
-    with pytest.raises(UsageError, match="ranks 0 and 1 "):
+    with pytest.raises(UsageError, match=r"ranks 0 and 1 .* ports of its own"):
         check_different([PUBLIC, PUBLIC], ["a", "b"])
-    with pytest.raises(UsageError, match="ranks 0 and 1 "):
+    with pytest.raises(UsageError, match=r"ranks 0 and 1 .* ports of its own"):
         check_different([PUBLIC, PUBLIC], ["a", "a"])

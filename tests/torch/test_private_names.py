@@ -1,6 +1,7 @@
 """Names of torch that it does not promise to keep: each is used here, and stands in one file."""
 
 import ast
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 dist = pytest.importorskip("torch.distributed")
-private_names = pytest.importorskip("allreduce.torch.private_names")
+private_names = importlib.import_module("allreduce.torch.private_names")
 nn = torch.nn
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,6 +33,10 @@ def private_names_in(source: str) -> Iterator[str]:
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "torch":
             parts = [*node.module.split("."), *(alias.name for alias in node.names)]
             yield from (part for part in parts if part.startswith("_"))
+        if isinstance(node, ast.Import):
+            modules = [alias.name.split(".") for alias in node.names]
+            parts = [part for names in modules if names[0] == "torch" for part in names]
+            yield from (part for part in parts if part.startswith("_"))
         if isinstance(node, ast.Attribute) and node.attr.startswith("_"):
             root = node.value
             while isinstance(root, ast.Attribute | ast.Call | ast.Subscript):
@@ -53,6 +58,7 @@ def test_they_stand_in_one_file() -> None:
 def test_a_name_elsewhere_is_seen() -> None:
     assert [*private_names_in("from torch.utils._pytree import tree_map\n")] == ["_pytree"]
     assert [*private_names_in("torch.autograd.f()._engine.x(self._y)\n")] == ["_engine"]
+    assert [*private_names_in("import torch._dynamo as d\n")] == ["_dynamo"]
 
 
 def test_a_backward_pass_knows_itself_and_calls_at_its_end() -> None:
