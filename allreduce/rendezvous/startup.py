@@ -24,7 +24,7 @@ from allreduce import _C
 from allreduce.errors import SystemCallError, UsageError
 from allreduce.rendezvous.address import Address, choose_address
 from allreduce.rendezvous.caller import Endpoint
-from allreduce.rendezvous.exchange import RankInfo, StoreExchange
+from allreduce.rendezvous.exchange import StoreExchange
 from allreduce.rendezvous.handshake import Session
 from allreduce.rendezvous.listener import (
     CallAddress,
@@ -36,6 +36,7 @@ from allreduce.rendezvous.listener import (
 from allreduce.rendezvous.mesh_builder import MeshBuilder, links_of
 from allreduce.rendezvous.node_layout import layout, my_identity
 from allreduce.rendezvous.on_demand import Connector
+from allreduce.rendezvous.rank_info import RankInfo
 from allreduce.rendezvous.shared_memory import MAX_FDS, Arena, raise_descriptor_limit
 from allreduce.rendezvous.store import Store, store_host
 

@@ -89,3 +89,12 @@ def nothing_left_open() -> Iterator[None]:
         time.sleep(0.01)
     after = open_descriptors()
     assert len(after) <= len(before), {fd: what for fd, what in after.items() if fd not in before}
+
+
+def all_raise(results: list[Any], kind: Any, says: str, but: tuple[int, ...] = ()) -> None:
+    """Check that every rank but those failed with `kind`, and with the same words."""
+    for rank, result in enumerate(results):
+        if rank in but:
+            continue
+        assert isinstance(result, kind), (rank, result)
+        assert says in str(result), (rank, result)
