@@ -65,16 +65,25 @@ def route_address(host: str) -> str | None:
 def bind_address(host: str, port: int, environ: Mapping[str, str] | None = None) -> Address:
     """Return the one address on which rank 0 serves its store as `host`.
 
-    A host name that /etc/hosts maps to loopback (Debian's 127.0.1.1) would shut out other machines,
-    so the address of the default route is taken instead; "localhost" and numeric addresses mean
-    what they say. With `ALLREDUCE_ADVERTISE`, `host` may be an address of whatever translates
-    addresses in front of this host. The store then listens where this rank does.
+    With `ALLREDUCE_ADVERTISE`, `host` may be an address of whatever translates addresses in front
+    of this host. The store then listens where this rank does.
     """
     environ = os.environ if environ is None else environ
-    family, address = resolve(host, port)
+    family, address = resolve_store(host, port)
     translated = advertised_host(environ) and not interface_of(address[0])
     if translated and not is_loopback(address[0]) and address[0] not in ("0.0.0.0", "::"):
         return resolve(choose_address(False, None, environ), port)
+    return family, address
+
+
+def resolve_store(host: str, port: int) -> Address:
+    """Return the address at which all ranks call the store of rank 0, `host`.
+
+    A host name that /etc/hosts maps to loopback (Debian's 127.0.1.1) would shut out other machines,
+    so the address of the default route is taken instead; "localhost" and numeric addresses mean
+    what they say. A rank for which the name means loopback is on the host of rank 0.
+    """
+    family, address = resolve(host, port)
     if is_loopback(address[0]) and host != "localhost" and host != address[0]:
         routed = route_address(_ANY_HOST)
         if routed is not None and not is_loopback(routed):

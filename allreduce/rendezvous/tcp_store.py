@@ -23,7 +23,7 @@ from contextlib import ExitStack
 
 from allreduce.errors import PeerError, SystemCallError, Timeout, UsageError
 from allreduce.rendezvous.acceptor import Acceptor, EventLoop, handshake_until
-from allreduce.rendezvous.address import Address, bind_address, resolve
+from allreduce.rendezvous.address import Address, bind_address, resolve_store
 from allreduce.rendezvous.handshake import (
     NO_SECRET,
     Kind,
@@ -156,7 +156,7 @@ class TcpStore:
         while True:
             sock = None
             try:
-                family, address = known or resolve(self.host, self.port)
+                family, address = known or resolve_store(self.host, self.port)
                 sock = socket.socket(family, socket.SOCK_STREAM)
                 sock.settimeout(max(0.01, min(5.0, deadline - time.monotonic())))
                 sock.connect(address)

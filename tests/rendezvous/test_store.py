@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from rendezvous.ranks import nothing_left_open
 
+from allreduce.rendezvous import address
 from allreduce.rendezvous.store import FileStore, MemoryStore, PrefixStore, Store, add, wait_for
 from allreduce.rendezvous.tcp_store import TcpStore
 
@@ -314,3 +315,21 @@ def test_close_leaves_no_descriptor_and_no_thread() -> None:
             store.close()
         stranger.close()
     assert threading.active_count() == before
+
+
+def test_a_host_name_that_means_loopback_leads_all_ranks_to_one_address(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Debian maps the host's own name to 127.0.1.1."""
+    resolve = address.resolve
+    monkeypatch.setattr(
+        address,
+        "resolve",
+        lambda host, port: resolve("127.0.1.1" if host == "own-name" else host, port),
+    )
+    with contextlib.closing(TcpStore("own-name", 0, True, 10.0, secret=b"")) as served:
+        with contextlib.closing(
+            TcpStore("own-name", served.port, False, 10.0, secret=b"")
+        ) as other:
+            other.set("key", b"value")
+        assert served.get("key") == b"value"
