@@ -10,7 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainer.checkpoint.find import begin
-from trainer.config.checks import data_is_there, gpus_are_there, machine_holds, weights_are_there
+from trainer.config.checks import (
+    data_is_there,
+    gpus_are_there,
+    machine_holds,
+    no_launcher_but_ours,
+    weights_are_there,
+)
 from trainer.config.command_line import default_directory, parse
 from trainer.config.options import Config, ConfigError
 from trainer.launch.launcher_environment import as_torchrun
@@ -27,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = parse(sys.argv[1:] if argv is None else argv, os.environ)
         if config.dry_run:
             return _dry_run(config)
+        no_launcher_but_ours(config, os.environ)
         if "TRAINER_LAUNCHER" not in os.environ:  # else our launcher has looked
             info = data_is_there(config)
             weights_are_there(config)

@@ -64,6 +64,11 @@ class Facts:
         """The file's name, which tells the position."""
         return f"epoch_{self.epoch:04d}_image_{self.offset:09d}.pt"
 
+    @property
+    def tested(self) -> bool:
+        """Whether `test` is of this position."""
+        return bool(self.test.get("epoch") == self.progress)
+
 
 def write(path: Path, payload: bytes | memoryview, facts: Facts) -> None:
     """Writes a checkpoint so that at any moment `path` is the old file, or the new one, whole.

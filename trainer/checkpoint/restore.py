@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 from hashlib import sha256
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,10 +18,11 @@ from trainer.output.end_table import counted
 
 if TYPE_CHECKING:
     from allreduce import Communicator
+    from trainer.checkpoint.memory import Memory
     from trainer.checkpoint.states import States
     from trainer.training.run_state import Job
 
-__all__ = ["Restart", "restart"]
+__all__ = ["Restart", "restart", "share", "take_back"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +31,7 @@ class Restart:
 
     facts: Facts
     words: str
+    same_job: bool = False  # processes of this job go on; else a checkpoint was read
 
 
 def restart(job: Job, states: States) -> Restart | None:
@@ -42,21 +45,36 @@ def restart(job: Job, states: States) -> Restart | None:
             found = find.load(find.begin(job.config))
             if found is not None:
                 payload, facts, path, refused = found
-                job.saver.went_on_from(path)
                 answer = {"facts": dataclasses.asdict(facts), "path": str(path)}
                 answer["refused"] = refused
         except (ConfigError, CheckpointError) as error:
             answer = {"error": str(error)}
-    answer = json.loads(_share(comm, json.dumps(answer).encode(), "what to go on from"))
+    answer = json.loads(share(comm, json.dumps(answer).encode(), "what to go on from"))
     if "error" in answer:
         raise ConfigError(answer["error"])
     if not answer:
         return None
     facts = Facts(**answer["facts"])
-    states.restore(_share(comm, payload, answer["path"]), facts.workers)
+    job.saver.went_on_from(Path(answer["path"]))
+    states.restore(share(comm, payload, answer["path"]), facts.workers)
     _take_over(job, facts)
     lines = [f"refused: {line}" for line in answer["refused"]]
     return Restart(facts=facts, words="\n".join([*lines, _words(job, facts, answer["path"])]))
+
+
+def take_back(job: Job, states: States, memory: Memory, words: str) -> Restart:
+    """Brings `job` and `states` to where `memory` is, with `words` about why."""
+    states.restore_own(memory.common, memory.own)
+    _take_over(job, memory.facts)
+    job.guard.skipped = memory.skipped
+    if memory.resumed:
+        job.saver.went_on_from(memory.resumed)
+    rest = (
+        f"{counted(job.config.workers, 'worker')} go on from iteration "
+        f"{job.iteration} of {job.last_iteration} with "
+        f"kn = {job.config.minibatch}, lr {job.schedule(job.iteration):.4g}"
+    )
+    return Restart(facts=memory.facts, words=f"{words}; {rest}", same_job=True)
 
 
 def _take_over(job: Job, facts: Facts) -> None:
@@ -87,23 +105,23 @@ def _words(job: Job, facts: Facts, path: str) -> str:
     )
 
 
-def _share(comm: Communicator, data: bytes, what: str) -> bytes:
-    """What rank 0 gives, on every rank, and the same on every rank.
+def share(comm: Communicator, data: bytes, what: str, root: int = 0) -> bytes:
+    """What rank `root` gives, on every rank, and the same on every rank.
 
     CheckpointError on every rank, which names those that got something else.
     """
     head = np.frombuffer(len(data).to_bytes(8, "little") + sha256(data).digest(), np.uint8).copy()
-    comm.broadcast(head)
+    comm.broadcast(head, root=root)
     buffer = np.empty(int.from_bytes(head[:8].tobytes(), "little"), np.uint8)
-    if comm.rank == 0:
+    if comm.rank == root:
         buffer[:] = np.frombuffer(data, np.uint8)
     if buffer.size:
-        comm.broadcast(buffer)
+        comm.broadcast(buffer, root=root)
     same = sha256(buffer.data).digest() == head[8:].tobytes()
     wrong = np.flatnonzero(comm.allgather(np.array([same], np.uint8)) == 0).tolist()
     if wrong:
         raise CheckpointError(
-            f"{what}: rank {', '.join(map(str, wrong))} received other bytes than rank 0 sent "
+            f"{what}: rank {', '.join(map(str, wrong))} received other bytes than rank {root} sent "
             "(their SHA-256 differs): memory, network card or cable of that machine is faulty"
         )
     return buffer.tobytes()

@@ -16,7 +16,9 @@ from torch.utils._pytree import tree_map
 if TYPE_CHECKING:
     from allreduce import Communicator
 
-__all__ = ["Holder", "RandomStates", "States", "seed_all"]
+__all__ = ["Holder", "OwnStates", "RandomStates", "States", "renamed", "seed_all"]
+
+OwnStates = dict[str, dict[str, Tensor]]  # tensors named "WORKER.name", by name of the holder
 
 
 class Holder(Protocol):
@@ -54,8 +56,32 @@ class States:
         for part in parts:
             for name, tensors in _unpacked(part).items():
                 workers[name].update(tensors)
+        return {**self.common_states(), "workers": workers}
+
+    def common_states(self) -> dict[str, Any]:
+        """Copies in host memory of what is alike on all processes."""
         common = {name: holder.state_dict() for name, holder in self.common.items()}
-        return {**tree_map(_copied, common), "workers": workers}
+        copied: dict[str, Any] = tree_map(_copied, common)
+        return copied
+
+    def own_states(self) -> OwnStates:
+        """What differs, of the workers in this process: not copied, the first one named "0"."""
+        first = self._first
+        return {name: renamed(holder.state_dict(), -first) for name, holder in self.workers.items()}
+
+    def restore_own(self, common: bytes, own: OwnStates) -> None:
+        """Gives all holders their states back: the packed `common_states`, and `own_states`."""
+        saved = _unpacked(common)
+        for name, holder in self.common.items():
+            holder.load_state_dict(_part(saved, name))
+        for name, holder in self.workers.items():
+            holder.load_state_dict(renamed(own[name], self._first))
+
+    @property
+    def _first(self) -> int:
+        """The first of the workers in this process."""
+        keys = (key for holder in self.workers.values() for key in holder.state_dict())
+        return min((int(key.partition(".")[0]) for key in keys), default=0)
 
     def restore(self, payload: bytes, workers_before: int) -> None:
         """Gives all holders their states back from what `collect` gave; ValueError if one lacks.
@@ -132,6 +158,12 @@ def _split(state: Tensor) -> tuple[list[int], float | None]:
     words: list[int] = state.tolist()
     kept, bits = words[_WORDS:] or (0, 0)
     return words[:_WORDS], float(np.int64(bits).view(np.float64)) if kept else None
+
+
+def renamed(state: Mapping[str, Tensor], step: int) -> dict[str, Tensor]:
+    """The states of workers w under the names of workers w + step."""
+    parts = ((name.partition("."), tensor) for name, tensor in state.items())
+    return {f"{int(w) + step}.{rest}": tensor for (w, _, rest), tensor in parts}
 
 
 def seed_all(seed: int) -> None:

@@ -45,6 +45,11 @@ class Saver:
         """The run goes on from `path`, which is kept as long as this process runs."""
         self._checkpoints.went_on_from(path)
 
+    @property
+    def resumed(self) -> Path | None:
+        """What the run went on from, if from a checkpoint."""
+        return self._checkpoints.resumed
+
     def due(self, iteration: int) -> bool:
         """Whether a checkpoint is due after `iteration` iterations, in the middle of an epoch."""
         return isinstance(self._every, int) and iteration % self._every == 0

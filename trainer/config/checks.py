@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ __all__ = [
     "flag",
     "gpus_are_there",
     "machine_holds",
+    "no_launcher_but_ours",
     "refusal",
     "weights_are_there",
 ]
@@ -239,6 +240,21 @@ def _machines_fit(config: Config) -> None:
         raise refusal("machines", config.machines, "add --master HOST:PORT, of machine 0")
 
 
+def _elastic_is_on_one_machine(config: Config) -> None:
+    if config.elastic and config.machines > 1:
+        raise refusal("elastic", "", "is for one machine so far; leave it out, or --machines")
+
+
+def no_launcher_but_ours(config: Config, environ: Mapping[str, str]) -> None:
+    """Refuses --elastic where another launcher starts the workers; ConfigError."""
+    if config.elastic and "RANK" in environ and "TRAINER_LAUNCHER" not in environ:
+        raise refusal(
+            "elastic", "",
+            "another launcher has started this process, and launchers end all workers when one "
+            "dies; leave it out, or let the trainer start the workers (--workers)",
+        )  # fmt: skip
+
+
 def machine_holds(config: Config) -> None:
     """Refuses to start far more processes here than there are cores; ConfigError."""
     processes, cores = config.processes // config.machines, len(os.sched_getaffinity(0))
@@ -254,6 +270,7 @@ def machine_holds(config: Config) -> None:
 TOGETHER: tuple[Callable[[Config], None], ...] = (
     _warmup_fits,
     _machines_fit,
+    _elastic_is_on_one_machine,
     _cosine_comes_after_warmup,
     _lars_has_one_form,
     _graphs_fit,

@@ -239,6 +239,10 @@ class Config:
         "", _WHO, "a name of machine 0 and a free port there, if there are several",
         checks.address, metavar="HOST:PORT", resume="free",
     )  # fmt: skip
+    elastic: bool = _option(
+        False, _WHO, "if a worker dies, the others go on without it, on this machine",
+        resume="free",
+    )  # fmt: skip
     threads: int = _option(
         0,
         _WHO,

@@ -22,6 +22,7 @@ from trainer.checkpoint.find import begin
 from trainer.config.options import Config
 from trainer.config.threads import thread_count
 from trainer.errors import sentence
+from trainer.launch.deaths import OUTPUT, STORE, Deaths, open_store
 from trainer.launch.stop_signals import SAVED, SIGNALS
 from trainer.output.run_lock import own_run_directory
 
@@ -42,7 +43,8 @@ def launch(config: Config, command: Sequence[str] = WORKER) -> int:
 
     Each worker is `command` with the configuration's arguments.
 
-    The first worker that fails ends the job, and its error is printed, once. SIGTERM and SIGUSR1
+    The first worker that fails ends the job, and its error is printed, once. With --elastic only
+    the last one does; each death is printed. SIGTERM and SIGUSR1
     go on to the workers, which save a checkpoint and end (exit code `SAVED`); a second one,
     Ctrl-C and SIGHUP end all workers at once; should this process be killed, the kernel kills them.
     ConfigError if the run directory cannot be made or gone on from, or belongs to another run.
@@ -51,10 +53,15 @@ def launch(config: Config, command: Sequence[str] = WORKER) -> int:
         begin(config)
         with own_run_directory(Path(config.out)):
             pass
-    with _hang_up_raises(), LocalProcesses() as workers, _forwarding(workers) as asked:
+    with (
+        _hang_up_raises(),
+        open_store(config.elastic) as store,
+        LocalProcesses() as workers,
+        _forwarding(workers) as asked,
+    ):
         try:
             local = config.processes // config.machines
-            environ = _job_environ(config, local)
+            environ = _job_environ(config, local) | ({STORE: str(store)} if store else {})
             arguments = [*command, *config.to_argv()]
             ranks = range(config.machine * local, (config.machine + 1) * local)
             if config.machine:
@@ -65,9 +72,10 @@ def launch(config: Config, command: Sequence[str] = WORKER) -> int:
                     flush=True,
                 )
             words = [_start(workers, arguments, rank, environ) for rank in ranks]
-            failed = _wait(workers, asked)
+            deaths = _deaths(store, workers, words, config) if store else None
+            failed = _wait(workers, asked, deaths)
             if failed is None:
-                return max(worker.returncode for worker in workers)
+                return max(code for worker in workers if (code := worker.returncode) in _GOOD)
             late = workers[failed].poll() is None
             _stop(workers)
             code = workers[failed].returncode
@@ -146,18 +154,26 @@ def _start(
         "LOCAL_RANK": str(rank % int(environ["LOCAL_WORLD_SIZE"])),
         "TRAINER_LAUNCHER": f"{os.getpid()}:{words.fileno()}",
     }
+    passed = [words.fileno()]
+    if STORE in environ and rank:  # it may become rank 0
+        passed += [os.dup(1), os.dup(2)]
+        own[OUTPUT] = f"{passed[1]}:{passed[2]}"
     workers.start(
         command,
         environ | own,
         stdout=None if rank == 0 else subprocess.DEVNULL,
         stderr=None if rank == 0 else words,
-        pass_fds=[words.fileno()],
+        pass_fds=passed,
     )
+    for copy in passed[1:]:
+        os.close(copy)
     return words
 
 
-def _wait(workers: LocalProcesses, asked: list[int]) -> int | None:
+def _wait(workers: LocalProcesses, asked: list[int], deaths: Deaths | None = None) -> int | None:
     """Waits until all workers ended well (None), or for the one whose failure began it all.
+
+    With `deaths` it is enough that one ended well and none runs.
 
     Where they were `asked` by a signal to save and end, they have a minute for it.
 
@@ -170,10 +186,15 @@ def _wait(workers: LocalProcesses, asked: list[int]) -> int | None:
         codes = workers.codes()
         if all(code in _GOOD for code in codes):
             return None
+        if deaths:
+            deaths.see(codes, _GOOD)
+            if None not in codes and any(code in _GOOD for code in codes):
+                print(f"trainer: died on the way: {deaths}", file=sys.stderr)
+                return None
         if asked and deadline == float("inf"):
             deadline = time.monotonic() + _SAVING
         failed = [worker for worker, code in enumerate(codes) if code not in (None, *_GOOD)]
-        if failed:
+        if failed and (deaths is None or len(failed) == len(codes)):
             first = [] if culprit is None else [culprit]
             culprit = min([*first, *failed], key=lambda worker: _blame(codes[worker]))
             deadline = min(deadline, time.monotonic() + _GRACE)
@@ -193,7 +214,18 @@ def _stop(workers: LocalProcesses) -> None:
     workers.kill()
 
 
-def _explain(rank: int, code: int, words: IO[bytes], config: Config) -> None:
+def _deaths(
+    store: Path, workers: LocalProcesses, words: Sequence[IO[bytes]], config: Config
+) -> Deaths:
+    def tell(rank: int) -> None:
+        _explain(rank, workers[rank].returncode, words[rank], config, then="go on without it")
+
+    return Deaths(store, _GRACE, tell)
+
+
+def _explain(
+    rank: int, code: int, words: IO[bytes], config: Config, then: str = "were stopped"
+) -> None:
     words.seek(0, os.SEEK_END)
     words.seek(max(0, words.tell() - _TEXT_LIMIT))
     text = words.read().decode(errors="replace").strip()
@@ -205,7 +237,7 @@ def _explain(rank: int, code: int, words: IO[bytes], config: Config) -> None:
     if config.machines > 1:
         who += f" (on machine {config.machine} of {config.machines})"
     here = " on this machine" * (config.machines > 1)
-    print(f"{text}\ntrainer: {who} {how}; the others{here} were stopped", file=sys.stderr)
+    print(f"{text}\ntrainer: {who} {how}; the others{here} {then}", file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import Store
 
 import allreduce.torch
 from trainer.config.options import Config
@@ -25,8 +26,10 @@ __all__ = ["join_group", "leave_group", "sum_over_workers"]
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
-def join_group(config: Config) -> Communicator:
+def join_group(config: Config, store: Store | None = None) -> Communicator:
     """Readies this process and joins the job that the environment describes (RANK and so on).
+
+    store: where all meet, if that is known.
 
     Raises what `allreduce` raises when a worker does not come or the rendezvous cannot be reached.
     """
@@ -35,7 +38,7 @@ def join_group(config: Config) -> Communicator:
     local_workers = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
     torch.set_num_threads(thread_count(config.threads, local_workers))
     _keep_freed_memory()
-    patience, store = timedelta(seconds=config.timeout), meet(config)
+    patience, store = timedelta(seconds=config.timeout), store or meet(config)
     if store is None:
         dist.init_process_group("hier", timeout=patience)
     else:

@@ -11,6 +11,7 @@ from torch.distributed import DistNetworkError, DistStoreError
 
 from trainer.config.options import Config
 from trainer.errors import TrainerError
+from trainer.launch.directory_store import DirectoryStore
 
 __all__ = ["Absent", "meet"]
 
@@ -26,6 +27,8 @@ class Absent(TrainerError, TimeoutError):
 def meet(config: Config) -> Store | None:
     """The store of the job, once every process has come to it; on rank 0's host.
 
+    Of an elastic job it is a directory, which outlives rank 0.
+
     None under torchrun, whose agents have met before. Absent, which names the same ones on every
     process that has come, if some have not within `config.timeout` seconds.
     """
@@ -35,10 +38,15 @@ def meet(config: Config) -> Store | None:
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     where = f"{host}:{port}"
     patience = timedelta(seconds=config.timeout)
+    store: Store
     try:
-        store = TCPStore(
-            host, port, world_size, is_master=rank == 0, timeout=patience, wait_for_workers=False
-        )
+        if config.elastic:
+            store = DirectoryStore(config.timeout)
+        else:
+            store = TCPStore(
+                *(host, port, world_size), is_master=rank == 0, timeout=patience,
+                wait_for_workers=False,
+            )  # fmt: skip
         store.set(_here(rank), "")
         if rank == 0:
             store.set(_VERDICT, _verdict(store, config, world_size, where))

@@ -33,7 +33,8 @@ class MetricsFiles:
     """Both files of a run directory; a context manager.
 
     A resumed run goes on from epoch `progress`: lines of later iterations, which are done again,
-    are taken out first. What cannot be written, `say` is told (see `files.GrowingFile`).
+    are taken out first, and the line of the test there, unless it was `tested`. What cannot be
+    written, `say` is told (see `files.GrowingFile`).
     """
 
     def __init__(
@@ -41,11 +42,17 @@ class MetricsFiles:
         directory: Path,
         *,
         progress: float | None = None,
+        tested: bool = True,
         say: Callable[[str], None] = print,
     ) -> None:
         path = directory / "metrics.jsonl"
         before = [] if progress is None else lines_of(path)
-        kept = [line for line in before if line["epoch"] <= (progress or 0.0) + _NEAR]
+        end = progress or 0.0
+        kept = [line for line in before if line["epoch"] <= end + _NEAR]
+        tests = [line for line in kept if line["kind"] == "test" and line["epoch"] > end - _NEAR]
+        if not tested:
+            kept = [line for line in kept if line not in tests]
+        self.has_last_test = bool(tests) and tested
         head = _row(dict(zip(_COLUMNS, _COLUMNS, strict=True)))
         self._jsonl = GrowingFile(path, "".join(map(_line, kept)), say)
         self._csv = GrowingFile(directory / "metrics.csv", head + "".join(map(_row, kept)), say)

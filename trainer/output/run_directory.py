@@ -65,7 +65,8 @@ class RunLog(Log):
         self._write("config.toml", to_toml(config))
         self._write("env.json", _environment(directory / "env.json", resumed=before is not None))
         progress = before.progress if before else None
-        self._files = MetricsFiles(directory, progress=progress, say=self.say)
+        tested = before is None or before.tested
+        self._files = MetricsFiles(directory, progress=progress, tested=tested, say=self.say)
         first = before.iteration if before else None
         self._sinks = open_sinks(config.log, directory, asdict(config), first=first)
         self._live = _LiveLine.open(last_iteration)
@@ -103,6 +104,11 @@ class RunLog(Log):
         else:
             position = f"iteration {line['iteration']:>4}/{self._last_iteration}"
             self.say(f"{position}  lr {line['eta']:.4f}  {words}")
+
+    @property
+    def has_last_test(self) -> bool:
+        """Whether the files have the line of the test where the run was resumed."""
+        return self._files.has_last_test
 
     def test(self, line: dict[str, Any]) -> None:
         """Writes one line of test metrics, and prints it."""
@@ -185,6 +191,12 @@ def open_log(job: Job, directory: Path, restart: Restart | None) -> Iterator[Log
     config, info = job.config, job.dataset.info
     before = restart.facts if restart else None
     with RunLog(directory, config, last_iteration=job.last_iteration, before=before) as log:
+        if restart and restart.same_job:
+            log.say(restart.words)
+            if restart.facts.tested and not log.has_last_test:
+                log.test(restart.facts.test)  # rank 0 died before it could
+            yield log
+            return
         values = sum(p.numel() for p in job.model.module.parameters())
         cap = config.bucket_bytes
         buckets = f"buckets of {cap if cap == 'auto' else f'{cap:,} B'}" if cap else "per tensor"

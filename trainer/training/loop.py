@@ -72,7 +72,7 @@ def train_epoch(job: Job, log: Log) -> bool:
     watch.start()
     for batch in job.feed.train(epoch, job.offset):
         job.profiler.before(job.iteration)
-        job.guard.begin()
+        job.begin_iteration()
         watch.lap("data")
 
         for images, labels in job.virtual.turns(*batch):  # one for each worker in here

@@ -53,6 +53,8 @@ class Guard:
         self._skip = config.on_bad_loss == "skip"
         self._worst, self._in_a_row = 0.0, 0
         self.skipped = 0  # updates left out so far
+        self.under_way = False  # an iteration has begun, and nobody knows whether it is sound
+        self.updated = True  # the last one that ended made its update
         self.stopping = False  # all workers have agreed to save and end
 
     def begin(self) -> None:
@@ -60,6 +62,12 @@ class Guard:
         if self._buffers:
             torch._foreach_copy_(self._before, self._buffers)
         self._worst = 0.0
+        self.under_way = True
+
+    @property
+    def before(self) -> list[Tensor]:
+        """The buffers as they were when the iteration began."""
+        return self._before
 
     def see(self, loss: float) -> None:
         """A worker's loss, the mean over its images."""
@@ -78,6 +86,7 @@ class Guard:
         self.stopping = bool(votes[1])
         if not votes[0]:
             self._in_a_row = 0
+            self.under_way, self.updated = False, True
             return True
         if self._buffers:
             torch._foreach_copy_(self._buffers, self._before)
@@ -86,6 +95,7 @@ class Guard:
         self._in_a_row += 1
         if not self._skip or self._in_a_row == _MOST_SKIPPED:
             raise BadLoss(self._words(culprit, iteration))
+        self.under_way, self.updated = False, False
         return False
 
     def ask(self) -> bool:

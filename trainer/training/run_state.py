@@ -11,11 +11,13 @@ from trainer.checkpoint.file import Facts
 from trainer.output.end_table import PHASES
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from torch.optim.swa_utils import AveragedModel
 
     from allreduce import Communicator
     from allreduce.optim import SGD
     from allreduce.torch import DistributedDataParallel
+    from trainer.checkpoint.states import RandomStates
     from trainer.checkpoint.writer import Saver
     from trainer.config.options import Config
     from trainer.data import Dataset
@@ -84,6 +86,8 @@ class Job:
     last_test: dict[str, Any] = field(default_factory=dict)
     watch: Stopwatch = field(default_factory=Stopwatch)
     images_before: int = 0  # those of them before this start
+    random: RandomStates | None = None  # of an elastic job
+    random_before: dict[str, Tensor] = field(default_factory=dict)  # when the iteration began
     feed: Feed = field(init=False)  # opened when training begins
     traffic_before: dict[str, int] = field(init=False)
     began: float = field(default_factory=time.perf_counter)
@@ -129,6 +133,12 @@ class Job:
             test=self.last_test,
             spent={**self.watch.seconds, **spent},
         )
+
+    def begin_iteration(self) -> None:
+        """Before an iteration's forward passes: what is kept should it be dropped."""
+        self.guard.begin()
+        if self.random:
+            self.random_before = self.random.state_dict()
 
     def save(self, *, best: bool = False) -> None:
         """Saves a checkpoint, if the options want any; every process calls it."""

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 from pathlib import Path
 
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from allreduce import Communicator
 from allreduce.optim import SGD
 from allreduce.torch import DistributedDataParallel
 from trainer.checkpoint.file import Checkpoints
-from trainer.checkpoint.restore import restart
+from trainer.checkpoint.memory import Memory, remember
+from trainer.checkpoint.restore import restart, take_back
 from trainer.checkpoint.states import Holder, RandomStates, States, seed_all
 from trainer.checkpoint.writer import Saver
 from trainer.config.options import Config
-from trainer.data import open_dataset
+from trainer.data import Dataset, open_dataset
 from trainer.data.feed import open_feed
 from trainer.data.sampler import EpochSampler
-from trainer.launch.process_group import join_group, leave_group
+from trainer.launch.members import Members
 from trainer.launch.stop_signals import SAVED, StopRequest
 from trainer.model.ghost_batch_norm import ghost
 from trainer.model.precision import HALF, Precision, make_deterministic
@@ -25,6 +29,7 @@ from trainer.model.pretrained import load_weights
 from trainer.model.resnet import build_model
 from trainer.model.weight_average import open_average
 from trainer.output.run_directory import open_log
+from trainer.training.elastic import DEATHS, Interrupted, go_on
 from trainer.training.learning_rate import Schedule
 from trainer.training.loop import train
 from trainer.training.loss_guard import Guard
@@ -41,14 +46,66 @@ __all__ = ["work"]
 def work(config: Config) -> int:
     """Joins the group, trains, and reports.
 
+    With --elastic it goes on with those alive when a process dies, once training has begun.
+
     Returns the exit code: 0 for a complete run, `SAVED` for one that a signal ended.
     """
     request = StopRequest()
     request.listen()
     make_deterministic(config)
-    comm = join_group(config)
-    precision = Precision(config, comm)
+    members = Members(config)
     dataset = open_dataset(config.source)
+    memory, words = None, ""
+    with contextlib.ExitStack() as owned:  # what a process owns that becomes rank 0
+        while True:
+            try:
+                complete = _train(config, members.comm, dataset, request, memory, words)
+            except Interrupted as interrupted:
+                memory = interrupted.memory
+            except DEATHS:
+                if memory is None:  # nothing has been trained
+                    raise
+            else:
+                members.leave()
+                return 0 if complete else SAVED
+            config, memory, words = go_on(config, members, memory, owned)
+            gc.collect()  # the job before, whose parts know each other
+
+
+def _train(
+    config: Config,
+    comm: Communicator,
+    dataset: Dataset,
+    request: StopRequest,
+    memory: Memory | None,
+    words: str,
+) -> bool:
+    """Trains in this group, from `memory` if there is one; whether the run is complete.
+
+    Interrupted if a process died and the job is elastic; what all raise, if not.
+    """
+    job, states = _job(config, comm, dataset, request)
+    began = take_back(job, states, memory, words) if memory else restart(job, states)
+    with (
+        open_feed(config, dataset, job.sampler) as job.feed,
+        open_log(job, Path(config.out), began) as log,
+    ):
+        try:
+            train(job, log)
+            if job.complete:
+                log.finish(summarize(job))
+        except DEATHS:
+            if not config.elastic:
+                raise
+            raise Interrupted(remember(job, states)) from None
+    return job.complete
+
+
+def _job(
+    config: Config, comm: Communicator, dataset: Dataset, request: StopRequest
+) -> tuple[Job, States]:
+    """Everything that this process trains with, at the beginning of the run."""
+    precision = Precision(config, comm)
     sampler = EpochSampler(
         size=dataset.info.train_images,
         batch=config.batch * config.workers_virtual,
@@ -87,16 +144,9 @@ def work(config: Config) -> int:
         replicas=Replicas(comm, optimizer, config.check_replicas),
         saver=Saver(config, comm, states, Checkpoints(directory)),
         profiler=Profiler(config.profile if comm.rank == 0 else "", directory),
+        random=RandomStates(virtual.workers) if config.elastic else None,
     )
-    with (
-        open_feed(config, dataset, sampler) as job.feed,
-        open_log(job, directory, restart(job, states)) as log,
-    ):
-        train(job, log)
-        if job.complete:
-            log.finish(summarize(job))
-    leave_group()
-    return 0 if job.complete else SAVED
+    return job, states
 
 
 def _states(

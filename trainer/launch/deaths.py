@@ -1,0 +1,69 @@
+"""Deaths of workers of an elastic job, as its launcher sees them.
+
+Needs no torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+__all__ = ["OUTPUT", "STORE", "Deaths", "is_dead", "open_store"]
+
+STORE = "TRAINER_STORE"  # the variable that names the store's directory
+OUTPUT = "TRAINER_OUTPUT"  # the variable for descriptors of the job's stdout and stderr
+
+
+@contextlib.contextmanager
+def open_store(wanted: bool) -> Iterator[Path | None]:
+    """A directory that lasts as long as the job; None where none is wanted."""
+    if not wanted:
+        yield None
+        return
+    path = Path(tempfile.mkdtemp(prefix="hier-trainer-"))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def is_dead(store: Path, worker: int) -> bool:
+    """Whether the launcher has noted this one, by its number at the start of the job."""
+    return (store / f"dead-{worker}").exists()
+
+
+class Deaths:
+    """Notes deaths in the store at once, and tells of one after `grace` seconds.
+
+    tell: called with the number of a worker that died while another one lives.
+    """
+
+    def __init__(self, store: Path, grace: float, tell: Callable[[int], None]) -> None:
+        self._store, self._grace, self._tell = store, grace, tell
+        self._began = time.monotonic()
+        self._seen: dict[int, float] = {}
+        self._told: set[int] = set()
+
+    def see(self, codes: Sequence[int | None], good: Sequence[int]) -> None:
+        """Looks at the exit codes of all workers; None: it runs."""
+        now = time.monotonic()
+        for worker, code in enumerate(codes):
+            if code is not None and code not in good and worker not in self._seen:
+                self._seen[worker] = now
+                (self._store / f"dead-{worker}").touch()
+        if all(code not in (None, *good) for code in codes):
+            return  # the job has failed, which is told otherwise
+        for worker, since in self._seen.items():
+            late = now > since + self._grace or None not in codes
+            if worker not in self._told and late:
+                self._told.add(worker)
+                self._tell(worker)
+
+    def __str__(self) -> str:
+        """Who died and when; nothing where nobody did."""
+        whens = (f"worker {w} after {t - self._began:.1f} s" for w, t in sorted(self._seen.items()))
+        return ", ".join(whens)
