@@ -25,9 +25,12 @@ JOB = """
 import itertools, os, shutil, signal, sys, time
 from pathlib import Path
 from trainer import run
+from trainer.launch import local_processes
 from trainer.launch.local_processes import launch
 
 def die():
+    if "HANG" in os.environ:
+        os.kill(os.getpid(), signal.SIGSTOP)
     if first == 0 and "ASK" in os.environ:
         os.kill(os.getppid(), signal.SIGTERM)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -78,6 +81,7 @@ if "RANK" in os.environ:
             return path
         Checkpoints.add = add_and_copy
 else:
+    local_processes._SAVING = 3.0
     run.launch = lambda config: launch(config, (sys.executable, __file__))
 sys.exit(run.main())
 """
@@ -131,9 +135,9 @@ def test_the_others_end_with_the_bits_of_a_run_resumed_with_three(
     killed = run_job(tmp_path, f"--out={ours}", "--elastic", KILLS="3@sound:5", BEHIND=behind)
     assert killed.returncode == 0, killed.stderr
     assert "worker 3 of 4 was killed by SIGKILL" in killed.stderr
-    assert "died on the way: worker 3 after" in killed.stderr
+    assert "trainer: worker 3 died after " in killed.stderr
     died = 6 if behind else 5
-    assert f"worker 3 died in iteration {died}; 3 workers go on from iteration" in killed.stdout
+    assert f"worker 3 was lost in iteration {died}; 3 workers go on from iteration" in killed.stdout
     start = states / f"epoch_0001_image_{image:09d}.pt"
     resumed = run_job(tmp_path, f"--resume={start}", f"--out={theirs}", "--workers=3")
     assert resumed.returncode == 0, resumed.stderr
@@ -144,7 +148,7 @@ def test_rank_0_and_another_die_at_once_while_a_signal_asks_to_save(tmp_path) ->
     run = tmp_path / "run"
     done = run_job(tmp_path, f"--out={run}", "--elastic", KILLS="0@sound:5,2@sound:5", ASK="")
     assert done.returncode == 75, done.stderr
-    assert "workers 0, 2 died in iteration 5; 2 workers go on" in done.stdout
+    assert "workers 0, 2 were lost in iteration 5; 2 workers go on" in done.stdout
     assert "stopped by a signal, and saved" in done.stdout
     assert len(last(run)["workers"]["random"]) == 2 * 3
 
@@ -156,8 +160,8 @@ def test_deaths_in_evaluation_in_recovery_and_in_saving_leave_one_that_ends_the_
     kills = "1@sum_over_workers:0,2@agree:0,0@save:2"
     done = run_job(tmp_path, f"--out={run}", "--elastic", KILLS=kills)
     assert done.returncode == 0, done.stderr
-    assert "workers 1, 2 died in iteration 4; 2 workers go on" in done.stdout
-    assert "worker 0 died in iteration 16; 1 worker go" in done.stdout
+    assert "workers 1, 2 were lost in iteration 4; 2 workers go on" in done.stdout
+    assert "worker 0 was lost in iteration 16; 1 worker goes on" in done.stdout
     assert done.stdout.count("run directory:") == 2  # at the begin, and after the end table
     assert [line["epoch"] for line in lines(run) if line["kind"] == "test"] == [1, 2]
     epochs = [line["epoch"] for line in lines(run)]
@@ -165,6 +169,14 @@ def test_deaths_in_evaluation_in_recovery_and_in_saving_leave_one_that_ends_the_
     assert json.loads((run / "summary.json").read_text())["workers"] == 1
     assert not list((run / "checkpoints").glob(".*"))
     assert all(tensor.isfinite().all() for tensor in last(run)["model"].values())
+
+
+def test_one_that_hangs_is_given_up_after_the_timeout(tmp_path) -> None:
+    argv = [f"--out={tmp_path / 'run'}", "--elastic", "--timeout=5", "--workers=2"]
+    done = run_job(tmp_path, *argv, KILLS="1@sound:2", HANG="")
+    assert done.returncode == 0, done.stderr
+    assert "worker 1 was lost in iteration 2; 1 worker goes on" in done.stdout
+    assert done.stderr == "trainer: worker 1 did not answer and is stopped now\n"
 
 
 def test_it_is_refused_where_others_start_the_workers(tmp_path) -> None:

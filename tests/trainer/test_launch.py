@@ -147,6 +147,32 @@ def test_an_error_that_nobody_expects_keeps_its_traceback(start) -> None:
     assert "KeyError: 'key'" in errors
 
 
+def test_an_elastic_job_outlives_a_failing_worker_and_says_who_died(start) -> None:
+    body = "if rank == 1: raise ValueError('the cause')\ntime.sleep(3)\nprint('end', flush=True)"
+    out, errors = (job := start(body, "--elastic")).communicate(timeout=60)
+    assert (job.returncode, out) == (0, "end\n")
+    assert errors.count("ValueError: the cause") == 1
+    assert "worker 1 of 3 failed with exit code 1; the others go on without it\n" in errors
+    assert errors.splitlines()[-1].startswith("trainer: worker 1 died after ")
+
+
+def test_an_elastic_job_fails_with_its_last_worker(start) -> None:
+    body = "if rank == 1: os.kill(os.getpid(), signal.SIGKILL)\ntime.sleep(2)\n{}['key']"
+    _, errors = (job := start(body, "--elastic")).communicate(timeout=60)
+    assert job.returncode == 1
+    assert "worker 1 of 3 was killed by SIGKILL" in errors
+    assert errors.count("KeyError: 'key'") == 1
+    assert errors.splitlines()[-1].endswith("failed with exit code 1; the others were stopped")
+
+
+def test_the_store_of_an_elastic_job_is_removed(start, tmp_path) -> None:
+    body = "(folder / f'store{rank}').write_text(os.environ['TRAINER_STORE'])"
+    start(body, "--elastic").communicate(timeout=60)
+    stores = {(tmp_path / f"store{rank}").read_text() for rank in range(3)}
+    assert len(stores) == 1
+    assert not Path(*stores).exists()
+
+
 def test_workers_have_their_numbers_of_the_whole_job_and_their_machine(start, tmp_path) -> None:
     options = "--workers=4 --nodes=0 --machines=2 --machine=1 --master=node0:29500"
     job = start("if rank == 3: raise ValueError('the cause')\ntime.sleep(99)", options)

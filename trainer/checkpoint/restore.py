@@ -69,10 +69,11 @@ def take_back(job: Job, states: States, memory: Memory, words: str) -> Restart:
     job.guard.skipped = memory.skipped
     if memory.resumed:
         job.saver.went_on_from(memory.resumed)
+    workers, scaled = job.config.workers, f"kn = {job.config.minibatch}"
     rest = (
-        f"{counted(job.config.workers, 'worker')} go on from iteration "
-        f"{job.iteration} of {job.last_iteration} with "
-        f"kn = {job.config.minibatch}, lr {job.schedule(job.iteration):.4g}"
+        f"{counted(workers, 'worker')} go{'es' * (workers == 1)} on from iteration "
+        f"{job.iteration} of {job.last_iteration} with {scaled}, "
+        f"lr {job.schedule(job.iteration):.4g}"
     )
     return Restart(facts=memory.facts, words=f"{words}; {rest}", same_job=True)
 

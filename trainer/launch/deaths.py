@@ -42,11 +42,14 @@ class Deaths:
     tell: called with the number of a worker that died while another one lives.
     """
 
-    def __init__(self, store: Path, grace: float, tell: Callable[[int], None]) -> None:
-        self._store, self._grace, self._tell = store, grace, tell
+    def __init__(
+        self, store: Path, grace: float, tell: Callable[[int], None], what: str = "worker"
+    ) -> None:
+        self._store, self._grace, self._tell, self._what = store, grace, tell, what
         self._began = time.monotonic()
         self._seen: dict[int, float] = {}
-        self._told: set[int] = set()
+        self.told: set[int] = set()
+        self.all = False  # nobody is left, and nobody ended well
 
     def see(self, codes: Sequence[int | None], good: Sequence[int]) -> None:
         """Looks at the exit codes of all workers; None: it runs."""
@@ -55,15 +58,19 @@ class Deaths:
             if code is not None and code not in good and worker not in self._seen:
                 self._seen[worker] = now
                 (self._store / f"dead-{worker}").touch()
-        if all(code not in (None, *good) for code in codes):
+        self.all = all(code not in (None, *good) for code in codes)
+        if self.all:
             return  # the job has failed, which is told otherwise
         for worker, since in self._seen.items():
             late = now > since + self._grace or None not in codes
-            if worker not in self._told and late:
-                self._told.add(worker)
+            if worker not in self.told and late:
+                self.told.add(worker)
                 self._tell(worker)
 
-    def __str__(self) -> str:
-        """Who died and when; nothing where nobody did."""
-        whens = (f"worker {w} after {t - self._began:.1f} s" for w, t in sorted(self._seen.items()))
-        return ", ".join(whens)
+    def summary(self, codes: Sequence[int | None]) -> str:
+        """Who died and when, and whom the others left behind: one that still runs."""
+        seconds = {worker: when - self._began for worker, when in self._seen.items()}
+        words = [f"{self._what} {worker} died after {s:.1f} s" for worker, s in seconds.items()]
+        left = [worker for worker, code in enumerate(codes) if code is None]
+        words += [f"{self._what} {worker} did not answer and is stopped now" for worker in left]
+        return "; ".join(words)

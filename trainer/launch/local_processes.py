@@ -188,19 +188,25 @@ def _wait(workers: LocalProcesses, asked: list[int], deaths: Deaths | None = Non
             return None
         if deaths:
             deaths.see(codes, _GOOD)
-            if None not in codes and any(code in _GOOD for code in codes):
-                print(f"trainer: died on the way: {deaths}", file=sys.stderr)
-                return None
+            if any(code in _GOOD for code in codes):  # the others have gone on without those left
+                deadline = min(deadline, time.monotonic() + _SAVING)
+                if None not in codes:
+                    break
         if asked and deadline == float("inf"):
             deadline = time.monotonic() + _SAVING
         failed = [worker for worker, code in enumerate(codes) if code not in (None, *_GOOD)]
-        if failed and (deaths is None or len(failed) == len(codes)):
+        if deaths:
+            failed = [w for w in failed if w not in deaths.told] if deaths.all else []
+        if failed:
             first = [] if culprit is None else [culprit]
             culprit = min([*first, *failed], key=lambda worker: _blame(codes[worker]))
             deadline = min(deadline, time.monotonic() + _GRACE)
             if _blame(codes[culprit]) < _LOST_PEER:
                 return culprit
         time.sleep(_POLL)
+    if deaths and any(code in _GOOD for code in workers.codes()):
+        print(f"trainer: {deaths.summary(workers.codes())}", file=sys.stderr)
+        return None
     return 0 if culprit is None else culprit  # none has failed, but they save for too long
 
 
@@ -220,7 +226,7 @@ def _deaths(
     def tell(rank: int) -> None:
         _explain(rank, workers[rank].returncode, words[rank], config, then="go on without it")
 
-    return Deaths(store, _GRACE, tell)
+    return Deaths(store, _GRACE, tell, _what(config))
 
 
 def _explain(
@@ -232,12 +238,15 @@ def _explain(
     how = how_it_ended(code)
     if code == -signal.SIGKILL:
         how += " (is there enough memory? --workers or --batch make it less)"
-    what = "worker" if config.workers_virtual == 1 else "process"
-    who = f"{what} {rank} of {config.processes}"
+    who = f"{_what(config)} {rank} of {config.processes}"
     if config.machines > 1:
         who += f" (on machine {config.machine} of {config.machines})"
     here = " on this machine" * (config.machines > 1)
     print(f"{text}\ntrainer: {who} {how}; the others{here} {then}", file=sys.stderr)
+
+
+def _what(config: Config) -> str:
+    return "worker" if config.workers_virtual == 1 else "process"
 
 
 @contextlib.contextmanager

@@ -35,6 +35,8 @@ class Members:
         store = meet(config)
         self.comm = self.control = join_group(config, store)
         self._store = store if isinstance(store, DirectoryStore) else None
+        if self._store:
+            self._store.expect(())
         self._number = self.comm.rank  # of this process, at the start of the job
         self._alive = list(range(self.comm.world_size))  # all such numbers, by rank
         self._gone: list[int] = []  # those that have died since the last `join`

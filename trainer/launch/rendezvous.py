@@ -42,6 +42,7 @@ def meet(config: Config) -> Store | None:
     try:
         if config.elastic:
             store = DirectoryStore(config.timeout)
+            store.expect(range(world_size))
         else:
             store = TCPStore(
                 *(host, port, world_size), is_master=rank == 0, timeout=patience,

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 from pathlib import Path
 
-from allreduce import AbortedError, PeerError
+from allreduce import AbortedError, PeerError, Timeout
 from trainer.checkpoint.memory import Memory, agree
 from trainer.config.options import Config
 from trainer.launch.members import Members, take_output
@@ -14,7 +14,7 @@ from trainer.output.run_lock import own_run_directory
 
 __all__ = ["DEATHS", "Interrupted", "go_on"]
 
-DEATHS = (PeerError, AbortedError)  # what a process sees of a death
+DEATHS = (PeerError, AbortedError, Timeout)  # what a process sees of one that died, or hangs
 
 
 class Interrupted(Exception):
@@ -59,5 +59,8 @@ def _words(gone: list[int], memory: Memory, config: Config) -> str:
     place = f"in iteration {memory.facts.iteration}"
     if not gone:
         return f"connections failed {place}, and nobody died"
-    one, more = ("worker", "workers") if config.workers_virtual == 1 else ("process", "processes")
-    return f"{one if len(gone) == 1 else more} {', '.join(map(str, gone))} died {place}"
+    who = "worker" if config.workers_virtual == 1 else "process"
+    if len(gone) == 1:
+        return f"{who} {gone[0]} was lost {place}"
+    plural = {"worker": "workers", "process": "processes"}[who]
+    return f"{plural} {', '.join(map(str, gone))} were lost {place}"
