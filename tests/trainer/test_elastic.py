@@ -22,14 +22,14 @@ SMALL += ["--workers=4", "--deterministic", "--ema=0.9", "--sgd-form=absorbed", 
 # its call of iteration 5, or for functions without one in their n-th call. BEHIND names workers
 # that lose the answer of the call in which another one dies. COPY keeps all checkpoints.
 JOB = """
-import itertools, os, shutil, signal, sys, time
+import dataclasses, itertools, os, shutil, signal, sys, time
 from pathlib import Path
 from trainer import run
 from trainer.launch import local_processes
 from trainer.launch.local_processes import launch
 
 def die():
-    if "HANG" in os.environ:
+    if str(first) in os.environ.get("HANG", ""):
         os.kill(os.getpid(), signal.SIGSTOP)
     if first == 0 and "ASK" in os.environ:
         os.kill(os.getppid(), signal.SIGTERM)
@@ -66,6 +66,8 @@ if "RANK" in os.environ:
     from allreduce import AbortedError
     from trainer.checkpoint.file import Checkpoints
     from trainer.checkpoint.writer import Saver
+    from trainer.launch import members
+    from trainer.output.run_directory import RunLog
     from trainer.training import elastic, evaluation, loop, loss_guard
     folder = Path(__file__).parent
     agree_that_it_is_sound = loss_guard.Guard.sound
@@ -73,6 +75,9 @@ if "RANK" in os.environ:
     fatal(evaluation, "sum_over_workers")
     fatal(elastic, "agree")
     fatal(Saver, "save")
+    fatal(RunLog, "finish")
+    meet = members.meet
+    members.meet = lambda config: meet(dataclasses.replace(config, timeout=60.0))
     if "COPY" in os.environ:
         add = Checkpoints.add
         def add_and_copy(*arguments, **named):
@@ -171,12 +176,15 @@ def test_deaths_in_evaluation_in_recovery_and_in_saving_leave_one_that_ends_the_
     assert all(tensor.isfinite().all() for tensor in last(run)["model"].values())
 
 
-def test_one_that_hangs_is_given_up_after_the_timeout(tmp_path) -> None:
-    argv = [f"--out={tmp_path / 'run'}", "--elastic", "--timeout=5", "--workers=2"]
-    done = run_job(tmp_path, *argv, KILLS="1@sound:2", HANG="")
+def test_one_hangs_and_rank_0_dies_at_the_very_end(tmp_path) -> None:
+    run = tmp_path / "run"
+    argv = [f"--out={run}", "--elastic", "--timeout=5", "--workers=3", "--epochs=1"]
+    done = run_job(tmp_path, *argv, KILLS="2@sound:2,0@finish:0", HANG="2")
     assert done.returncode == 0, done.stderr
-    assert "worker 1 was lost in iteration 2; 1 worker goes on" in done.stdout
-    assert done.stderr == "trainer: worker 1 did not answer and is stopped now\n"
+    assert "worker 2 was lost in iteration 2; 2 workers go on" in done.stdout
+    assert "trainer: worker 0 died after " in done.stderr
+    assert done.stderr.endswith("; worker 2 did not answer and is stopped now\n")
+    assert json.loads((run / "summary.json").read_text())["workers"] == 1
 
 
 def test_it_is_refused_where_others_start_the_workers(tmp_path) -> None:

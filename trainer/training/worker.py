@@ -94,6 +94,8 @@ def _train(
             train(job, log)
             if job.complete:
                 log.finish(summarize(job))
+            if config.elastic:
+                comm.barrier()  # should rank 0 die before it has written all, others can
         except DEATHS:
             if not config.elastic:
                 raise
