@@ -65,7 +65,6 @@ if "RANK" in os.environ:
     behind = [int(w) for w in os.environ["BEHIND"].split(",") if w]
     from allreduce import AbortedError
     from trainer.checkpoint.file import Checkpoints
-    from trainer.checkpoint.writer import Saver
     from trainer.launch import members
     from trainer.output.run_directory import RunLog
     from trainer.training import elastic, evaluation, loop, loss_guard
@@ -74,7 +73,7 @@ if "RANK" in os.environ:
     loss_guard.Guard.sound = sound
     fatal(evaluation, "sum_over_workers")
     fatal(elastic, "agree")
-    fatal(Saver, "save")
+    fatal(RunLog, "test")
     fatal(RunLog, "finish")
     meet = members.meet
     members.meet = lambda config: meet(dataclasses.replace(config, timeout=60.0))
@@ -161,8 +160,9 @@ def test_rank_0_and_another_die_at_once_while_a_signal_asks_to_save(tmp_path) ->
 def test_deaths_in_evaluation_in_recovery_and_in_saving_leave_one_that_ends_the_run(
     tmp_path,
 ) -> None:
+    """Rank 0 dies before it writes the line of a test, while the others save what they tested."""
     run = tmp_path / "run"
-    kills = "1@sum_over_workers:0,2@agree:0,0@save:2"
+    kills = "1@sum_over_workers:0,2@agree:0,0@test:1"
     done = run_job(tmp_path, f"--out={run}", "--elastic", KILLS=kills)
     assert done.returncode == 0, done.stderr
     assert "workers 1, 2 were lost in iteration 4; 2 workers go on" in done.stdout

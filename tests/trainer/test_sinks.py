@@ -28,6 +28,17 @@ def test_a_resumed_run_takes_out_what_is_done_again(tmp_path: Path) -> None:
     assert [row.split(",")[1] for row in rows] == ["iteration", "1", "2", "3"]
 
 
+@pytest.mark.parametrize("tested", [True, False])
+def test_the_line_of_a_test_that_is_done_again_is_taken_out(tmp_path: Path, tested: bool) -> None:
+    with MetricsFiles(tmp_path) as files:
+        for kind, iteration in (("test", 10), ("train", 20), ("test", 20)):
+            files.record({**line(iteration), "kind": kind})
+    with MetricsFiles(tmp_path, progress=2.0, tested=tested) as files:
+        assert files.has_last_test == tested
+    kept = [found["kind"] for found in lines_of(tmp_path / "metrics.jsonl")]
+    assert kept == ["test", "train", "test"][: 3 if tested else 2]
+
+
 def test_a_new_run_begins_with_empty_files(tmp_path: Path) -> None:
     for _ in range(2):
         with MetricsFiles(tmp_path) as files:

@@ -240,7 +240,7 @@ class Config:
         checks.address, metavar="HOST:PORT", resume="free",
     )  # fmt: skip
     elastic: bool = _option(
-        False, _WHO, "if a worker dies, the others go on without it, on this machine",
+        False, _WHO, "if a worker dies, the others go on without it (on one machine)",
         resume="free",
     )  # fmt: skip
     threads: int = _option(
