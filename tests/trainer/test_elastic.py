@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +76,7 @@ if "RANK" in os.environ:
     fatal(elastic, "agree")
     fatal(RunLog, "test")
     fatal(RunLog, "finish")
+    fatal(members.Members, "join")
     meet = members.meet
     members.meet = lambda config: meet(dataclasses.replace(config, timeout=60.0))
     if "COPY" in os.environ:
@@ -176,14 +178,15 @@ def test_deaths_in_evaluation_in_recovery_and_in_saving_leave_one_that_ends_the_
     assert all(tensor.isfinite().all() for tensor in last(run)["model"].values())
 
 
-def test_one_hangs_and_rank_0_dies_at_the_very_end(tmp_path) -> None:
+def test_one_hangs_another_dies_while_they_connect_and_rank_0_at_the_very_end(tmp_path) -> None:
     run = tmp_path / "run"
-    argv = [f"--out={run}", "--elastic", "--timeout=5", "--workers=3", "--epochs=1"]
-    done = run_job(tmp_path, *argv, KILLS="2@sound:2,0@finish:0", HANG="2")
+    argv = [f"--out={run}", "--elastic", "--timeout=5", "--epochs=1"]
+    done = run_job(tmp_path, *argv, KILLS="2@sound:2,3@join:0,0@finish:0", HANG="2")
     assert done.returncode == 0, done.stderr
-    assert "worker 2 was lost in iteration 2; 2 workers go on" in done.stdout
-    assert "trainer: worker 0 died after " in done.stderr
-    assert done.stderr.endswith("; worker 2 did not answer and is stopped now\n")
+    assert "workers 2, 3 were lost in iteration 2; 2 workers go on" in done.stdout
+    assert "worker 2 of 4 did not answer, and was stopped; the others go on" in done.stderr
+    words = "worker 3 died after .* s; worker 0 died after .* s; worker 2 was stopped after "
+    assert re.search(words, done.stderr)
     assert json.loads((run / "summary.json").read_text())["workers"] == 1
 
 

@@ -11,7 +11,7 @@ from torch._C._distributed_c10d import Store
 
 from allreduce import PeerError
 from allreduce.rendezvous.store import FileStore
-from trainer.launch.deaths import STORE, is_dead
+from trainer.launch.deaths import STORE, is_dead, note_dead
 
 __all__ = ["DirectoryStore"]
 
@@ -32,6 +32,11 @@ class DirectoryStore(Store):
     def expect(self, workers: Iterable[int]) -> None:
         """From now on PeerError at each use where the launcher has seen one of `workers` die."""
         self._expected = tuple(workers)
+
+    def note_dead(self, workers: Iterable[int]) -> None:
+        """Tells the launcher that the job goes on without these, dead or not."""
+        for worker in workers:
+            note_dead(self._path, worker)
 
     def set(self, key: str, value: str | bytes) -> None:
         """Stores a value."""

@@ -188,6 +188,8 @@ def _wait(workers: LocalProcesses, asked: list[int], deaths: Deaths | None = Non
             return None
         if deaths:
             deaths.see(codes, _GOOD)
+            for worker in deaths.given_up(codes, _SAVING):
+                workers[worker].kill()
             if any(code in _GOOD for code in codes):  # the others have gone on without those left
                 deadline = min(deadline, time.monotonic() + _SAVING)
                 if None not in codes:
@@ -224,18 +226,20 @@ def _deaths(
     store: Path, workers: LocalProcesses, words: Sequence[IO[bytes]], config: Config
 ) -> Deaths:
     def tell(rank: int) -> None:
-        _explain(rank, workers[rank].returncode, words[rank], config, then="go on without it")
+        code = None if rank in deaths.silent else workers[rank].returncode
+        _explain(rank, code, words[rank], config, then="go on without it")
 
-    return Deaths(store, _GRACE, tell, _what(config))
+    deaths = Deaths(store, _GRACE, tell, _what(config))
+    return deaths
 
 
 def _explain(
-    rank: int, code: int, words: IO[bytes], config: Config, then: str = "were stopped"
+    rank: int, code: int | None, words: IO[bytes], config: Config, then: str = "were stopped"
 ) -> None:
     words.seek(0, os.SEEK_END)
     words.seek(max(0, words.tell() - _TEXT_LIMIT))
     text = words.read().decode(errors="replace").strip()
-    how = how_it_ended(code)
+    how = "did not answer, and was stopped" if code is None else how_it_ended(code)
     if code == -signal.SIGKILL:
         how += " (is there enough memory? --workers or --batch make it less)"
     who = f"{_what(config)} {rank} of {config.processes}"

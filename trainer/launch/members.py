@@ -49,7 +49,6 @@ class Members:
         """
         self.control = self.control.shrink()
         self._shrunk += 1
-        self._elastic_store.expect(())
         if dist.is_initialized():
             leave_group()
         # torch numbers groups, and counts one that was not made: all must count alike.
@@ -59,6 +58,7 @@ class Members:
         """Those that died since the last `join`, by their ranks at the start; all call it."""
         numbers = self.control.allgather(np.array([self._number])).tolist()
         gone = [number for number in self._alive if number not in numbers]
+        self._elastic_store.note_dead(gone)
         self._alive = numbers
         self._gone += gone
         self._fruitless += not gone
@@ -71,10 +71,11 @@ class Members:
         os.environ["RANK"] = str(self.control.rank)
         os.environ["WORLD_SIZE"] = str(self.control.world_size)
         store = self._elastic_store
-        store.expect(self._alive)
-        place = PrefixStore(f"trainer/{self._shrunk}", store)
-        self.comm = join_group(config, place)
-        store.expect(())
+        store.expect(self._alive)  # should one die now, the others do not wait for it
+        try:
+            self.comm = join_group(config, PrefixStore(f"trainer/{self._shrunk}", store))
+        finally:
+            store.expect(())
         self._gone = []
         return self.comm
 
