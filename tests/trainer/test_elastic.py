@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -87,7 +86,8 @@ if "RANK" in os.environ:
             return path
         Checkpoints.add = add_and_copy
 else:
-    local_processes._SAVING = 3.0
+    if "HANG" in os.environ:
+        local_processes._SAVING = 3.0  # seconds until one that hangs is stopped
     run.launch = lambda config: launch(config, (sys.executable, __file__))
 sys.exit(run.main())
 """
@@ -185,8 +185,9 @@ def test_one_hangs_another_dies_while_they_connect_and_rank_0_at_the_very_end(tm
     assert done.returncode == 0, done.stderr
     assert "workers 2, 3 were lost in iteration 2; 2 workers go on" in done.stdout
     assert "worker 2 of 4 did not answer, and was stopped; the others go on" in done.stderr
-    words = "worker 3 died after .* s; worker 0 died after .* s; worker 2 was stopped after "
-    assert re.search(words, done.stderr)
+    told = done.stderr.splitlines()[-1]
+    for words in ("worker 3 died after ", "worker 0 died after ", "worker 2 was stopped after "):
+        assert words in told
     assert json.loads((run / "summary.json").read_text())["workers"] == 1
 
 

@@ -209,7 +209,10 @@ def _wait(workers: LocalProcesses, asked: list[int], deaths: Deaths | None = Non
     if deaths and any(code in _GOOD for code in workers.codes()):
         print(f"trainer: {deaths.summary(workers.codes())}", file=sys.stderr)
         return None
-    return 0 if culprit is None else culprit  # none has failed, but they save for too long
+    if culprit is None:  # none has failed, but they save for too long
+        codes = workers.codes()
+        return codes.index(None) if None in codes else 0
+    return culprit
 
 
 def _blame(code: int | None) -> int:
