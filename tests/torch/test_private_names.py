@@ -19,7 +19,11 @@ ELSEWHERE = {
     "allreduce/torch/gloo.py": {"_get_backend_name", "_set_default_backend"},
     "allreduce/optim/sgd.py": {"_NormBase"},
     "trainer/checkpoint/states.py": {"_pytree"},
-    "trainer/launch/rendezvous.py": {"_distributed_c10d"},  # typed, as torch.distributed is not
+    # The store's classes are typed there alone; a group that was not made must not be counted.
+    "trainer/launch/directory_store.py": {"_distributed_c10d"},
+    "trainer/launch/members.py": {"_distributed_c10d", "_world"},
+    "trainer/launch/process_group.py": {"_distributed_c10d"},
+    "trainer/launch/rendezvous.py": {"_distributed_c10d"},
 }
 # Python's own, and what every nn.Module and storage has had since torch 0.4.
 NOT_OF_TORCH = {"_exit", "_getframe", "_ArgumentGroup", "_option_string_actions", "_C"}
