@@ -8,7 +8,8 @@ README = (ROOT / "examples/README.md").read_text()
 
 
 def test_every_example_has_its_row() -> None:
-    files = {file.name for file in (ROOT / "examples").rglob("*") if file.suffix in {".py", ".sh"}}
+    kinds = {".py", ".sh", ".yaml"}
+    files = {file.name for file in (ROOT / "examples").rglob("*") if file.suffix in kinds}
     assert set(re.findall(r"^\| `(\S+)` \|", README, re.MULTILINE)) == files
 
 

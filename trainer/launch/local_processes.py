@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -19,7 +20,7 @@ from typing import IO, NoReturn
 from allreduce.commands.local_processes import LocalProcesses, how_it_ended
 from allreduce.commands.parent_death import die_with_parent
 from trainer.checkpoint.find import begin
-from trainer.config.options import Config
+from trainer.config.options import Config, ConfigError
 from trainer.config.threads import thread_count
 from trainer.errors import sentence
 from trainer.launch.deaths import OUTPUT, STORE, Deaths, open_store
@@ -131,9 +132,7 @@ def _exit_code(error: BaseException) -> int:
 def _job_environ(config: Config, local: int) -> dict[str, str]:
     host, _, port = config.master.rpartition(":")
     if not host:
-        with socket.socket() as probe:  # a port that is free now; rank 0 binds it a second later
-            probe.bind(("127.0.0.1", 0))
-            host, port = "127.0.0.1", str(probe.getsockname()[1])
+        host, port = "127.0.0.1", str(_port_for_rank_0())
     return {
         **os.environ,
         "OMP_NUM_THREADS": str(thread_count(config.threads, local)),
@@ -142,6 +141,18 @@ def _job_environ(config: Config, local: int) -> dict[str, str]:
         "MASTER_ADDR": host,
         "MASTER_PORT": port,
     }
+
+
+def _port_for_rank_0() -> int:
+    """A port of this machine that is free now; rank 0 binds it a second later.
+
+    Not one of those that the kernel gives to anybody who connects: it could be gone by then.
+    """
+    for port in random.sample(range(15_000, 30_000), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise ConfigError("no port from 15000 to 29999 is free on 127.0.0.1; give --master HOST:PORT")
 
 
 def _start(
