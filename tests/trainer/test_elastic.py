@@ -9,8 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from torch.utils._pytree import tree_leaves_with_path
+from run_checkpoints import differences, last
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -101,21 +100,6 @@ def run_job(folder: Path, *argv: str, **variables: str) -> subprocess.CompletedP
         capture_output=True, text=True, timeout=180, check=False,
         env={**os.environ, "KILLS": "", "BEHIND": "", **variables},
     )  # fmt: skip
-
-
-def last(run: Path) -> dict:
-    return torch.load(run / "checkpoints" / "last.pt", weights_only=True)
-
-
-def differences(a: dict, b: dict) -> list[str]:
-    """Names of the leaves that are not the same bits."""
-    ours, theirs = tree_leaves_with_path(a), tree_leaves_with_path(b)
-    assert [path for path, _ in ours] == [path for path, _ in theirs]
-    return [
-        str(path)
-        for (path, x), (_, y) in zip(ours, theirs, strict=True)
-        if not (torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y)
-    ]
 
 
 def lines(run: Path) -> list[dict]:

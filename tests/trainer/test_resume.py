@@ -12,8 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
-from torch.utils._pytree import tree_leaves_with_path
+from run_checkpoints import differences, last
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -50,21 +49,6 @@ def run_job(folder: Path, *argv: str, kill_at: int = 0) -> subprocess.CompletedP
         capture_output=True, text=True, timeout=300, check=False,
         env={**os.environ, "KILL_AT": str(kill_at)},
     )  # fmt: skip
-
-
-def last(run: Path) -> dict:
-    return torch.load(run / "checkpoints" / "last.pt", weights_only=True)
-
-
-def differences(a: dict, b: dict) -> list[str]:
-    """Names of the leaves that are not the same bits."""
-    ours, theirs = tree_leaves_with_path(a), tree_leaves_with_path(b)
-    assert [path for path, _ in ours] == [path for path, _ in theirs]
-    return [
-        str(path)
-        for (path, x), (_, y) in zip(ours, theirs, strict=True)
-        if not (torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y)
-    ]
 
 
 def lines(run: Path) -> list[tuple]:
